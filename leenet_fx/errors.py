@@ -1,0 +1,34 @@
+"""The exceptions of leenet_fx; every one derives from `EarlyExitError`."""
+
+from placement.errors import EarlyExitError, PlacementError, UnknownNameError
+
+__all__ = [
+    "DependencyError",
+    "EarlyExitError",
+    "InputError",
+    "ModeError",
+    "PlacementError",
+    "TraceError",
+    "TrainingError",
+    "UnknownNameError",
+]
+
+
+class InputError(EarlyExitError, ValueError):
+    """Images, labels or arguments that do not fit; the message says what was expected."""
+
+
+class TraceError(EarlyExitError, RuntimeError):
+    """A model that cannot be turned into a graph; the message names the module at fault."""
+
+
+class ModeError(EarlyExitError, RuntimeError):
+    """A call that needs the model in another mode (training or evaluation)."""
+
+
+class TrainingError(EarlyExitError, RuntimeError):
+    """Training cannot go on; the last good weights are in place."""
+
+
+class DependencyError(EarlyExitError, ImportError):
+    """An optional library is missing; the message says how to install it."""

@@ -1,0 +1,105 @@
+"""Which images a network takes, where the caller does not say."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from leenet_fx.errors import InputError
+from leenet_fx.graph.profile import NodeCosts, measure
+from leenet_fx.graph.tracer import Trace
+
+logger = logging.getLogger("leenet_fx")
+
+DEFAULT_SIZE = 224
+
+
+def find_input(
+    traced: Trace, example_inputs: object = None
+) -> tuple[tuple[int, ...], torch.dtype, NodeCosts]:
+    """The shape of one input (without the batch axis), its dtype, and the costs measured with it.
+
+    Sources in order: `example_inputs`; the model's own configuration (timm's `pretrained_cfg`, an
+    `image_size` or `img_size` attribute); the first layer's channels at 224 x 224, with a logged
+    note; for a network that starts with a Linear layer, that layer's width.
+
+    Raises:
+        InputError: the example does not fit, or no size could be found.
+    """
+    dtype = next((p.dtype for p in traced.root.parameters() if p.is_floating_point()), torch.float32)
+    if example_inputs is not None:
+        example = _tensor(example_inputs)
+        if example.is_floating_point():
+            dtype = example.dtype
+        shape = tuple(example.shape[1:])
+        try:
+            return shape, dtype, measure(traced, shape, dtype)
+        except Exception as error:
+            raise InputError(
+                f"{traced.name} does not take example_inputs of shape {tuple(example.shape)}: "
+                f"{_first_line(error)}"
+            ) from error
+    tried: list[str] = []
+    for shape, source in _guesses(traced.root):
+        try:
+            costs = measure(traced, shape, dtype)
+        except Exception as error:
+            tried.append(f"{shape} ({source}): {_first_line(error)}")
+            continue
+        if source == "guess" and not type(traced.root).__module__.startswith("torchvision."):
+            logger.warning(
+                "%s names no input size: costs are counted for %s images; pass example_inputs "
+                "for another size.",
+                traced.name,
+                " x ".join(map(str, shape)),
+            )
+        return shape, dtype, costs
+    reasons = "; ".join(tried) if tried else "it names none and has no convolution or linear layer"
+    raise InputError(
+        f"No input size found for {traced.name}: {reasons}. Pass example_inputs, a batch of images."
+    )
+
+
+def _tensor(example: object) -> torch.Tensor:
+    if isinstance(example, Sequence) and len(example) == 1:
+        example = example[0]
+    if not isinstance(example, torch.Tensor) or example.ndim < 2:
+        got = tuple(example.shape) if isinstance(example, torch.Tensor) else type(example).__name__
+        raise InputError(f"example_inputs must be a batch of images (B, C, H, W), got {got}.")
+    return example
+
+
+def _guesses(root: nn.Module) -> Iterator[tuple[tuple[int, ...], str]]:
+    first = next(
+        (m for m in root.modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))), None
+    )
+    conv = first if isinstance(first, nn.Conv2d) else None
+    for attribute in ("pretrained_cfg", "default_cfg"):
+        config = getattr(root, attribute, None)
+        size = config.get("input_size") if isinstance(config, dict) else None
+        if size:
+            yield (conv.in_channels if conv else size[0], *size[1:]), attribute
+    channels = conv.in_channels if conv else 3
+    for module in root.modules():
+        for attribute in ("image_size", "img_size"):
+            size = getattr(module, attribute, None)
+            if isinstance(size, int):
+                size = (size, size)
+            if _is_size(size):
+                yield (channels, *size), attribute
+    if conv is not None:
+        yield (channels, DEFAULT_SIZE, DEFAULT_SIZE), "guess"
+    elif isinstance(first, nn.Linear):
+        yield (first.in_features,), "guess"
+
+
+def _is_size(size: Any) -> bool:
+    return isinstance(size, tuple) and len(size) == 2 and all(isinstance(s, int) for s in size)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

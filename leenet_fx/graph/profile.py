@@ -1,0 +1,154 @@
+"""Runs a graph on meta tensors: shapes, FLOPs, bytes and in-place writes of every node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from leenet_fx.graph.batch import PROBES, Carried, Summary, classify, summarise
+from leenet_fx.graph.tracer import Trace, clone
+
+
+@dataclass
+class NodeCosts:
+    """What the plain network has spent after each node, for one image, and what each node made.
+
+    Attributes:
+        order: position of each node in the execution order.
+        flops: cumulative FLOPs (2 x MACs, convolutions and matrix products) after each node.
+        bytes: cumulative bytes of activations written after each node.
+        shapes: shape summary of each node's value at batch size 1.
+        carried: how each node's value follows the batch.
+        written: for each node, the positions at which its memory is overwritten in place.
+        value_bytes: bytes of each node's tensor at batch size 1.
+    """
+
+    order: dict[fx.Node, int] = field(default_factory=dict)
+    flops: list[int] = field(default_factory=list)
+    bytes: list[int] = field(default_factory=list)
+    shapes: dict[fx.Node, Summary] = field(default_factory=dict)
+    carried: dict[fx.Node, Carried] = field(default_factory=dict)
+    written: dict[fx.Node, list[int]] = field(default_factory=dict)
+    value_bytes: dict[fx.Node, int] = field(default_factory=dict)
+    floating: set[fx.Node] = field(default_factory=set)
+
+    def shape(self, node: fx.Node) -> tuple[int, ...] | None:
+        """Shape of a node's tensor for one image, None where it is no tensor."""
+        kind, shape = self.shapes[node]
+        return shape if kind == "tensor" else None
+
+
+def measure(traced: Trace, image_shape: tuple[int, ...], dtype: torch.dtype) -> NodeCosts:
+    """Runs the trace on meta tensors at two batch sizes; no weight is touched.
+
+    Args:
+        image_shape: shape of one input without its batch axis.
+        dtype: dtype of the images.
+
+    Raises:
+        RuntimeError, ValueError, TypeError, AssertionError: whatever the model says of this shape.
+    """
+    meta = clone(traced.root, "meta").eval()
+    costs = NodeCosts(order={node: i for i, node in enumerate(traced.graph.nodes)})
+    bytes_written = _BytesWritten()
+    with torch.device("meta"), torch.no_grad():
+        flop_counter = FlopCounterMode(display=False)
+        recorder = _Recorder(meta, traced.graph, costs, flop_counter, bytes_written)
+        with flop_counter, bytes_written:
+            recorder.run(torch.empty(PROBES[0], *image_shape, dtype=dtype))
+        again = _Shapes(meta, traced.graph)
+        again.run(torch.empty(PROBES[1], *image_shape, dtype=dtype))
+    for node, summary in costs.shapes.items():
+        costs.carried[node] = classify(summary, again.shapes[node])
+    return costs
+
+
+def measure_call(call: Callable[..., Any], *inputs: torch.Tensor) -> tuple[Any, int, int]:
+    """The result of `call(*inputs)`, its FLOPs (2 x MACs) and the bytes of activations it writes."""
+    written = _BytesWritten()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, written:
+        result = call(*inputs)
+    return result, int(counter.get_total_flops()), written.total
+
+
+class _BytesWritten(TorchDispatchMode):
+    """Adds up the bytes of every tensor an operator makes; views and in-place results are free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        returns = func._schema.returns
+        values = made if isinstance(made, (tuple, list)) else (made,)
+        if len(returns) == 1 and len(values) > 1:
+            returns = returns * len(values)
+        for spec, value in zip(returns, values, strict=False):
+            if isinstance(value, torch.Tensor) and spec.alias_info is None:
+                self.total += value.numel() * value.element_size()
+        return made
+
+
+class _Shapes(fx.Interpreter):
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(root, graph=graph)
+        self.shapes: dict[fx.Node, Summary] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self.shapes[n] = summarise(value)
+        return value
+
+
+class _Recorder(_Shapes):
+    def __init__(
+        self,
+        root: nn.Module,
+        graph: fx.Graph,
+        costs: NodeCosts,
+        flops: FlopCounterMode,
+        written: _BytesWritten,
+    ) -> None:
+        super().__init__(root, graph)
+        self.costs = costs
+        self.shapes = costs.shapes
+        self._flops = flops
+        self._bytes = written
+        self._writes: dict[int, list[int]] = {}
+        self._keep: list[torch.Tensor] = []
+
+    def run_node(self, n: fx.Node) -> Any:
+        inputs = [t for t in tree_leaves(self.fetch_args_kwargs_from_env(n)) if _is_tensor(t)]
+        before = [t._version for t in inputs]
+        value = super().run_node(n)
+        position = len(self.costs.flops)
+        for tensor, version in zip(inputs, before, strict=True):
+            if tensor._version != version:
+                self._writes.setdefault(self._memory(tensor), []).append(position)
+        self.costs.flops.append(int(self._flops.get_total_flops()))
+        self.costs.bytes.append(self._bytes.total)
+        tensors = [t for t in tree_leaves(value) if _is_tensor(t)]
+        self.costs.value_bytes[n] = sum(t.numel() * t.element_size() for t in tensors)
+        if isinstance(value, torch.Tensor):
+            memory = self._memory(value)
+            self.costs.written[n] = self._writes.setdefault(memory, [])
+            if value.is_floating_point():
+                self.costs.floating.add(n)
+        return value
+
+    def _memory(self, tensor: torch.Tensor) -> int:
+        base = tensor._base if tensor._base is not None else tensor
+        self._keep.append(base)
+        return id(base)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)

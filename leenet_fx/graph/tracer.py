@@ -1,0 +1,275 @@
+"""torch.fx tracing of any model, with training flags kept symbolic."""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torchvision
+from torch import fx, nn
+
+from leenet_fx.errors import InputError, TraceError
+
+_CONSTANT = "_tensor_constant"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A model as a graph.
+
+    Attributes:
+        root: a copy of the model's module tree; the graph's targets are names in it.
+        graph: one placeholder (the images) to one output (the logits).
+        logits: the node that computes the logits.
+        name: the model's class name.
+    """
+
+    root: nn.Module
+    graph: fx.Graph
+    logits: fx.Node
+    name: str
+
+
+def clone(model: nn.Module, tensors: Literal["copy", "share", "meta"]) -> nn.Module:
+    """A copy of the module tree whose tensors are copied, shared, or replaced by meta tensors.
+
+    Raises:
+        TraceError: the model cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    if tensors != "copy":
+        for tensor in (*model.parameters(), *model.buffers()):
+            memo[id(tensor)] = tensor if tensors == "share" else _to_meta(tensor)
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise TraceError(f"{type(model).__name__} cannot be copied: {error}") from error
+
+
+def trace(root: nn.Module, *, leaf_modules: Iterable[type[nn.Module]] = ()) -> Trace:
+    """Traces a module tree with torch.fx; constants made on the way become buffers of `root`.
+
+    The images are the only argument: others keep their defaults. Parameters and buffers are read
+    by name, so the graph follows `.to()` and loading. `self.training` handed to an operator stays
+    symbolic; a module that branches on it becomes a leaf and keeps both behaviours. A module that
+    holds most of the network is not swallowed so: its branch is traced as in evaluation.
+
+    Raises:
+        TraceError: names the module and source line at fault, and what can be done.
+    """
+    name = type(root).__name__
+    leaves = tuple(leaf_modules)
+    large = _large_modules(root)
+    mode_readers: set[str] = set()
+    while True:
+        # Some models keep what they computed while traced: each pass gets a tree of its own.
+        scratch = clone(root, "share")
+        _take_images_only(scratch)
+        tracer = _Tracer(leaves, frozenset(mode_readers))
+        try:
+            graph = tracer.run(scratch)
+        except Exception as error:
+            raise _explain(name, tracer, error) from error
+        found = tracer.branched_on_mode - large - mode_readers
+        if not found:
+            break
+        mode_readers |= found
+    for key, value in scratch.__dict__.items():
+        if key.startswith(_CONSTANT):
+            root.register_buffer(key, value, persistent=False)
+    _hoist_shape_queries(graph)
+    return Trace(root, graph, _logits(graph, name), name)
+
+
+class _TensorProxy(fx.Proxy):
+    """A parameter or buffer: its value is symbolic, its shape is known."""
+
+    def __init__(self, node: fx.Node, tracer: fx.Tracer, tensor: torch.Tensor) -> None:
+        super().__init__(node, tracer)
+        self._tensor = tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._tensor.shape
+
+    @property
+    def ndim(self) -> int:
+        return self._tensor.ndim
+
+    def size(self, dim: int | None = None) -> Any:
+        return self._tensor.shape if dim is None else self._tensor.shape[dim]
+
+    def dim(self) -> int:
+        return self._tensor.ndim
+
+    def numel(self) -> int:
+        return self._tensor.numel()
+
+    def nelement(self) -> int:
+        return self._tensor.numel()
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, leaves: tuple[type[nn.Module], ...], leaf_paths: frozenset[str]) -> None:
+        from timm.layers import get_notrace_functions, get_notrace_modules
+
+        super().__init__(
+            autowrap_modules=(math, torchvision.ops),
+            autowrap_functions=tuple(get_notrace_functions()),
+        )
+        self._leaf_classes = (*leaves, *get_notrace_modules())
+        self._leaf_paths = leaf_paths
+        self._flags: dict[fx.Node, str] = {}
+        self.branched_on_mode: set[str] = set()
+
+    def run(self, root: nn.Module) -> fx.Graph:
+        modes = {module: module.training for module in root.modules()}
+        self._names = {id(t): name for name, t in root.named_buffers()}
+        self._names |= {id(t): name for name, t in root.named_parameters()}
+        try:
+            graph = self.trace(root)
+        finally:
+            for module, mode in modes.items():
+                module.__dict__["training"] = mode
+        for flag in self._flags:
+            if flag.users:
+                min(flag.users).prepend(flag)
+            else:
+                graph.erase_node(flag)
+        return graph
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        answer = super().create_args_for_root(root_fn, is_module, concrete_args)
+        for path, module in self.root.named_modules():
+            target = f"{path}.training" if path else "training"
+            flag = self.create_proxy("get_attr", target, (), {})
+            self._flags[flag.node] = path
+            module.__dict__["training"] = flag
+        return answer
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return (
+            module_qualified_name in self._leaf_paths
+            or isinstance(m, self._leaf_classes)
+            or super().is_leaf_module(m, module_qualified_name)
+        )
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        if obj.node in self._flags:
+            self.branched_on_mode.add(self._flags[obj.node])
+            return False
+        return super().to_bool(obj)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        name = self._names.get(id(attr_val)) if isinstance(attr_val, torch.Tensor) else None
+        if name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy(
+                "get_attr",
+                name,
+                (),
+                {},
+                proxy_factory_fn=lambda node: _TensorProxy(node, self, attr_val),
+            )
+        return parameter_proxy_cache[name]
+
+
+def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
+    meta = tensor.detach().to("meta")
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(meta, requires_grad=tensor.requires_grad)
+    return meta
+
+
+def _take_images_only(root: nn.Module) -> None:
+    """Optional arguments (masks, flags) would be traced as present: hide all but the first."""
+    forward = root.forward
+
+    def images_only(self: nn.Module, images: Any) -> Any:
+        return forward(images)
+
+    cls = type(root)
+    root.__class__ = type(cls.__name__, (cls,), {"forward": images_only, "__module__": cls.__module__})
+
+
+def _large_modules(root: nn.Module) -> set[str]:
+    """Modules holding over half of the parameters."""
+    total = sum(p.numel() for p in root.parameters())
+    return {
+        path
+        for path, module in root.named_modules()
+        if not path or 2 * sum(p.numel() for p in module.parameters()) > total
+    }
+
+
+def _logits(graph: fx.Graph, name: str) -> fx.Node:
+    """The node of the logits; where the model returns several values, the first or so named one."""
+    output = next(node for node in reversed(graph.nodes) if node.op == "output")
+    value: Any = output.args[0]
+    while not isinstance(value, fx.Node):
+        if isinstance(value, Mapping) and value:
+            key = next((k for k in ("logits", "out") if k in value), next(iter(value)))
+            value = value[key]
+        elif isinstance(value, Sequence) and not isinstance(value, str) and value:
+            value = value[0]
+        else:
+            raise TraceError(f"{name} returns {value!r}, expected logits of shape (batch, classes).")
+    output.args = (value,)
+    return value
+
+
+_ARITHMETIC: frozenset[Callable[..., Any]] = frozenset(
+    (operator.add, operator.sub, operator.mul, operator.floordiv, operator.getitem, math.prod)
+)
+
+
+def _hoist_shape_queries(graph: fx.Graph) -> None:
+    """Reads shapes where the tensor is made, so that no tensor stays alive only to be measured."""
+    hoisted: set[fx.Node] = set()
+    for node in list(graph.nodes):
+        query = (node.op == "call_method" and node.target in ("size", "dim")) or (
+            node.op == "call_function"
+            and node.target is getattr
+            and node.args[1] in ("shape", "ndim")
+        )
+        derived = node.op == "call_function" and node.target in _ARITHMETIC
+        sources = node.all_input_nodes
+        if not sources or not (query or (derived and hoisted.issuperset(sources))):
+            continue
+        latest = max(sources)
+        while latest.next in hoisted and latest.next is not node:
+            latest = latest.next
+        latest.append(node)
+        node.meta["hoisted"] = True
+        hoisted.add(node)
+
+
+def _explain(name: str, tracer: _Tracer, error: Exception) -> TraceError:
+    stack = list(getattr(tracer, "module_stack", {}).values())
+    where = f"module '{stack[-1][0]}' ({stack[-1][1].__name__})" if stack else "its forward"
+    torch_dir = str(Path(torch.__file__).parent)
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((torch_dir, "<")) and frame.filename != __file__
+    ]
+    line = f" at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else ""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return TraceError(
+        f"{name} cannot be traced: {where}{line}: {reason}. If the module's inner control flow "
+        "depends on its input, name its class in leaf_modules=(…,) so that it stays whole."
+    )
+
+
+def check_module(model: object) -> None:
+    """Raises InputError unless `model` is an nn.Module."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"Expected a torch.nn.Module, got {type(model).__name__}.")

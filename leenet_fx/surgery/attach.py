@@ -1,0 +1,120 @@
+"""attach: trace → place → rewrite."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from leenet_fx.errors import InputError, PlacementError
+from leenet_fx.graph.traced import TracedModel, trace_model
+from leenet_fx.graph.tracer import check_module
+from leenet_fx.parts.branches import Branch, BranchFactory, get_branch
+from leenet_fx.surgery.model import EarlyExitModule
+from leenet_fx.surgery.rewriter import feature_shapes, rewrite
+from placement import Placement, get_strategy, place
+from placement.strategies import Position, Strategy
+
+logger = logging.getLogger("leenet_fx")
+
+OUTGROWN = 0.1
+"""Share of the backbone's parameters above which `flatten` branches are worth a warning."""
+
+
+def attach(
+    model: nn.Module,
+    strategy: str | Strategy | Placement | Sequence[Position] = "fine",
+    *,
+    num_exits: int | None = None,
+    example_inputs: object = None,
+    branch: str | BranchFactory = "pool",
+    num_classes: int | None = None,
+    copy: bool = True,
+    leaf_modules: Iterable[type[nn.Module]] = (),
+    seed: int = 0,
+    name: str | None = None,
+) -> EarlyExitModule:
+    """Adds exits to a trained image classifier; the model itself is not touched.
+
+    The result predicts what the model predicts until it is fitted: its gates are shut. It is in the
+    model's mode, on its device and in its dtype.
+
+    Args:
+        model: any image classifier that returns logits (B, classes).
+        strategy: a registered placement ("fine", "pareto", "golden", "linear", "every"), a list of
+            positions (block names, indices, FLOP shares), a placement made before, or a function
+            of (profile, num_exits).
+        num_exits: how many exits; None takes √(number of blocks), rounded, or what the strategy
+            fixes. See `placement.default_num_exits`.
+        example_inputs: a batch of images of the size to count costs for; None takes the size the
+            model names.
+        branch: what hangs on an exit: "pool", "flatten", "projection", a registered name, or a
+            function of (features, num_classes).
+        num_classes: number of classes; where it differs from the model's, the final classifier is
+            replaced by a new one, which `fit` trains.
+        copy: whether to copy the weights; False shares them with `model`, for frozen backbones.
+        leaf_modules: module classes to keep whole while tracing.
+        seed: for the weights of branches and of a new classifier.
+        name: the model's name in tables; its class name by default.
+
+    Raises:
+        InputError: not a module, images that do not fit, a classifier that cannot be replaced.
+        UnknownNameError: no such strategy, branch or block.
+        PlacementError: the model has no usable boundary, or fewer than asked for.
+        TraceError: the model cannot become a graph.
+    """
+    check_module(model)
+    if isinstance(model, EarlyExitModule):
+        raise InputError("This model has exits already; attach to the model it was made from.")
+    if isinstance(strategy, str):
+        get_strategy(strategy)
+    factory = get_branch(branch) if isinstance(branch, str) else branch
+    generator = torch.Generator().manual_seed(seed)
+    traced = trace_model(
+        model,
+        example_inputs=example_inputs,
+        leaf_modules=leaf_modules,
+        num_classes=num_classes,
+        generator=generator,
+        tensors="copy" if copy else "share",
+        name=name,
+    )
+    if not traced.boundaries and traced.refused:
+        reasons = "; ".join(f"{at}: {why}" for at, why in traced.refused.items())
+        raise PlacementError(f"{traced.profile.model} has no usable block boundary ({reasons}).")
+    placement = place(traced.profile, strategy, num_exits)
+    branches = _build(traced, placement, factory, seed)
+    branch_name = branch if isinstance(branch, str) else getattr(branch, "__name__", repr(branch))
+    if branch_name == "flatten":
+        _warn_if_large(traced, branches)
+    return rewrite(traced, placement, branches, branch=branch_name, shares_weights=not copy)
+
+
+def _build(
+    traced: TracedModel, placement: Placement, factory: BranchFactory, seed: int
+) -> list[Branch]:
+    root = traced.trace.root
+    weight = next((p for p in root.parameters() if p.is_floating_point()), torch.empty(0))
+    on_meta = weight.device.type == "meta"
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if on_meta else "cpu"):
+        torch.random.default_generator.manual_seed(seed)
+        branches = [
+            factory(feature_shapes(traced.boundaries[index]), traced.num_classes)
+            for index in placement.indices
+        ]
+    return [made.to(weight.device, weight.dtype) for made in branches]
+
+
+def _warn_if_large(traced: TracedModel, branches: list[Branch]) -> None:
+    added = sum(p.numel() for made in branches for p in made.parameters())
+    share = added / max(traced.profile.params, 1)
+    if share > OUTGROWN:
+        logger.warning(
+            "'flatten' branches add %s parameters, %.0f %% of the backbone's %s; 'pool' branches "
+            "are smaller.",
+            f"{added:,}",
+            100 * share,
+            f"{traced.profile.params:,}",
+        )

@@ -1,0 +1,442 @@
+"""EarlyExitModule: a torch.fx.GraphModule with exits."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+
+from leenet_fx import text
+from leenet_fx.errors import InputError, ModeError
+from leenet_fx.parts.branches import Branch
+from leenet_fx.parts.policies import Policy, Shut, policy_from_dict, policy_to_dict
+from leenet_fx.surgery import conditional
+from leenet_fx.surgery.conditional import Cut, Stage
+from leenet_fx.surgery.costs import BranchCost, CostTable, cost_table
+from placement import CostProfile, Placement
+
+
+class ExitOutputs(NamedTuple):
+    """What every exit says of every sample.
+
+    Attributes:
+        logits: N+1 tensors (B, classes), the final classifier's last.
+        gates: gate logits (B, N), before the sigmoid.
+    """
+
+    logits: tuple[Tensor, ...]
+    gates: Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What `predict` found for each sample.
+
+    Attributes:
+        logits: (B, classes).
+        exit_index: (B,) where each sample left; N is the final classifier.
+        confidence: (B,) largest class probability.
+        cost: (B,) FLOPs spent, relative to the plain model.
+    """
+
+    logits: Tensor
+    exit_index: Tensor
+    confidence: Tensor
+    cost: Tensor
+
+
+@dataclass(frozen=True)
+class ExitSpec:
+    """What is known of a network with exits besides its weights.
+
+    Attributes:
+        profile: cost of the plain network up to each candidate boundary.
+        refused: boundaries that cannot be cut, with the reason.
+        placement: the boundaries that got an exit.
+        cuts: what crosses at each exit.
+        branch: name of the branches' type.
+        branch_costs: what each branch costs.
+        image_shape: shape of one input without the batch axis.
+        num_classes: width of the logits.
+        final_classifier: module name of the final classifier, None where it is no single layer.
+        classifier_is_new: whether `attach` replaced it for another number of classes.
+        shares_weights: whether the backbone's tensors belong to the caller's model.
+    """
+
+    profile: CostProfile
+    refused: dict[str, str]
+    placement: Placement
+    cuts: tuple[Cut, ...]
+    branch: str
+    branch_costs: tuple[BranchCost, ...]
+    image_shape: tuple[int, ...]
+    num_classes: int
+    final_classifier: str | None
+    classifier_is_new: bool
+    shares_weights: bool
+
+
+def collect_exits(final: Tensor, *exits: tuple[Tensor, Tensor]) -> ExitOutputs:
+    """Joins what the exits and the final classifier answered; the last node of `ee.graph`."""
+    logits = (*(logits for logits, _ in exits), final)
+    return ExitOutputs(logits, torch.stack([gate for _, gate in exits], 1))
+
+
+class Exits(nn.ModuleList):
+    """The branches, and the policy that says who leaves; the policy travels in the state dict."""
+
+    def __init__(self, branches: list[Branch]) -> None:
+        super().__init__(branches)
+        self.policy: Policy = Shut()
+
+    def get_extra_state(self) -> Tensor:
+        """The policy as JSON in a tensor of bytes, so that safetensors can hold it."""
+        return torch.tensor(list(json.dumps(policy_to_dict(self.policy)).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Reads what `get_extra_state` wrote.
+
+        Raises:
+            InputError: not a policy, or one for another number of exits.
+        """
+        try:
+            data = json.loads(bytes(state.tolist()))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InputError("'exits._extra_state' holds no policy.") from error
+        policy = policy_from_dict(data)
+        policy.check(len(self))
+        self.policy = policy
+
+    def branches(self) -> Iterator[Branch]:
+        """The branches, in order."""
+        return cast(Iterator[Branch], iter(self))
+
+
+class EarlyExitModule(fx.GraphModule):
+    """A network with exits.
+
+    `ee.graph` is the flat graph that computes every exit: the plain network's nodes, a call of
+    `exits.i` at each exit, and `collect_exits` at the end. It is what `ee.train(); ee(x)` and
+    `ee.all_exits(x)` run. In evaluation mode the same nodes run stage by stage (`ee.stages`) on the
+    samples still inside; stages are derived from `ee.graph` when first needed and read the weights
+    of this module, so there is one set of weights and one graph to edit.
+
+    Made by `leenet_fx.attach`.
+    """
+
+    _NOT_COPIED = ("_graph", "_stages", "_costs")
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, exits: Exits, spec: ExitSpec) -> None:
+        super().__init__(nn.Module(), fx.Graph(), "EarlyExitModule")
+        # The whole tree of the original stays, not only what the graph calls: keys, hooks,
+        # buffers and modules that only training uses keep their names.
+        for attribute in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            self.__dict__[attribute] = copy.copy(root.__dict__[attribute])
+        self.exits = exits
+        self.spec = spec
+        self.training = root.training
+        exits.train(root.training)
+        self.graph = graph
+
+    # --- running -------------------------------------------------------------------------------
+
+    def recompile(self) -> Any:
+        """Regenerates the code after `ee.graph` was edited; stages follow."""
+        code = super().recompile()
+        generated = type(self)
+        generated._compute_all = generated.forward  # type: ignore[attr-defined]
+        generated.forward = EarlyExitModule._dispatch  # type: ignore[method-assign]
+        self.__dict__.pop("_stages", None)
+        return code
+
+    def _dispatch(self, images: Tensor) -> ExitOutputs | Tensor:
+        """Training mode: `ExitOutputs` of every exit. Evaluation mode: logits (B, classes)."""
+        if self.training:
+            return self.all_exits(images)
+        return self.run(images, self.policy)[0]
+
+    def all_exits(self, images: Tensor) -> ExitOutputs:
+        """Every exit's answer for every sample, in the present mode.
+
+        Args:
+            images: (B, …).
+
+        Raises:
+            InputError: images of another rank, channel count or dtype.
+        """
+        self._check_images(images)
+        if images.shape[0] == 0:
+            empty = self._no_rows(images)
+            return ExitOutputs((empty,) * (self.num_exits + 1), empty.new_empty(0, self.num_exits))
+        return cast(ExitOutputs, self._compute_all(images))  # type: ignore[operator]
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, exit_index: Tensor | int | None = None) -> Prediction:
+        """Runs the conditional network and tells where each sample left and what it cost.
+
+        Args:
+            images: (B, …).
+            exit_index: where each sample is to leave, (B,) integers in 0..N or one for all, through
+                the same conditional path; None lets the policy decide.
+
+        The cost of a sample is the row of `costs` it left at. While the gates are shut no branch
+        runs, and a cost of 1 is charged to samples nobody sends elsewhere.
+
+        Raises:
+            ModeError: the module is in training mode.
+            InputError: images or indices that do not fit.
+        """
+        if self.training:
+            raise ModeError("predict needs evaluation mode: call ee.eval() first.")
+        self._check_images(images)
+        shut = exit_index is None and self.policy.reads == "nothing"
+        if exit_index is None:
+            logits, left_at = self.run(images, self.policy)
+        else:
+            decide = conditional.by_index(self._check_indices(exit_index, images))
+            logits, left_at = self._run(images, decide)
+        table = torch.tensor(self.costs.relative("flops"), device=images.device)
+        cost = torch.ones(left_at.shape, device=images.device) if shut else table[left_at]
+        confidence = (
+            logits.float().softmax(1).amax(1) if len(logits) else cost.new_empty(0)
+        )
+        return Prediction(logits, left_at, confidence, cost)
+
+    def run(self, images: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
+        """Runs the conditional form under any policy, in any mode.
+
+        Returns:
+            Logits (B, classes) and where each sample left (B,).
+        """
+        return self._run(images, conditional.by_policy(policy))
+
+    def features(self, images: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """What each exit reads, one tuple an exit, then the final logits; nobody leaves.
+
+        Stages run as they are asked for, so a caller may stop early.
+        """
+        self._check_images(images)
+        live: Any = (images,)
+        for stage, cut in zip(self.stages[:-1], self.spec.cuts, strict=True):
+            live = stage.run(self, *live)
+            yield tuple(live[i] for i in cut.features)
+        yield (self.stages[-1].run(self, *live),)
+
+    def _run(self, images: Tensor, decide: conditional.Decide | None) -> tuple[Tensor, Tensor]:
+        self._check_images(images)
+        if images.shape[0] == 0:
+            empty = self._no_rows(images)
+            return empty, torch.empty(0, dtype=torch.int64, device=images.device)
+        branches = list(self.exits.branches())
+        return conditional.run(self, self.stages, self.spec.cuts, branches, images, decide)
+
+    # --- what it is ----------------------------------------------------------------------------
+
+    @property
+    def num_exits(self) -> int:
+        """N, the number of exits in front of the final classifier."""
+        return len(self.exits)
+
+    @property
+    def policy(self) -> Policy:
+        """Who leaves at an exit; `Shut` on a freshly attached network."""
+        return self.exits.policy
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        if not isinstance(policy, Policy):
+            raise InputError(f"Expected a Policy, got {type(policy).__name__}.")
+        policy.check(self.num_exits)
+        self.exits.policy = policy
+
+    @property
+    def costs(self) -> CostTable:
+        """N+1 rows: what a sample costs that leaves at each exit, or runs to the end.
+
+        Counted under the active policy; while shut, under the learned gates about to be fitted.
+        """
+        reads = "logits" if self.policy.reads == "logits" else "gate"
+        tables: dict[str, CostTable] = self.__dict__.setdefault("_costs", {})
+        if reads not in tables:
+            spec = self.spec
+            tables[reads] = cost_table(
+                spec.profile, spec.placement, spec.branch_costs, cast(Any, reads)
+            )
+        return tables[reads]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The conditional form: N+1 pieces of the network, cut at the exits."""
+        if "_stages" not in self.__dict__:
+            self.__dict__["_stages"] = conditional.split(self.graph, self.spec.cuts)
+        return cast(tuple[Stage, ...], self.__dict__["_stages"])
+
+    def summary(self) -> str:
+        """Exits, their positions and costs as a table of text."""
+        spec, costs = self.spec, self.costs
+        policy = "gates shut (plain model)" if self.policy.reads == "nothing" else repr(self.policy)
+        table = text.new_table(
+            f"{spec.profile.model}: {self.num_exits} exits, '{spec.placement.strategy}' placement, "
+            f"'{spec.branch}' branches, {spec.num_classes} classes",
+            "exit",
+            "after",
+            "features",
+            "FLOPs",
+            "rel.",
+            "params",
+            "rel.",
+            caption=f"{costs.unit}; rel. = relative to the plain model "
+            f"({text.quantity(costs.plain.flops)}FLOPs, {text.quantity(costs.plain.params)} "
+            f"parameters). Policy: {policy}.",
+        )
+        for index, row in enumerate(costs):
+            is_exit = index < self.num_exits
+            table.add_row(
+                str(index),
+                row.name,
+                self._feature_text(index) if is_exit else "",
+                text.quantity(row.flops),
+                f"{row.relative_flops:.3f}",
+                text.quantity(row.params),
+                f"{row.relative_params:.3f}",
+            )
+        return text.render(table)
+
+    def __repr__(self) -> str:
+        return self.summary()
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def _feature_text(self, index: int) -> str:
+        branch = cast(Branch, self.exits[index])
+        shapes = ["x".join(map(str, f.shape[1:])) for f in branch.features]
+        return shapes[0] if len(shapes) == 1 else f"{shapes[-1]} +{len(shapes) - 1}"
+
+    # --- copies --------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in self._NOT_COPIED}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EarlyExitModule:
+        made = EarlyExitModule.__new__(EarlyExitModule)
+        memo[id(self)] = made
+        return _fill(made, copy.deepcopy(self._state(), memo), copy.deepcopy(self.graph))
+
+    def __copy__(self) -> EarlyExitModule:
+        made = EarlyExitModule.__new__(EarlyExitModule)
+        return _fill(made, dict(self._state()), copy.deepcopy(self.graph))
+
+    def __reduce__(self) -> Any:
+        return _unpickle, (self._state(), _pack(self.graph))
+
+    # --- checks --------------------------------------------------------------------------------
+
+    def _check_images(self, images: Tensor) -> None:
+        expected = self.spec.image_shape
+        if not isinstance(images, Tensor):
+            raise InputError(f"Expected a batch of images as a tensor, got {type(images).__name__}.")
+        if images.ndim != len(expected) + 1:
+            axes = "(B, C, H, W)" if len(expected) == 3 else f"{len(expected) + 1} axes"
+            raise InputError(f"Expected images of {axes}, got shape {tuple(images.shape)}.")
+        if images.shape[1] != expected[0]:
+            raise InputError(
+                f"Expected images with {expected[0]} channels, got {images.shape[1]} "
+                f"(shape {tuple(images.shape)})."
+            )
+        if torch.is_autocast_enabled(images.device.type):
+            return
+        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
+        if dtype is not None and images.dtype != dtype:
+            raise InputError(f"Expected images of dtype {dtype}, got {images.dtype}.")
+
+    def _check_indices(self, exit_index: Tensor | int, images: Tensor) -> Tensor:
+        indices = torch.as_tensor(exit_index, device=images.device)
+        if indices.ndim == 0:
+            indices = indices.expand(images.shape[0])
+        if indices.shape != (images.shape[0],) or indices.is_floating_point():
+            raise InputError(
+                f"exit_index needs one whole number for each of {images.shape[0]} images, "
+                f"got {indices.dtype} of shape {tuple(indices.shape)}."
+            )
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) <= self.num_exits:
+            raise InputError(
+                f"exit_index must lie in 0..{self.num_exits} ({self.num_exits} is the final "
+                f"classifier), got {int(indices.min())}..{int(indices.max())}."
+            )
+        return indices
+
+    def _no_rows(self, images: Tensor) -> Tensor:
+        return images.new_empty(0, self.spec.num_classes)
+
+
+@dataclass(frozen=True)
+class _Ref:
+    """A node of a packed graph, by position."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class _Op:
+    """An operator of torch.ops, which does not pickle, by name."""
+
+    name: str
+
+
+def _pack(graph: fx.Graph) -> list[tuple[Any, ...]]:
+    position = {node: _Ref(i) for i, node in enumerate(graph.nodes)}
+
+    def packed(value: Any) -> Any:
+        return map_arg(value, position.__getitem__)
+
+    return [
+        (
+            node.op,
+            node.name,
+            _Op(str(node.target)) if isinstance(node.target, torch._ops.OpOverload) else node.target,
+            packed(node.args),
+            packed(node.kwargs),
+        )
+        for node in graph.nodes
+    ]
+
+
+def _unpack(nodes: list[tuple[Any, ...]]) -> fx.Graph:
+    graph = fx.Graph()
+    made: list[fx.Node] = []
+
+    def unpacked(value: Any) -> Any:
+        if isinstance(value, _Ref):
+            return made[value.index]
+        if isinstance(value, (tuple, list)):
+            items = [unpacked(item) for item in value]
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        if isinstance(value, dict):
+            return {key: unpacked(item) for key, item in value.items()}
+        if isinstance(value, slice):
+            return slice(unpacked(value.start), unpacked(value.stop), unpacked(value.step))
+        return value
+
+    for op, name, target, args, kwargs in nodes:
+        if isinstance(target, _Op):
+            namespace, operator, overload = target.name.split(".")
+            target = getattr(getattr(getattr(torch.ops, namespace), operator), overload)
+        made.append(graph.create_node(op, target, unpacked(args), unpacked(kwargs), name=name))
+    return graph
+
+
+def _fill(made: EarlyExitModule, state: dict[str, Any], graph: fx.Graph) -> EarlyExitModule:
+    made.__dict__.update(state)
+    made.graph = graph
+    return made
+
+
+def _unpickle(state: dict[str, Any], nodes: list[tuple[Any, ...]]) -> EarlyExitModule:
+    return _fill(EarlyExitModule.__new__(EarlyExitModule), state, _unpack(nodes))

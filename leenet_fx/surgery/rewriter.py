@@ -1,0 +1,74 @@
+"""Puts branches into a traced model's graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import fx
+
+from leenet_fx.graph.cuts import Boundary
+from leenet_fx.graph.traced import TracedModel
+from leenet_fx.parts.branches import Branch, FeatureShape
+from leenet_fx.surgery.conditional import Cut
+from leenet_fx.surgery.costs import branch_cost
+from leenet_fx.surgery.model import EarlyExitModule, Exits, ExitSpec, collect_exits
+from placement import Placement
+
+
+def feature_shapes(boundary: Boundary) -> list[FeatureShape]:
+    """What a branch at a boundary reads."""
+    return [FeatureShape(f.shape, f.channel_axis) for f in boundary.features]
+
+
+def rewrite(
+    traced: TracedModel,
+    placement: Placement,
+    branches: Sequence[Branch],
+    *,
+    branch: str,
+    shares_weights: bool,
+) -> EarlyExitModule:
+    """Turns a traced model into one with exits; the trace is used up.
+
+    Args:
+        traced: the model; its graph and module tree become the result's.
+        placement: which boundaries get an exit.
+        branches: one for each, in order.
+        branch: name of their type.
+        shares_weights: whether the backbone's tensors belong to the caller's model.
+    """
+    graph = traced.trace.graph
+    nodes = list(graph.nodes)
+    chosen = [traced.boundaries[index] for index in placement.indices]
+    calls: list[fx.Node] = []
+    for index, boundary in enumerate(chosen):
+        with graph.inserting_after(nodes[boundary.position]):
+            features = tuple(feature.node for feature in boundary.features)
+            calls.append(graph.call_module(f"exits.{index}", features))
+    output = nodes[-1]
+    with graph.inserting_before(output):
+        collected = graph.call_function(collect_exits, (traced.trace.logits, *calls))
+    output.args = (collected,)
+    spec = ExitSpec(
+        profile=traced.profile,
+        refused=traced.refused,
+        placement=placement,
+        cuts=tuple(_cut(boundary) for boundary in chosen),
+        branch=branch,
+        branch_costs=tuple(branch_cost(made) for made in branches),
+        image_shape=traced.image_shape,
+        num_classes=traced.num_classes,
+        final_classifier=traced.final_classifier,
+        classifier_is_new=traced.classifier_is_new,
+        shares_weights=shares_weights,
+    )
+    return EarlyExitModule(traced.trace.root, graph, Exits(list(branches)), spec)
+
+
+def _cut(boundary: Boundary) -> Cut:
+    read = {feature.node for feature in boundary.features}
+    return Cut(
+        live=tuple(node.name for node in boundary.live),
+        carried=boundary.carried,
+        features=tuple(i for i, node in enumerate(boundary.live) if node in read),
+    )

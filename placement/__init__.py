@@ -1,0 +1,40 @@
+"""Which boundaries of a network get an exit. Pure Python and networkx; knows nothing of torch."""
+
+from placement.errors import EarlyExitError, PlacementError, UnknownNameError
+from placement.profile import UNIT, Candidate, CostProfile, Placement
+from placement.registry import Registry
+from placement.strategies import (
+    default_num_exits,
+    every,
+    fine,
+    fixed,
+    get_strategy,
+    golden,
+    linear,
+    list_strategies,
+    pareto,
+    place,
+    register_strategy,
+)
+
+__all__ = [
+    "UNIT",
+    "Candidate",
+    "CostProfile",
+    "EarlyExitError",
+    "Placement",
+    "PlacementError",
+    "Registry",
+    "UnknownNameError",
+    "default_num_exits",
+    "every",
+    "fine",
+    "fixed",
+    "get_strategy",
+    "golden",
+    "linear",
+    "list_strategies",
+    "pareto",
+    "place",
+    "register_strategy",
+]

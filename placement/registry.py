@@ -1,0 +1,76 @@
+"""A name → object registry with `list`, `register`, near-miss errors and entry points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from fnmatch import fnmatch
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+from placement.errors import UnknownNameError
+
+T = TypeVar("T")
+
+
+def unknown_name(kind: str, name: object, available: Iterable[str]) -> UnknownNameError:
+    """The error for a name that is not among `available`, naming the nearest that is."""
+    names = sorted(available)
+    near = get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    shown = ", ".join(names) if len(names) <= 30 else f"{len(names)} names"
+    return UnknownNameError(f"Unknown {kind} '{name}'.{hint} Available: {shown}.")
+
+
+class Registry(Generic[T]):
+    """Named parts of one kind.
+
+    Third parties add theirs with the `register` decorator, or by an entry point in `group`
+    whose name is the part's name; entry points are read when a name is first looked up.
+    """
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind = kind
+        self.group = group
+        self._parts: dict[str, T] = {}
+        self._entry_points_read = False
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that files a part under `name`.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+
+        def file(part: T) -> T:
+            if name in self._parts:
+                raise ValueError(f"{self.kind} '{name}' is already registered.")
+            self._parts[name] = part
+            return part
+
+        return file
+
+    def get(self, name: str) -> T:
+        """The part called `name`.
+
+        Raises:
+            UnknownNameError: no such part; the nearest name is in the message.
+        """
+        self._read_entry_points()
+        try:
+            return self._parts[name]
+        except (KeyError, TypeError):
+            raise unknown_name(self.kind, name, self._parts) from None
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """The registered names that match an fnmatch pattern, sorted."""
+        self._read_entry_points()
+        return sorted(name for name in self._parts if fnmatch(name, pattern))
+
+    def _read_entry_points(self) -> None:
+        if self._entry_points_read:
+            return
+        self._entry_points_read = True
+        for point in entry_points(group=self.group):
+            if point.name not in self._parts:
+                self._parts[point.name] = point.load()

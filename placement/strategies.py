@@ -1,0 +1,224 @@
+"""Strategies that choose, from a cost profile alone, which boundaries get an exit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from placement.errors import PlacementError
+from placement.profile import CostProfile, Placement
+from placement.registry import Registry, unknown_name
+
+Strategy: TypeAlias = Callable[[CostProfile, int | None], Placement]
+Position: TypeAlias = str | int | float
+
+GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
+
+_strategies: Registry[Strategy] = Registry("strategy", "placement.strategies")
+
+
+def register_strategy(name: str) -> Callable[[Strategy], Strategy]:
+    """Decorator that adds a strategy: a function of (profile, num_exits) to a placement."""
+    return _strategies.register(name)
+
+
+def list_strategies(pattern: str = "*") -> list[str]:
+    """Names of the strategies that match an fnmatch pattern."""
+    return _strategies.names(pattern)
+
+
+def get_strategy(name: str) -> Strategy:
+    """The strategy called `name`.
+
+    Raises:
+        UnknownNameError: no such strategy; the nearest name is in the message.
+    """
+    return _strategies.get(name)
+
+
+def place(
+    profile: CostProfile,
+    strategy: str | Strategy | Placement | Sequence[Position] = "fine",
+    num_exits: int | None = None,
+) -> Placement:
+    """Chooses the boundaries that get an exit.
+
+    Args:
+        profile: cost of the plain network up to each candidate boundary.
+        strategy: a registered name, a function of (profile, num_exits), a placement made before,
+            or a list of positions (see `fixed`).
+        num_exits: how many exits; None lets the strategy choose (see `default_num_exits`).
+
+    Raises:
+        UnknownNameError: no strategy or candidate of that name.
+        PlacementError: more exits than boundaries, or thresholds beyond the last boundary.
+    """
+    if not profile.candidates:
+        raise PlacementError(f"{profile.model} has no block boundary where an exit could go.")
+    if num_exits is not None:
+        _check_num_exits(profile, num_exits)
+    if isinstance(strategy, Placement):
+        return fixed(profile, strategy.names, num_exits)
+    if isinstance(strategy, str):
+        return get_strategy(strategy)(profile, num_exits)
+    if callable(strategy):
+        return strategy(profile, num_exits)
+    return fixed(profile, strategy, num_exits)
+
+
+def default_num_exits(profile: CostProfile) -> int:
+    """The number of exits when none is asked for: √(candidates), rounded, at least one.
+
+    It gives the 3 and 5 exits published for ResNet-20 and ResNet-56 (9 and 27 blocks), 3 on
+    ResNet-18 and ViT-B (8 and 12), 4 on ResNet-50 (16): more blocks deserve more exits, but each
+    exit costs its branch to every sample that passes it.
+    """
+    return max(1, round(math.sqrt(len(profile.candidates))))
+
+
+def fixed(
+    profile: CostProfile, positions: Sequence[Position], num_exits: int | None = None
+) -> Placement:
+    """Exits where the caller says.
+
+    Args:
+        positions: each a candidate's name, its index (from 0, negative from the end), or a float
+            in (0, 1): the first candidate with at least that share of the FLOPs.
+
+    Raises:
+        UnknownNameError: no candidate of that name.
+        PlacementError: index or share out of range, a boundary named twice, or a count that
+            differs from `num_exits`.
+    """
+    if isinstance(positions, str) or not isinstance(positions, Sequence):
+        raise PlacementError(f"Expected a list of positions, got {positions!r}.")
+    indices = sorted(_index(profile, position) for position in positions)
+    if not indices:
+        raise PlacementError("A fixed placement needs at least one position, got none.")
+    if len(set(indices)) != len(indices):
+        raise PlacementError(f"Positions {list(positions)} name a boundary more than once.")
+    if num_exits is not None and num_exits != len(indices):
+        raise PlacementError(f"{num_exits} exits were asked for but {len(indices)} positions given.")
+    return _placement("fixed", profile, indices)
+
+
+@register_strategy("fixed")
+def _fixed_needs_positions(profile: CostProfile, num_exits: int | None = None) -> Placement:
+    """Positions named by the caller: block names, indices or FLOP shares."""
+    raise PlacementError(
+        "Strategy 'fixed' needs positions: give a list of candidate names, indices or FLOP shares, "
+        f"for example ['{profile.names[0]}', 0.5]. Candidates: {', '.join(profile.names)}."
+    )
+
+
+@register_strategy("linear")
+def linear(profile: CostProfile, num_exits: int | None = None) -> Placement:
+    """Equal FLOP steps: tᵢ = (i+1)/(N+1)."""
+    return _by_share("linear", profile, num_exits, lambda i, n: (i + 1) / (n + 1))
+
+
+@register_strategy("pareto")
+def pareto(profile: CostProfile, num_exits: int | None = None) -> Placement:
+    """Each exit after a fifth of what is left: tᵢ = 1 − 0.8^(i+1) (EENets, Demir & Akbas 2024)."""
+    return _by_share("pareto", profile, num_exits, lambda i, n: 1 - 0.8 ** (i + 1))
+
+
+@register_strategy("fine")
+def fine(profile: CostProfile, num_exits: int | None = None) -> Placement:
+    """Each exit after a twentieth of what is left: tᵢ = 1 − 0.95^(i+1) (EENets; PTEEnet).
+
+    In a deep network every exit is early: that is the published rule.
+    """
+    return _by_share("fine", profile, num_exits, lambda i, n: 1 - 0.95 ** (i + 1))
+
+
+@register_strategy("golden")
+def golden(profile: CostProfile, num_exits: int | None = None) -> Placement:
+    """Shares in the golden ratio to each other: tᵢ = φ^(i−N) (EENets, Demir & Akbas 2024)."""
+    return _by_share("golden", profile, num_exits, lambda i, n: GOLDEN_RATIO ** (i - n))
+
+
+@register_strategy("every")
+def every(profile: CostProfile, num_exits: int | None = None) -> Placement:
+    """An exit at each candidate boundary."""
+    count = len(profile.candidates)
+    if num_exits is not None and num_exits != count:
+        raise PlacementError(
+            f"Strategy 'every' places {count} exits on {profile.model}, but {num_exits} were asked for."
+        )
+    return _placement("every", profile, range(count))
+
+
+def _by_share(
+    strategy: str,
+    profile: CostProfile,
+    num_exits: int | None,
+    threshold: Callable[[int, int], float],
+) -> Placement:
+    if num_exits is not None:
+        _check_num_exits(profile, num_exits)
+        return _scan(strategy, profile, [threshold(i, num_exits) for i in range(num_exits)])
+    for count in range(default_num_exits(profile), 1, -1):
+        try:
+            return _scan(strategy, profile, [threshold(i, count) for i in range(count)])
+        except PlacementError:
+            continue
+    return _scan(strategy, profile, [threshold(0, 1)])
+
+
+def _scan(strategy: str, profile: CostProfile, thresholds: list[float]) -> Placement:
+    """Exit i goes to the first free boundary with share ≥ tᵢ, scanning forward."""
+    shares = profile.shares
+    chosen: list[int] = []
+    for i, threshold in enumerate(thresholds):
+        start = chosen[-1] + 1 if chosen else 0
+        found = next((j for j in range(start, len(shares)) if shares[j] >= threshold), None)
+        if found is None:
+            raise PlacementError(
+                f"Strategy '{strategy}' cannot place {len(thresholds)} exits on {profile.model}: "
+                f"exit {i} needs a free boundary at {threshold:.3f} of the FLOPs or later, but "
+                f"{len(shares) - start} of {len(shares)} boundaries are left and the last is at "
+                f"{shares[-1]:.3f}. At most {i} exits fit."
+            )
+        chosen.append(found)
+    return _placement(strategy, profile, chosen)
+
+
+def _placement(strategy: str, profile: CostProfile, indices: Sequence[int]) -> Placement:
+    return Placement(strategy, tuple(indices), tuple(profile.names[i] for i in indices))
+
+
+def _check_num_exits(profile: CostProfile, num_exits: int) -> None:
+    if isinstance(num_exits, bool) or not isinstance(num_exits, int) or num_exits < 1:
+        raise PlacementError(f"num_exits must be a whole number from 1, got {num_exits!r}.")
+    if num_exits > len(profile.candidates):
+        raise PlacementError(
+            f"{num_exits} exits were asked for, but {profile.model} has only "
+            f"{len(profile.candidates)} block boundaries: {', '.join(profile.names)}."
+        )
+
+
+def _index(profile: CostProfile, position: Position) -> int:
+    count = len(profile.candidates)
+    if isinstance(position, str):
+        if position not in profile.names:
+            raise unknown_name("block boundary", position, profile.names)
+        return profile.names.index(position)
+    if isinstance(position, bool) or not isinstance(position, (int, float)):
+        raise PlacementError(f"A position is a name, an index or a FLOP share, got {position!r}.")
+    if isinstance(position, int):
+        if not -count <= position < count:
+            raise PlacementError(
+                f"Boundary index {position} is out of range: {profile.model} has {count}."
+            )
+        return position % count
+    if not 0 < position < 1:
+        raise PlacementError(f"A FLOP share lies between 0 and 1, got {position}.")
+    for j, share in enumerate(profile.shares):
+        if share >= position:
+            return j
+    raise PlacementError(
+        f"No boundary of {profile.model} lies at {position} of the FLOPs or later; "
+        f"the last is at {profile.shares[-1]:.3f}."
+    )
