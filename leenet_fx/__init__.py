@@ -1,0 +1,65 @@
+"""Early exits for any trained image classifier.
+
+`attach` puts exits into a model, `fit` trains them, `evaluate` measures what they save:
+
+    ee = leenet_fx.attach(model, strategy="fine")
+    leenet_fx.fit(ee, train_loader, method="leenet", alpha=0.8)
+    logits = ee(images)
+
+Everything public is a name of this module. Names load when first used, so that importing the
+package, and the command line's help, do not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "errors": (
+        "DependencyError",
+        "EarlyExitError",
+        "InputError",
+        "ModeError",
+        "PlacementError",
+        "TraceError",
+        "TrainingError",
+        "UnknownNameError",
+    ),
+    "evaluation.evaluate": ("Evaluation", "Outlet", "evaluate"),
+    "graph.catalog": ("create_model", "list_models"),
+    "methods": ("Method", "get_method", "list_methods", "register_method"),
+    "parts.branches": ("Branch", "FeatureShape", "get_branch", "list_branches", "register_branch"),
+    "parts.objectives": ("exit_log_probabilities", "exit_losses", "leenet_loss"),
+    "parts.policies": (
+        "LearnedGate",
+        "MaxProbability",
+        "Policy",
+        "Shut",
+        "get_policy",
+        "list_policies",
+        "register_policy",
+    ),
+    "parts.recipes": ("Step",),
+    "surgery.attach": ("attach",),
+    "surgery.costs": ("CostRow", "CostTable"),
+    "surgery.model": ("EarlyExitModule", "ExitOutputs", "Prediction"),
+    "training.fit": ("FitResult", "fit"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(["__version__", *_HOME_OF])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'leenet_fx' has no attribute '{name}'")
+    value = getattr(import_module(f"leenet_fx.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOME_OF]

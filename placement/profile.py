@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import networkx as nx
 
@@ -54,7 +55,7 @@ class CostProfile:
         for cost in ("flops", "params", "bytes"):
             up_to = [getattr(candidate, cost) for candidate in self.candidates]
             up_to.append(getattr(self, cost))
-            if any(later < earlier for earlier, later in zip(up_to, up_to[1:], strict=False)):
+            if any(later < earlier for earlier, later in pairwise(up_to)):
                 raise PlacementError(f"The {cost} of {self.model} must not fall: {up_to}.")
 
     @property

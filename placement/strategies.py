@@ -99,7 +99,9 @@ def fixed(
     if len(set(indices)) != len(indices):
         raise PlacementError(f"Positions {list(positions)} name a boundary more than once.")
     if num_exits is not None and num_exits != len(indices):
-        raise PlacementError(f"{num_exits} exits were asked for but {len(indices)} positions given.")
+        raise PlacementError(
+            f"{num_exits} exits were asked for but {len(indices)} positions given."
+        )
     return _placement("fixed", profile, indices)
 
 
@@ -145,7 +147,8 @@ def every(profile: CostProfile, num_exits: int | None = None) -> Placement:
     count = len(profile.candidates)
     if num_exits is not None and num_exits != count:
         raise PlacementError(
-            f"Strategy 'every' places {count} exits on {profile.model}, but {num_exits} were asked for."
+            f"Strategy 'every' places {count} exits on {profile.model}, "
+            f"but {num_exits} were asked for."
         )
     return _placement("every", profile, range(count))
 

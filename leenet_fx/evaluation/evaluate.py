@@ -127,16 +127,17 @@ def evaluate(
     shut = Shut()
 
     def run_plain(images: Tensor) -> Tensor:
-        return plain(images) if plain is not None else ee.run(images, shut)[0]
+        return plain(images) if plain is not None else ee.run_with(images, shut)[0]
 
     tally = _Tally(ee.num_exits + 1, device)
     clock = _Clock(device)
-    for turn, (images, labels) in enumerate(
-        batches(loader, "loader", ee.spec.num_classes, device)
-    ):
+    for turn, (images, labels) in enumerate(batches(loader, "loader", ee.spec.num_classes, device)):
         if turn == 0:
             ee(images), run_plain(images)
-        order: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (("ee", ee), ("plain", run_plain))
+        order: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
+            ("ee", ee),
+            ("plain", run_plain),
+        )
         answers = {
             name: clock.time(name, model, images)
             for name, model in (order if turn % 2 == 0 else reversed(order))

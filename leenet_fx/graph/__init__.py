@@ -1,0 +1,1 @@
+"""How a model becomes a graph of blocks with costs."""

@@ -30,7 +30,9 @@ def find_input(
     Raises:
         InputError: the example does not fit, or no size could be found.
     """
-    dtype = next((p.dtype for p in traced.root.parameters() if p.is_floating_point()), torch.float32)
+    dtype = next(
+        (p.dtype for p in traced.root.parameters() if p.is_floating_point()), torch.float32
+    )
     if example_inputs is not None:
         example = _tensor(example_inputs)
         if example.is_floating_point():
@@ -78,15 +80,14 @@ def _guesses(root: nn.Module) -> Iterator[tuple[tuple[int, ...], str]]:
         (m for m in root.modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))), None
     )
     conv = first if isinstance(first, nn.Conv2d) else None
+    channels = conv.in_channels if conv else 3
     for attribute in ("pretrained_cfg", "default_cfg"):
         config = getattr(root, attribute, None)
-        size = config.get("input_size") if isinstance(config, dict) else None
-        if size:
-            yield (conv.in_channels if conv else size[0], *size[1:]), attribute
-    channels = conv.in_channels if conv else 3
+        if isinstance(config, dict) and len(config.get("input_size", ())) == 3:
+            yield (channels, *config["input_size"][1:]), attribute
     for module in root.modules():
         for attribute in ("image_size", "img_size"):
-            size = getattr(module, attribute, None)
+            size: Any = getattr(module, attribute, None)
             if isinstance(size, int):
                 size = (size, size)
             if _is_size(size):

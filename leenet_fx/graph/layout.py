@@ -10,14 +10,13 @@ _REACH = 12
 """How many shape-keeping operations to look past for a layer that tells the layout."""
 
 
-def channel_axis(
-    node: fx.Node, shape: tuple[int, ...], root: nn.Module, costs: NodeCosts
-) -> int:
+def channel_axis(node: fx.Node, shape: tuple[int, ...], root: nn.Module, costs: NodeCosts) -> int:
     """The axis of a batch-first tensor that holds its channels.
 
     The layers that read the tensor decide: a convolution, BatchNorm or GroupNorm takes axis 1, a
     Linear or LayerNorm the last, if its width is that axis' size. Where none does, rank decides:
-    (B, C) and (B, tokens, C) end in channels; of rank 4, the axis apart from two equal ones; else 1.
+    (B, C) and (B, tokens, C) end in channels; of rank 4, the axis
+    apart from two equal ones; else 1.
     """
     rank = len(shape)
     if rank == 2:

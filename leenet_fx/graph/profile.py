@@ -71,7 +71,7 @@ def measure(traced: Trace, image_shape: tuple[int, ...], dtype: torch.dtype) -> 
 
 
 def measure_call(call: Callable[..., Any], *inputs: torch.Tensor) -> tuple[Any, int, int]:
-    """The result of `call(*inputs)`, its FLOPs (2 x MACs) and the bytes of activations it writes."""
+    """`call(*inputs)`: its result, its FLOPs (2 x MACs), the bytes of activations it writes."""
     written = _BytesWritten()
     with torch.no_grad(), FlopCounterMode(display=False) as counter, written:
         result = call(*inputs)

@@ -1,11 +1,11 @@
-"""From a model to a graph of blocks with costs: the result that placement and surgery start from."""
+"""From a model to a graph of blocks with costs, which placement and surgery start from."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import fx, nn
@@ -130,22 +130,20 @@ def _replace_classifier(
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise InputError(f"num_classes must be a whole number from 1, got {num_classes!r}.")
     old = traced.root.get_submodule(path) if path else None
-    width = old.out_features if isinstance(old, nn.Linear) else getattr(old, "out_channels", None)
-    if path is None or old is None or width != old_classes:
+    new: nn.Module | None = None
+    if isinstance(old, nn.Linear) and old.out_features == old_classes:
+        has_bias = old.bias is not None
+        new = nn.Linear(old.in_features, num_classes, bias=has_bias, device="meta")
+    elif isinstance(old, nn.Conv2d) and old.out_channels == old_classes:
+        kernel = cast(tuple[int, int], old.kernel_size)
+        has_bias = old.bias is not None
+        new = nn.Conv2d(old.in_channels, num_classes, kernel, bias=has_bias, device="meta")
+    if path is None or old is None or new is None:
         raise InputError(
             f"num_classes={num_classes} differs from the {old_classes} classes of {traced.name}, "
             "whose logits do not come from one linear layer: replace its classifier first."
         )
-    has_bias = old.bias is not None
-    weight = old.weight
-    assert isinstance(weight, nn.Parameter)
-    new: nn.Module
-    if isinstance(old, nn.Conv2d):
-        new = nn.Conv2d(
-            old.in_channels, num_classes, old.kernel_size, bias=has_bias, device="meta"
-        )
-    else:
-        new = nn.Linear(old.in_features, num_classes, bias=has_bias, device="meta")
+    weight = cast(nn.Parameter, old.weight)
     new = new.to(weight.dtype).to_empty(device=weight.device).train(old.training)
     with torch.no_grad():
         for parameter in new.parameters():
@@ -193,4 +191,3 @@ def _parameters(node: fx.Node, root: nn.Module) -> list[nn.Parameter]:
         value = getattr(root.get_submodule(path), attribute)
         return [value] if isinstance(value, nn.Parameter) else []
     return []
-

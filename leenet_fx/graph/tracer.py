@@ -197,7 +197,9 @@ def _take_images_only(root: nn.Module) -> None:
         return forward(images)
 
     cls = type(root)
-    root.__class__ = type(cls.__name__, (cls,), {"forward": images_only, "__module__": cls.__module__})
+    root.__class__ = type(
+        cls.__name__, (cls,), {"forward": images_only, "__module__": cls.__module__}
+    )
 
 
 def _large_modules(root: nn.Module) -> set[str]:
@@ -221,7 +223,9 @@ def _logits(graph: fx.Graph, name: str) -> fx.Node:
         elif isinstance(value, Sequence) and not isinstance(value, str) and value:
             value = value[0]
         else:
-            raise TraceError(f"{name} returns {value!r}, expected logits of shape (batch, classes).")
+            raise TraceError(
+                f"{name} returns {value!r}, expected logits of shape (batch, classes)."
+            )
     output.args = (value,)
     return value
 

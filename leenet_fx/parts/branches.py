@@ -1,4 +1,4 @@
-"""Branches: what hangs on an exit. Each embeds the features, scores them with a gate, classifies them."""
+"""Branches: what hangs on an exit: an embedding of the features, a gate, a classifier."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leenet_fx.errors import InputError
@@ -17,7 +18,7 @@ from placement import Registry
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """A tensor an exit reads: its shape for one image, batch axis included, and its channel axis."""
+    """A tensor an exit reads: its shape for one image, batch axis included; its channel axis."""
 
     shape: tuple[int, ...]
     channel_axis: int
@@ -69,6 +70,13 @@ class Branch(nn.Module, ABC):
     def reset_gate(self, generator: torch.Generator) -> None:
         """Draws the gate anew, near an even chance of leaving."""
 
+    def standardise(self, embedded: Tensor) -> None:
+        """Lets the gate scale its inputs by what they are on training images; optional.
+
+        Args:
+            embedded: (n, width) embeddings.
+        """
+
     def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
         """Features → class logits (B, num_classes) and gate logits (B,)."""
         embedded = self.embed(*features)
@@ -83,19 +91,54 @@ list_branches = _branches.names
 get_branch = _branches.get
 
 
+class Gate(nn.Module):
+    """A linear map n→1 on standardised inputs.
+
+    Mean and scale are measured on training images when gates are fitted: without them, features of
+    unlike scale leave a gate that sends all samples one way.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 1)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, n) → (B,)."""
+        return torch.squeeze(self.linear((inputs - self.mean) * self.scale), 1)
+
+    @torch.no_grad()
+    def standardise(self, inputs: Tensor) -> None:
+        """Sets mean and scale to those of (n, width) inputs; constant inputs count for nothing."""
+        spread = inputs.std(0, correction=0)
+        self.mean.copy_(inputs.mean(0))
+        self.scale.copy_(torch.where(spread > 1e-6, 1 / spread.clamp(min=1e-6), 0))
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator) -> None:
+        """Draws the weights anew."""
+        _reset_rows(self.linear.weight, self.linear.bias, generator)
+
+
 class _Separate(Branch):
-    """Two separate linear maps on the embedding: gate n→1 and classifier n→m (LEENet)."""
+    """Gate n→1 and classifier n→m, two separate linear maps on the embedding (LEENet)."""
 
     def __init__(self, features: Sequence[FeatureShape], num_classes: int, width: int) -> None:
         super().__init__(features, num_classes)
-        self.gate = nn.Linear(width, 1)
+        self.gate = Gate(width)
         self.classifier = nn.Linear(width, num_classes)
 
     def score(self, embedded: Tensor) -> Tensor:
-        return self.gate(embedded).squeeze(1)
+        scores: Tensor = self.gate(embedded)
+        return scores
 
     def classify(self, embedded: Tensor) -> Tensor:
-        return self.classifier(embedded)
+        logits: Tensor = self.classifier(embedded)
+        return logits
 
     def gate_parameters(self) -> list[nn.Parameter]:
         return list(self.gate.parameters())
@@ -104,21 +147,28 @@ class _Separate(Branch):
         return list(self.classifier.parameters())
 
     def reset_gate(self, generator: torch.Generator) -> None:
-        _reset_rows(self.gate.weight, self.gate.bias, generator)
+        self.gate.reset(generator)
+
+    def standardise(self, embedded: Tensor) -> None:
+        self.gate.standardise(embedded)
 
 
 @register_branch("pool")
 class PoolBranch(_Separate):
-    """Global average over every axis but batch and channels, then gate and classifier (EENets).
+    """Average pooling, then gate and classifier (EENets' `pool`).
 
-    Several features are pooled each and joined.
+    Maps are pooled to a grid of 4 x 4, 2 x 2 or 1 x 1 cells, the finest that keeps the classifier
+    within 100,000 weights: few classes afford a finer look, 1000 classes get the global average.
+    Tokens are averaged. Several features are pooled each and joined.
     """
 
     def __init__(self, features: Sequence[FeatureShape], num_classes: int) -> None:
-        super().__init__(features, num_classes, sum(f.channels for f in features))
+        grid = _grid(features, num_classes)
+        super().__init__(features, num_classes, _pooled_width(features, grid))
+        self.grid = grid
 
     def embed(self, *features: Tensor) -> Tensor:
-        return _pool(features, self.features)
+        return _pool(features, self.features, self.grid)
 
 
 @register_branch("flatten")
@@ -140,14 +190,16 @@ class FlattenBranch(_Separate):
 
 @register_branch("projection")
 class ProjectionBranch(Branch):
-    """Pooled features through one projection n→m+1: the first output is the gate (LEENet, proposal)."""
+    """Pooled features through one projection n→m+1, gate first (LEENet's proposal)."""
 
     def __init__(self, features: Sequence[FeatureShape], num_classes: int) -> None:
         super().__init__(features, num_classes)
-        self.projection = nn.Linear(sum(f.channels for f in features), num_classes + 1)
+        self.grid = _grid(features, num_classes)
+        self.projection = nn.Linear(_pooled_width(features, self.grid), num_classes + 1)
 
     def embed(self, *features: Tensor) -> Tensor:
-        return self.projection(_pool(features, self.features))
+        embedded: Tensor = self.projection(_pool(features, self.features, self.grid))
+        return embedded
 
     def score(self, embedded: Tensor) -> Tensor:
         return embedded[:, 0]
@@ -165,11 +217,91 @@ class ProjectionBranch(Branch):
         _reset_rows(self.projection.weight[:1], self.projection.bias[:1], generator)
 
 
-def _pool(features: Sequence[Tensor], shapes: Sequence[FeatureShape]) -> Tensor:
+@register_branch("confidence")
+class ConfidenceBranch(Branch):
+    """Pooled features, a classifier, and a gate on how sure the classifier is.
+
+    The gate reads the largest class probability, the margin to the second, the entropy, and the
+    log-odds of the largest (JEI-DNN, Regol et al. 2024, with log-odds for power entropy). The
+    classifier runs for every sample that arrives, and is counted so.
+    """
+
+    def __init__(self, features: Sequence[FeatureShape], num_classes: int) -> None:
+        super().__init__(features, num_classes)
+        self.grid = _grid(features, num_classes)
+        self.classifier = nn.Linear(_pooled_width(features, self.grid), num_classes)
+        self.gate = Gate(4)
+
+    def embed(self, *features: Tensor) -> Tensor:
+        embedded: Tensor = self.classifier(_pool(features, self.features, self.grid))
+        return embedded
+
+    def score(self, embedded: Tensor) -> Tensor:
+        scores: Tensor = self.gate(_uncertainty(embedded))
+        return scores
+
+    def classify(self, embedded: Tensor) -> Tensor:
+        return embedded
+
+    def gate_parameters(self) -> list[nn.Parameter]:
+        return list(self.gate.parameters())
+
+    def classifier_parameters(self) -> list[nn.Parameter]:
+        return list(self.classifier.parameters())
+
+    def reset_gate(self, generator: torch.Generator) -> None:
+        self.gate.reset(generator)
+
+    def standardise(self, embedded: Tensor) -> None:
+        self.gate.standardise(_uncertainty(embedded))
+
+
+def _uncertainty(logits: Tensor) -> Tensor:
+    """Class logits (B, m) → (B, 4): largest probability, margin, entropy, log-odds."""
+    logs = logits.log_softmax(1)
+    probabilities = logs.exp()
+    ordered = logs.sort(1, descending=True).values
+    first = ordered[:, 0]
+    second = ordered[:, 1] if logits.shape[1] > 1 else torch.full_like(first, -torch.inf)
+    rest = ordered[:, 1:].logsumexp(1) if logits.shape[1] > 1 else torch.zeros_like(first)
+    entropy = -(probabilities * logs).sum(1)
+    return torch.stack([first.exp(), first.exp() - second.exp(), entropy, first - rest], 1)
+
+
+GRIDS = (4, 2, 1)
+MOST_WEIGHTS = 100_000
+
+
+def _grid(features: Sequence[FeatureShape], num_classes: int) -> int:
+    maps = [f for f in features if len(f.shape) == 4]
+    smallest = min((min(_map_size(f)) for f in maps), default=1)
+    return next(
+        (
+            grid
+            for grid in GRIDS
+            if grid <= smallest and _pooled_width(features, grid) * num_classes <= MOST_WEIGHTS
+        ),
+        1,
+    )
+
+
+def _map_size(feature: FeatureShape) -> list[int]:
+    return [size for a, size in enumerate(feature.shape) if a not in (0, feature.channel_axis)]
+
+
+def _pooled_width(features: Sequence[FeatureShape], grid: int) -> int:
+    return sum(f.channels * (grid * grid if len(f.shape) == 4 else 1) for f in features)
+
+
+def _pool(features: Sequence[Tensor], shapes: Sequence[FeatureShape], grid: int) -> Tensor:
     pooled = []
     for feature, spec in zip(features, shapes, strict=True):
-        axes = [a for a in range(1, feature.ndim) if a != spec.channel_axis]
-        pooled.append(feature.mean(axes) if axes else feature)
+        if feature.ndim == 4 and grid > 1:
+            maps = feature.movedim(spec.channel_axis, 1)
+            pooled.append(F.adaptive_avg_pool2d(maps, grid).flatten(1))
+        else:
+            axes = [a for a in range(1, feature.ndim) if a != spec.channel_axis]
+            pooled.append(feature.mean(axes) if axes else feature)
     return _join(pooled)
 
 

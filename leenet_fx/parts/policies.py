@@ -47,7 +47,7 @@ class Policy(ABC):
         del num_exits
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.options() == other.options()  # type: ignore[attr-defined]
+        return type(self) is type(other) and self.options() == other.options()
 
     def __hash__(self) -> int:
         return hash((self.name, json.dumps(self.options())))
@@ -66,8 +66,12 @@ get_policy = _policies.get
 class _Thresholds(Policy):
     def __init__(self, thresholds: float | Sequence[float]) -> None:
         values = [thresholds] if isinstance(thresholds, (int, float)) else list(thresholds)
-        if not values or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
-            raise InputError(f"Thresholds must be a number or a list of numbers, got {thresholds!r}.")
+        if not values or any(
+            isinstance(v, bool) or not isinstance(v, (int, float)) for v in values
+        ):
+            raise InputError(
+                f"Thresholds must be a number or a list of numbers, got {thresholds!r}."
+            )
         if any(math.isnan(value) for value in values):
             raise InputError(f"A threshold must not be NaN, got {thresholds!r}.")
         self.thresholds = tuple(float(value) for value in values)

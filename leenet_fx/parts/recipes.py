@@ -20,7 +20,7 @@ class Step:
 
     Attributes:
         name: what users call it, for instance in `epochs={"gates": 5}`.
-        trains: the parameters that move: the exits' classifiers, the final classifier, or the gates.
+        trains: what moves: the exits' classifiers, the final classifier, or the gates.
         loss: what is minimised. The losses are those of the N exits for "classifiers", of the final
             classifier for "final", and of all N+1, held constant, for "gates".
     """

@@ -1,0 +1,1 @@
+"""How exits get into a graph, and how it runs then."""

@@ -99,7 +99,7 @@ def _build(
     weight = next((p for p in root.parameters() if p.is_floating_point()), torch.empty(0))
     on_meta = weight.device.type == "meta"
     with torch.random.fork_rng(devices=[]), torch.device("meta" if on_meta else "cpu"):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         branches = [
             factory(feature_shapes(traced.boundaries[index]), traced.num_classes)
             for index in placement.indices

@@ -97,7 +97,9 @@ class Exits(nn.ModuleList):
 
     def get_extra_state(self) -> Tensor:
         """The policy as JSON in a tensor of bytes, so that safetensors can hold it."""
-        return torch.tensor(list(json.dumps(policy_to_dict(self.policy)).encode()), dtype=torch.uint8)
+        return torch.tensor(
+            list(json.dumps(policy_to_dict(self.policy)).encode()), dtype=torch.uint8
+        )
 
     def set_extra_state(self, state: Any) -> None:
         """Reads what `get_extra_state` wrote.
@@ -123,7 +125,7 @@ class EarlyExitModule(fx.GraphModule):
 
     `ee.graph` is the flat graph that computes every exit: the plain network's nodes, a call of
     `exits.i` at each exit, and `collect_exits` at the end. It is what `ee.train(); ee(x)` and
-    `ee.all_exits(x)` run. In evaluation mode the same nodes run stage by stage (`ee.stages`) on the
+    `ee.all_exits(x)` run. In evaluation mode the same nodes run stage by stage (`ee.conditional_stages`) on the
     samples still inside; stages are derived from `ee.graph` when first needed and read the weights
     of this module, so there is one set of weights and one graph to edit.
 
@@ -134,6 +136,13 @@ class EarlyExitModule(fx.GraphModule):
 
     def __init__(self, root: nn.Module, graph: fx.Graph, exits: Exits, spec: ExitSpec) -> None:
         super().__init__(nn.Module(), fx.Graph(), "EarlyExitModule")
+        names = {*root._modules, *root._parameters, *root._buffers}
+        taken = sorted(name for name in names if name == "exits" or hasattr(EarlyExitModule, name))
+        if taken:
+            raise InputError(
+                f"{spec.profile.model} has a member called '{taken[0]}', a name that a network "
+                "with exits uses itself: wrap the model in another module, or rename it."
+            )
         # The whole tree of the original stays, not only what the graph calls: keys, hooks,
         # buffers and modules that only training uses keep their names.
         for attribute in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
@@ -151,7 +160,7 @@ class EarlyExitModule(fx.GraphModule):
         code = super().recompile()
         generated = type(self)
         generated._compute_all = generated.forward  # type: ignore[attr-defined]
-        generated.forward = EarlyExitModule._dispatch  # type: ignore[method-assign]
+        generated.forward = EarlyExitModule._dispatch
         self.__dict__.pop("_stages", None)
         return code
 
@@ -159,7 +168,7 @@ class EarlyExitModule(fx.GraphModule):
         """Training mode: `ExitOutputs` of every exit. Evaluation mode: logits (B, classes)."""
         if self.training:
             return self.all_exits(images)
-        return self.run(images, self.policy)[0]
+        return self.run_with(images, self.policy)[0]
 
     def all_exits(self, images: Tensor) -> ExitOutputs:
         """Every exit's answer for every sample, in the present mode.
@@ -197,18 +206,16 @@ class EarlyExitModule(fx.GraphModule):
         self._check_images(images)
         shut = exit_index is None and self.policy.reads == "nothing"
         if exit_index is None:
-            logits, left_at = self.run(images, self.policy)
+            logits, left_at = self.run_with(images, self.policy)
         else:
             decide = conditional.by_index(self._check_indices(exit_index, images))
             logits, left_at = self._run(images, decide)
         table = torch.tensor(self.costs.relative("flops"), device=images.device)
         cost = torch.ones(left_at.shape, device=images.device) if shut else table[left_at]
-        confidence = (
-            logits.float().softmax(1).amax(1) if len(logits) else cost.new_empty(0)
-        )
+        confidence = logits.float().softmax(1).amax(1) if len(logits) else cost.new_empty(0)
         return Prediction(logits, left_at, confidence, cost)
 
-    def run(self, images: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
+    def run_with(self, images: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
         """Runs the conditional form under any policy, in any mode.
 
         Returns:
@@ -216,17 +223,17 @@ class EarlyExitModule(fx.GraphModule):
         """
         return self._run(images, conditional.by_policy(policy))
 
-    def features(self, images: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    def exit_features(self, images: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """What each exit reads, one tuple an exit, then the final logits; nobody leaves.
 
         Stages run as they are asked for, so a caller may stop early.
         """
         self._check_images(images)
         live: Any = (images,)
-        for stage, cut in zip(self.stages[:-1], self.spec.cuts, strict=True):
+        for stage, cut in zip(self.conditional_stages[:-1], self.spec.cuts, strict=True):
             live = stage.run(self, *live)
             yield tuple(live[i] for i in cut.features)
-        yield (self.stages[-1].run(self, *live),)
+        yield (self.conditional_stages[-1].run(self, *live),)
 
     def _run(self, images: Tensor, decide: conditional.Decide | None) -> tuple[Tensor, Tensor]:
         self._check_images(images)
@@ -234,7 +241,9 @@ class EarlyExitModule(fx.GraphModule):
             empty = self._no_rows(images)
             return empty, torch.empty(0, dtype=torch.int64, device=images.device)
         branches = list(self.exits.branches())
-        return conditional.run(self, self.stages, self.spec.cuts, branches, images, decide)
+        return conditional.run(
+            self, self.conditional_stages, self.spec.cuts, branches, images, decide
+        )
 
     # --- what it is ----------------------------------------------------------------------------
 
@@ -271,7 +280,7 @@ class EarlyExitModule(fx.GraphModule):
         return tables[reads]
 
     @property
-    def stages(self) -> tuple[Stage, ...]:
+    def conditional_stages(self) -> tuple[Stage, ...]:
         """The conditional form: N+1 pieces of the network, cut at the exits."""
         if "_stages" not in self.__dict__:
             self.__dict__["_stages"] = conditional.split(self.graph, self.spec.cuts)
@@ -341,7 +350,9 @@ class EarlyExitModule(fx.GraphModule):
     def _check_images(self, images: Tensor) -> None:
         expected = self.spec.image_shape
         if not isinstance(images, Tensor):
-            raise InputError(f"Expected a batch of images as a tensor, got {type(images).__name__}.")
+            raise InputError(
+                f"Expected a batch of images as a tensor, got {type(images).__name__}."
+            )
         if images.ndim != len(expected) + 1:
             axes = "(B, C, H, W)" if len(expected) == 3 else f"{len(expected) + 1} axes"
             raise InputError(f"Expected images of {axes}, got shape {tuple(images.shape)}.")
@@ -391,7 +402,7 @@ class _Op:
 
 
 def _pack(graph: fx.Graph) -> list[tuple[Any, ...]]:
-    position = {node: _Ref(i) for i, node in enumerate(graph.nodes)}
+    position: dict[fx.Node, Any] = {node: _Ref(i) for i, node in enumerate(graph.nodes)}
 
     def packed(value: Any) -> Any:
         return map_arg(value, position.__getitem__)
@@ -400,7 +411,9 @@ def _pack(graph: fx.Graph) -> list[tuple[Any, ...]]:
         (
             node.op,
             node.name,
-            _Op(str(node.target)) if isinstance(node.target, torch._ops.OpOverload) else node.target,
+            _Op(str(node.target))
+            if isinstance(node.target, torch._ops.OpOverload)
+            else node.target,
             packed(node.args),
             packed(node.kwargs),
         )

@@ -22,6 +22,9 @@ from leenet_fx.surgery.model import EarlyExitModule
 from leenet_fx.training.loaders import batches, check_loader
 from placement.registry import unknown_name
 
+STANDARDISE_ON = 2048
+"""How many training images tell the scale of the gates' inputs."""
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -108,9 +111,8 @@ def fit(
         generator = torch.Generator().manual_seed(seed)
         for step, length in zip(steps, lengths, strict=True):
             if length:
-                _Training(ee, step, final, costs, alpha, lr, generator).run(
-                    train, val, length, result.history, bar
-                )
+                training = _Training(ee, step, final, costs, alpha, lr, generator, train)
+                training.run(train, val, length, result.history, bar)
         ee.policy = recipe.policy
     return result
 
@@ -127,6 +129,7 @@ class _Training:
         alpha: float,
         lr: float,
         generator: torch.Generator,
+        train: Iterable[Any],
     ) -> None:
         self.ee = ee
         self.step = step
@@ -135,6 +138,7 @@ class _Training:
         self.lr = lr
         branches = list(ee.exits.branches())
         if step.trains == "gates":
+            self._standardise(train)
             for branch in branches:
                 branch.reset_gate(generator)
             groups = [branch.gate_parameters() for branch in branches]
@@ -160,8 +164,8 @@ class _Training:
         for epoch in range(length):
             start = time.perf_counter()
             try:
-                train_loss = self._train_epoch(train, epoch, optimizer)
-                val_loss = self._loss_on(val, epoch) if val is not None else None
+                train_loss = self._train_epoch(train, optimizer)
+                val_loss = self._loss_on(val) if val is not None else None
             except _NotFinite as error:
                 _restore(self.parameters, best if val is not None and epoch else good)
                 raise TrainingError(
@@ -178,10 +182,7 @@ class _Training:
             bar(f"{self.step.name}: loss {train_loss:.4f}", (epoch + 1) / length)
         _restore(self.parameters, best)
 
-    def _train_epoch(
-        self, train: Iterable[Any], epoch: int, optimizer: torch.optim.Optimizer
-    ) -> float:
-        del epoch
+    def _train_epoch(self, train: Iterable[Any], optimizer: torch.optim.Optimizer) -> float:
         mean = _Mean("train")
         for images, labels in batches(train, "train", self.ee.spec.num_classes, _device(self.ee)):
             loss = self._loss(images, labels)
@@ -194,8 +195,22 @@ class _Training:
             optimizer.zero_grad()
         return mean.value
 
-    def _loss_on(self, val: Iterable[Any], epoch: int) -> float:
-        del epoch
+    @torch.no_grad()
+    def _standardise(self, train: Iterable[Any]) -> None:
+        branches = list(self.ee.exits.branches())
+        seen: list[list[Tensor]] = [[] for _ in branches]
+        count = 0
+        for images, _ in batches(train, "train", self.ee.spec.num_classes, _device(self.ee)):
+            stages = self.ee.exit_features(images)
+            for branch, kept in zip(branches, seen, strict=True):
+                kept.append(branch.embed(*next(stages)))
+            count += len(images)
+            if count >= STANDARDISE_ON:
+                break
+        for branch, kept in zip(branches, seen, strict=True):
+            branch.standardise(torch.cat(kept))
+
+    def _loss_on(self, val: Iterable[Any]) -> float:
         mean = _Mean("val")
         with torch.no_grad():
             for images, labels in batches(val, "val", self.ee.spec.num_classes, _device(self.ee)):
@@ -204,7 +219,7 @@ class _Training:
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         trains = self.step.trains
-        stages = self.ee.features(images)
+        stages = self.ee.exit_features(images)
         with torch.no_grad():
             features = [next(stages) for _ in range(self.ee.num_exits)]
             final = next(stages)[0] if trains == "gates" else None
@@ -274,9 +289,7 @@ def _final_classifier(ee: EarlyExitModule, train_final: bool | None) -> nn.Modul
     return final
 
 
-def _lengths(
-    epochs: int | Mapping[str, int], steps: list[Step], known: list[str]
-) -> list[int]:
+def _lengths(epochs: int | Mapping[str, int], steps: list[Step], known: list[str]) -> list[int]:
     if isinstance(epochs, Mapping):
         for name in epochs:
             if name not in known:
@@ -307,7 +320,11 @@ def _restore(parameters: Iterable[Tensor], values: list[Tensor]) -> None:
 @contextmanager
 def _restored_on_error(ee: EarlyExitModule, final: nn.Module | None) -> Iterator[None]:
     """Bad input leaves weights, modes and policy as they were; a failed loss keeps what it had."""
-    parameters = [*ee.exits.parameters(), *(final.parameters() if final is not None else ())]
+    parameters = [
+        *ee.exits.parameters(),
+        *ee.exits.buffers(),
+        *(final.parameters() if final is not None else ()),
+    ]
     values, policy = _snapshot(parameters), ee.policy
     modes = {module: module.training for module in ee.modules()}
     try:

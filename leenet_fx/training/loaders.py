@@ -19,7 +19,7 @@ def check_loader(loader: object, name: str) -> Iterable[Any]:
         )
     if isinstance(loader, Iterator):
         raise InputError(
-            f"{name} is an iterator and can be read once only; pass a DataLoader or a list of batches."
+            f"{name} is an iterator and can be read only once; pass a DataLoader or a list."
         )
     return loader
 
@@ -37,7 +37,8 @@ def batches(
     for batch in check_loader(loader, name):
         if not isinstance(batch, (tuple, list)) or len(batch) < 2:
             raise InputError(
-                f"{name} must yield (images, labels), but yields {_describe(batch)}: labels are absent."
+                f"{name} must yield (images, labels), but yields {_describe(batch)}: "
+                "labels are absent."
             )
         images, labels = batch[0], batch[1]
         if not isinstance(images, Tensor) or not isinstance(labels, Tensor):

@@ -1,0 +1,127 @@
+"""Types of the lazily loaded public names; `__init__.py` says where each lives."""
+
+from leenet_fx.errors import (
+    DependencyError as DependencyError,
+)
+from leenet_fx.errors import (
+    EarlyExitError as EarlyExitError,
+)
+from leenet_fx.errors import (
+    InputError as InputError,
+)
+from leenet_fx.errors import (
+    ModeError as ModeError,
+)
+from leenet_fx.errors import (
+    PlacementError as PlacementError,
+)
+from leenet_fx.errors import (
+    TraceError as TraceError,
+)
+from leenet_fx.errors import (
+    TrainingError as TrainingError,
+)
+from leenet_fx.errors import (
+    UnknownNameError as UnknownNameError,
+)
+from leenet_fx.evaluation.evaluate import (
+    Evaluation as Evaluation,
+)
+from leenet_fx.evaluation.evaluate import (
+    Outlet as Outlet,
+)
+from leenet_fx.evaluation.evaluate import (
+    evaluate as evaluate,
+)
+from leenet_fx.graph.catalog import (
+    create_model as create_model,
+)
+from leenet_fx.graph.catalog import (
+    list_models as list_models,
+)
+from leenet_fx.methods.method import (
+    Method as Method,
+)
+from leenet_fx.methods.method import (
+    get_method as get_method,
+)
+from leenet_fx.methods.method import (
+    list_methods as list_methods,
+)
+from leenet_fx.methods.method import (
+    register_method as register_method,
+)
+from leenet_fx.parts.branches import (
+    Branch as Branch,
+)
+from leenet_fx.parts.branches import (
+    FeatureShape as FeatureShape,
+)
+from leenet_fx.parts.branches import (
+    get_branch as get_branch,
+)
+from leenet_fx.parts.branches import (
+    list_branches as list_branches,
+)
+from leenet_fx.parts.branches import (
+    register_branch as register_branch,
+)
+from leenet_fx.parts.objectives import (
+    exit_log_probabilities as exit_log_probabilities,
+)
+from leenet_fx.parts.objectives import (
+    exit_losses as exit_losses,
+)
+from leenet_fx.parts.objectives import (
+    leenet_loss as leenet_loss,
+)
+from leenet_fx.parts.policies import (
+    LearnedGate as LearnedGate,
+)
+from leenet_fx.parts.policies import (
+    MaxProbability as MaxProbability,
+)
+from leenet_fx.parts.policies import (
+    Policy as Policy,
+)
+from leenet_fx.parts.policies import (
+    Shut as Shut,
+)
+from leenet_fx.parts.policies import (
+    get_policy as get_policy,
+)
+from leenet_fx.parts.policies import (
+    list_policies as list_policies,
+)
+from leenet_fx.parts.policies import (
+    register_policy as register_policy,
+)
+from leenet_fx.parts.recipes import (
+    Step as Step,
+)
+from leenet_fx.surgery.attach import (
+    attach as attach,
+)
+from leenet_fx.surgery.costs import (
+    CostRow as CostRow,
+)
+from leenet_fx.surgery.costs import (
+    CostTable as CostTable,
+)
+from leenet_fx.surgery.model import (
+    EarlyExitModule as EarlyExitModule,
+)
+from leenet_fx.surgery.model import (
+    ExitOutputs as ExitOutputs,
+)
+from leenet_fx.surgery.model import (
+    Prediction as Prediction,
+)
+from leenet_fx.training.fit import (
+    FitResult as FitResult,
+)
+from leenet_fx.training.fit import (
+    fit as fit,
+)
+
+__version__: str

@@ -1,0 +1,44 @@
+"""The console command: errors, exit codes and the list of verbs.
+
+Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage. A verb
+imports torch when it runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+
+from leenet_fx.cli import demo, env, inspect, models, strategies
+from placement.errors import EarlyExitError, UnknownNameError
+
+app = typer.Typer(
+    name="leenet-fx",
+    help="Early exits for any trained image classifier.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for verb in (inspect.inspect, models.models, strategies.strategies, demo.demo, env.env):
+    app.command()(verb)
+
+
+def main() -> None:
+    """Runs the command line; the project's own errors become one line on stderr."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        app()
+    except UnknownNameError as error:
+        _fail(error, 2)
+    except EarlyExitError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        sys.exit(1)
+
+
+def _fail(error: EarlyExitError, code: int) -> None:
+    print(f"Error: {error}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,116 @@
+"""Names of models: timm's, torchvision's, and factories in the user's own files."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from leenet_fx.errors import InputError
+from placement.registry import unknown_name
+
+logger = logging.getLogger("leenet_fx")
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Exact names, `timm/NAME` and `torchvision/NAME`, that match an fnmatch pattern.
+
+    A pattern without a slash is matched against the part behind it.
+    """
+    names = [f"torchvision/{name}" for name in _torchvision_names()]
+    names += [f"timm/{name}" for name in _timm_names()]
+    whole = "/" in pattern
+    return sorted(n for n in names if fnmatch(n if whole else n.split("/", 1)[1], pattern))
+
+
+def create_model(
+    name: str, *, pretrained: bool = False, device: str | torch.device | None = None, **options: Any
+) -> nn.Module:
+    """Builds a model by name.
+
+    Args:
+        name: `timm/NAME` or `torchvision/NAME`; a bare name means torchvision's where it has one;
+            `path/to/file.py:factory` calls a function of the user's own file, which is run.
+        pretrained: whether to load the library's weights (downloads them).
+        device: where to build it; "meta" builds no weights where the model allows that.
+        options: handed to the library's builder or the factory.
+
+    Raises:
+        UnknownNameError: no such model; the nearest name is in the message.
+        InputError: the file or its factory is missing, or makes no module.
+    """
+    with torch.device(device if device is not None else "cpu"):
+        if ".py:" in name:
+            return _from_file(name, options)
+        library, _, rest = name.partition("/")
+        if library == "timm":
+            return _timm(rest, pretrained, options)
+        if library == "torchvision":
+            return _torchvision(rest, pretrained, options)
+        if name in _torchvision_names():
+            if name in _timm_names():
+                logger.warning("'%s' means torchvision/%s; timm/%s exists too.", name, name, name)
+            return _torchvision(name, pretrained, options)
+        if name.split(".")[0] in _timm_names():
+            return _timm(name, pretrained, options)
+        raise unknown_name("model", name, {*_torchvision_names(), *_timm_names()})
+
+
+def _torchvision_names() -> list[str]:
+    from torchvision import models
+
+    return [str(name) for name in models.list_models(module=models)]
+
+
+def _timm_names() -> list[str]:
+    import timm
+
+    return [str(name) for name in timm.list_models()]
+
+
+def _torchvision(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    from torchvision import models
+
+    if name not in _torchvision_names():
+        raise unknown_name("torchvision model", name, _torchvision_names())
+    if name in ("googlenet", "inception_v3") and not pretrained:
+        options = {"init_weights": False, **options}
+    model = models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def _timm(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    import timm
+
+    if name.split(".")[0] not in _timm_names():
+        raise unknown_name("timm model", name, _timm_names())
+    model = timm.create_model(name, pretrained=pretrained, **options)
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def _from_file(name: str, options: dict[str, Any]) -> nn.Module:
+    file, _, factory = name.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise InputError(f"No file '{path}' for model '{name}'; expected path/to/file.py:factory.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, factory, None)):
+        public = [n for n in vars(module) if not n.startswith("_") and callable(vars(module)[n])]
+        raise unknown_name(f"factory of {path}", factory, public)
+    model = getattr(module, factory)(**options)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"'{name}' made a {type(model).__name__}, expected a torch.nn.Module.")
+    return model

@@ -1,0 +1,136 @@
+"""Result files: one JSON form for every benchmark, and the Markdown rendered from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("leenet-fx", "torch", "torchvision", "timm", "networkx", "numpy")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number that was asked for: name, value, unit, the request in words, whether it is met."""
+
+    name: str
+    value: float
+    unit: str
+    asked: str
+    met: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a benchmark leaves behind.
+
+    Attributes:
+        command: what to type to get it again.
+        rows: the measurements, one flat record each.
+        figures: what was asked for.
+        environment: versions, device, threads, date.
+    """
+
+    command: str
+    rows: Sequence[dict[str, Any]]
+    figures: Sequence[Figure]
+    environment: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The one JSON form: `command`, `environment`, `rows`, `figures`."""
+        return {
+            "command": self.command,
+            "environment": self.environment,
+            "rows": list(self.rows),
+            "figures": [asdict(figure) for figure in self.figures],
+        }
+
+    def to_markdown(self, title: str) -> str:
+        """Figures, rows and environment as Markdown tables."""
+        parts = [f"# {title}", f"`{self.command}`"]
+        if self.figures:
+            rows = [
+                {
+                    "figure": f.name,
+                    "value": f"{_number(f.value)} {f.unit}".strip(),
+                    "asked": f.asked,
+                    "met": "yes" if f.met else "no",
+                }
+                for f in self.figures
+            ]
+            parts.append(_markdown_table(rows))
+        if self.rows:
+            parts.append(_markdown_table(self.rows))
+        parts.append(", ".join(f"{key} {value}" for key, value in self.environment.items()))
+        return "\n\n".join(parts) + "\n"
+
+    def write(self, path: Path, title: str) -> None:
+        """Writes `path` (.json) and, beside it, the Markdown rendered from it."""
+        write_atomically(path, json.dumps(self.to_dict(), indent=2) + "\n")
+        write_atomically(path.with_suffix(".md"), self.to_markdown(title))
+
+
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Versions, device, threads and date, as a bug report needs them."""
+    import torch
+
+    found: dict[str, Any] = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            found[library] = "not installed"
+    found["platform"] = f"{platform.system()} {platform.machine()}"
+    on_gpu = device.startswith("cuda") and torch.cuda.is_available()
+    found["device"] = torch.cuda.get_device_name() if on_gpu else _processor()
+    found["threads"] = torch.get_num_threads()
+    found["date"] = datetime.now(UTC).date().isoformat()
+    return found
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _markdown_table(rows: Sequence[dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(_number(row.get(c, "")) for c in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _number(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_number(item) for item in value)
+    return "" if value is None else str(value)
