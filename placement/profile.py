@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-
-import networkx as nx
+from typing import TYPE_CHECKING
 
 from placement.errors import PlacementError
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 UNIT = "FLOPs = 2 x MACs, per image"
 SCHEMA = 1
@@ -80,6 +82,8 @@ class CostProfile:
         Each edge carries the `flops`, `params` and `bytes` spent between its two boundaries, and
         each candidate its `live_bytes`.
         """
+        import networkx as nx
+
         end = Candidate("output", self.flops, self.params, self.bytes)
         chain = nx.DiGraph(model=self.model)
         before = Candidate("input", 0, 0, 0)

@@ -61,8 +61,9 @@ def measure(traced: Trace, image_shape: tuple[int, ...], dtype: torch.dtype) -> 
     with torch.device("meta"), torch.no_grad():
         flop_counter = FlopCounterMode(display=False)
         recorder = _Recorder(meta, traced.graph, costs, flop_counter, bytes_written)
+        images = torch.empty(PROBES[0], *image_shape, dtype=dtype)
         with flop_counter, bytes_written:
-            recorder.run(torch.empty(PROBES[0], *image_shape, dtype=dtype))
+            recorder.run(images)
         again = _Shapes(meta, traced.graph)
         again.run(torch.empty(PROBES[1], *image_shape, dtype=dtype))
     for node, summary in costs.shapes.items():

@@ -268,8 +268,9 @@ def _explain(name: str, tracer: _Tracer, error: Exception) -> TraceError:
     line = f" at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else ""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return TraceError(
-        f"{name} cannot be traced: {where}{line}: {reason}. If the module's inner control flow "
-        "depends on its input, name its class in leaf_modules=(…,) so that it stays whole."
+        f"{name} cannot be traced: {where}{line}: {reason}. If the module's control flow depends "
+        "on the shape of its input only, name its class in leaf_modules=(…,) to keep it whole; if "
+        "on its values, a graph would be wrong for other images."
     )
 
 

@@ -180,7 +180,7 @@ class FlattenBranch(_Separate):
 
     def embed(self, *features: Tensor) -> Tensor:
         embedded = _join([feature.flatten(1) for feature in features])
-        if embedded.shape[1] != self.classifier.in_features:
+        if isinstance(embedded, Tensor) and embedded.shape[1] != self.classifier.in_features:
             raise InputError(
                 f"A 'flatten' branch made for {self.classifier.in_features} values got "
                 f"{embedded.shape[1]}: it fits one image size only; 'pool' fits any."
@@ -296,11 +296,12 @@ def _pooled_width(features: Sequence[FeatureShape], grid: int) -> int:
 def _pool(features: Sequence[Tensor], shapes: Sequence[FeatureShape], grid: int) -> Tensor:
     pooled = []
     for feature, spec in zip(features, shapes, strict=True):
-        if feature.ndim == 4 and grid > 1:
+        rank = len(spec.shape)
+        if rank == 4 and grid > 1:
             maps = feature.movedim(spec.channel_axis, 1)
             pooled.append(F.adaptive_avg_pool2d(maps, grid).flatten(1))
         else:
-            axes = [a for a in range(1, feature.ndim) if a != spec.channel_axis]
+            axes = [a for a in range(1, rank) if a != spec.channel_axis]
             pooled.append(feature.mean(axes) if axes else feature)
     return _join(pooled)
 

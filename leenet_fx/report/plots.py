@@ -60,7 +60,7 @@ def plot_network(ee: EarlyExitModule, path: Path) -> None:
         ylim=(-0.35, top + 0.1),
         yticks=[],
         xlabel=f"share of the plain model's {quantity(spec.profile.flops)}FLOPs "
-        "(FLOPs = 2 x MACs); numbers: blocks, 0 is the stem",
+        "(FLOPs = 2 x MACs); numbers: block boundaries, each at its block's end",
         title=f"{spec.profile.model}, '{spec.placement.strategy}' placement",
     )
     axes.spines[["top", "left", "right"]].set_visible(False)
@@ -88,13 +88,13 @@ def plot_tradeoff(
         axes.plot(cost, [100 * p[key] for p in points], style, color=colour, label=label, ms=5)
     axes.plot([1.0], [100 * plain_accuracy], "D", color=GREEN, label="plain model", ms=8)
     axes.axhline(100 * plain_accuracy, color=GREEN, lw=0.8, alpha=0.6)
-    for point in points:
+    for turn, point in enumerate(points):
         picked = point["alpha"] == chosen
         axes.annotate(
             f"α={point['alpha']:g}",
             (point["relative_flops"], 100 * point["accuracy"]),
             textcoords="offset points",
-            xytext=(5, -11),
+            xytext=(5, -11) if turn % 2 else (-8, 9),
             fontsize=8,
             color=ORANGE if picked else "black",
             fontweight="bold" if picked else "normal",

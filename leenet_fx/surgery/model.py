@@ -97,9 +97,8 @@ class Exits(nn.ModuleList):
 
     def get_extra_state(self) -> Tensor:
         """The policy as JSON in a tensor of bytes, so that safetensors can hold it."""
-        return torch.tensor(
-            list(json.dumps(policy_to_dict(self.policy)).encode()), dtype=torch.uint8
-        )
+        encoded = json.dumps(policy_to_dict(self.policy)).encode()
+        return torch.tensor(list(encoded), dtype=torch.uint8)
 
     def set_extra_state(self, state: Any) -> None:
         """Reads what `get_extra_state` wrote.
@@ -125,9 +124,9 @@ class EarlyExitModule(fx.GraphModule):
 
     `ee.graph` is the flat graph that computes every exit: the plain network's nodes, a call of
     `exits.i` at each exit, and `collect_exits` at the end. It is what `ee.train(); ee(x)` and
-    `ee.all_exits(x)` run. In evaluation mode the same nodes run stage by stage (`ee.conditional_stages`) on the
-    samples still inside; stages are derived from `ee.graph` when first needed and read the weights
-    of this module, so there is one set of weights and one graph to edit.
+    `ee.all_exits(x)` run. In evaluation mode the same nodes run stage by stage on the samples still
+    inside; these `ee.conditional_stages` are derived from `ee.graph` when first needed and read the
+    weights of this module, so there is one set of weights and one graph to edit.
 
     Made by `leenet_fx.attach`.
     """
@@ -179,6 +178,8 @@ class EarlyExitModule(fx.GraphModule):
         Raises:
             InputError: images of another rank, channel count or dtype.
         """
+        if torch.fx._symbolic_trace.is_fx_symbolic_tracing():
+            return cast(ExitOutputs, self._compute_all(images))  # type: ignore[operator]
         self._check_images(images)
         if images.shape[0] == 0:
             empty = self._no_rows(images)

@@ -1,0 +1,38 @@
+# One command sets up and runs: `make demo`, `make test`. PYTHON names the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+
+.PHONY: demo test lint check test-oldest benchmarks clean
+
+demo: $(VENV)/installed
+	$(BIN)/leenet-fx demo
+
+test: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+lint: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test
+
+# The oldest supported torch, in a virtual environment of its own.
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest PINS="torch==2.11.* torchvision==0.26.*"
+
+benchmarks: $(VENV)/installed
+	$(BIN)/leenet-fx demo --seeds 3 --output benchmarks/results/demo
+	$(BIN)/python benchmarks/gate_loss.py
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' $(PINS)
+	touch $@
+
+clean:
+	rm -rf .venv .venv-oldest build dist *.egg-info demo-results

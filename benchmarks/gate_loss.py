@@ -1,0 +1,71 @@
+"""How much faster the vectorised gate loss is than a plain double loop, forward and backward.
+
+Writes benchmarks/results/gate_loss.json: `python benchmarks/gate_loss.py`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from leenet_fx import leenet_loss
+from leenet_fx.report.results import Figure, Result, environment
+
+BATCH, EXITS, PAIRS, ALPHA = 128, 4, 30, 0.5
+RESULTS = Path(__file__).parent / "results" / "gate_loss.json"
+
+
+def double_loop(losses: Tensor, gates: Tensor, costs: Tensor, alpha: float) -> Tensor:
+    """The same formula sample by sample and exit by exit, as reference codes have it."""
+    total = torch.zeros(())
+    samples, outlets = losses.shape
+    for b in range(samples):
+        inside = torch.ones(())
+        for i in range(outlets):
+            gate = torch.sigmoid(gates[b, i]) if i < outlets - 1 else torch.ones(())
+            total = total + gate * inside * ((1 - alpha) * losses[b, i] + alpha * costs[i])
+            inside = inside * (1 - gate)
+    return total / samples
+
+
+def seconds(loss: Callable[..., Tensor], losses: Tensor, gates: Tensor, costs: Tensor) -> float:
+    """Wall-clock time of one forward and backward pass."""
+    gates = gates.clone().requires_grad_()
+    start = time.perf_counter()
+    loss(losses, gates, costs, ALPHA).backward()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Times interleaved pairs and writes the result."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    losses = torch.rand(BATCH, EXITS + 1, generator=generator)
+    gates = torch.randn(BATCH, EXITS, generator=generator)
+    costs = torch.linspace(0.2, 1.0, EXITS + 1)
+    pairs = [
+        (seconds(double_loop, losses, gates, costs), seconds(leenet_loss, losses, gates, costs))
+        for _ in range(PAIRS + 3)
+    ][3:]
+    slow, fast = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
+    ratio = slow / fast
+    result = Result(
+        command="python benchmarks/gate_loss.py",
+        rows=[
+            {"loss": "double loop", "batch": BATCH, "exits": EXITS, "median_ms": slow},
+            {"loss": "leenet_loss", "batch": BATCH, "exits": EXITS, "median_ms": fast},
+        ],
+        figures=[Figure("gate loss, times faster", ratio, "x", "≥ 50", ratio >= 50)],
+        environment=environment(),
+    )
+    result.write(RESULTS, "Gate loss: vectorised against a double loop")
+    print(f"{slow:.1f} ms against {fast:.3f} ms: {ratio:.0f} x")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""attach: what it accepts, what it refuses, and models with odd cuts."""
+
+import logging
+
+import pytest
+import torch
+from networks import Block, TinyNet, close, images, oracle, tiny
+from torch import nn
+
+import leenet_fx
+from leenet_fx import EarlyExitError, InputError, PlacementError, TraceError, UnknownNameError
+
+EXAMPLE = images(1, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"strategy": "fien"}, UnknownNameError, "Did you mean 'fine'"),
+        ({"branch": "pol"}, UnknownNameError, "Did you mean 'pool'"),
+        ({"strategy": ["blocks.9"]}, UnknownNameError, r"Did you mean 'blocks\.\d'"),
+        ({"num_exits": 5}, PlacementError, "only 4 block boundaries"),
+        ({"strategy": "fixed"}, PlacementError, "needs positions"),
+        ({"num_classes": 0}, InputError, "whole number from 1"),
+        ({"example_inputs": torch.zeros(1, 7, 16, 16)}, InputError, r"\(1, 7, 16, 16\)"),
+        ({"example_inputs": torch.zeros(3)}, InputError, "batch of images"),
+        ({"example_inputs": "image"}, InputError, "batch of images"),
+    ],
+)
+def test_bad_arguments(options, error, message):
+    with pytest.raises(error, match=message):
+        leenet_fx.attach(tiny(), **{"example_inputs": EXAMPLE, **options})
+
+
+def test_only_modules_without_exits():
+    with pytest.raises(InputError, match=r"torch\.nn\.Module, got function"):
+        leenet_fx.attach(lambda x: x)
+    ee = leenet_fx.attach(tiny(), "every", example_inputs=EXAMPLE)
+    with pytest.raises(InputError, match="has exits already"):
+        leenet_fx.attach(ee)
+
+
+def test_a_model_without_boundaries():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    with pytest.raises(PlacementError, match="no block boundary"):
+        leenet_fx.attach(model, example_inputs=torch.zeros(1, 3, 2, 2))
+
+
+def test_a_model_without_an_input_size():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            return x * self.weight
+
+    with pytest.raises(InputError, match="No input size found for Odd"):
+        leenet_fx.attach(Odd())
+
+
+def test_a_guessed_input_size_is_noted(caplog):
+    with caplog.at_level(logging.WARNING, "leenet_fx"):
+        ee = leenet_fx.attach(tiny())
+    assert ee.spec.image_shape == (3, 224, 224)
+    assert "3 x 224 x 224" in caplog.text
+
+
+def test_control_flow_on_data_is_refused_with_its_place():
+    class Inner(nn.Module):
+        def forward(self, x):
+            if x.sum() > 0:
+                return x
+            return -x
+
+    class Outer(TinyNet):
+        def __init__(self):
+            super().__init__()
+            self.inner = Inner()
+
+        def forward(self, x):
+            return super().forward(self.inner(x))
+
+    with pytest.raises(TraceError, match=r"(?s)module 'inner' \(Inner\) at .*test_attach\.py:\d+"):
+        leenet_fx.attach(Outer(), example_inputs=EXAMPLE)
+
+
+def test_a_module_kept_whole_may_branch_on_shapes():
+    class Inner(nn.Module):
+        def forward(self, x):
+            return -x if x.shape[2] > 20 else x
+
+    class Outer(TinyNet):
+        def __init__(self):
+            super().__init__()
+            self.inner = Inner()
+
+        def forward(self, x):
+            return super().forward(self.inner(x))
+
+    model = Outer().eval()
+    with pytest.raises(TraceError, match="leaf_modules"):
+        leenet_fx.attach(model, example_inputs=EXAMPLE)
+    ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE, leaf_modules=(Inner,))
+    for size in (16, 24):
+        x = images(2, 3, size, size)
+        assert torch.equal(ee(x), model(x))
+
+
+def test_a_model_that_is_no_classifier():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    with pytest.raises(TraceError, match=r"\(batch, classes\)"):
+        leenet_fx.attach(model, example_inputs=EXAMPLE)
+
+
+def test_a_member_name_that_is_taken():
+    model = tiny()
+    model.exits = nn.Identity()
+    with pytest.raises(EarlyExitError, match="member called 'exits'"):
+        leenet_fx.attach(model, "every", example_inputs=EXAMPLE)
+
+
+def test_another_number_of_classes_replaces_the_classifier():
+    model = tiny()
+    ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE, num_classes=3)
+    assert ee(images(2, 3, 16, 16)).shape == (2, 3)
+    assert [at.shape[1] for at in ee.all_exits(images(2, 3, 16, 16)).logits] == [3] * 5
+    assert model.fc.out_features == 5
+    assert ee.fc.out_features == 3
+    assert ee.spec.classifier_is_new
+    ours = {key for key in ee.state_dict() if not key.startswith("exits.")}
+    assert ours == set(model.state_dict())
+    same = leenet_fx.attach(model, "every", example_inputs=EXAMPLE, num_classes=5)
+    assert not same.spec.classifier_is_new
+
+
+def test_the_seed_alone_decides_the_new_weights():
+    model = tiny()
+    state = torch.get_rng_state()
+    one, two, other = (
+        leenet_fx.attach(model, "every", example_inputs=EXAMPLE, num_classes=3, seed=seed)
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(state, torch.get_rng_state())
+    for key in ("exits.0.classifier.weight", "fc.weight"):
+        assert torch.equal(one.state_dict()[key], two.state_dict()[key])
+        assert not torch.equal(one.state_dict()[key], other.state_dict()[key])
+
+
+def test_placements_by_list_and_function():
+    ee = leenet_fx.attach(tiny(), ["blocks.2", 0], example_inputs=EXAMPLE)
+    assert ee.spec.placement.names == ("blocks.0", "blocks.2")
+    again = leenet_fx.attach(tiny(), ee.spec.placement, example_inputs=EXAMPLE)
+    assert again.spec.placement.names == ("blocks.0", "blocks.2")
+    import placement
+
+    last = leenet_fx.attach(
+        tiny(), lambda profile, n: placement.fixed(profile, [-1]), example_inputs=EXAMPLE
+    )
+    assert last.spec.placement.indices == (3,)
+
+
+class BatchIntegers(TinyNet):
+    """Carries the batch size, a shape and a tensor that is only measured across every cut."""
+
+    def forward(self, x):
+        images, batch = x, x.shape[0]
+        shape = x.shape
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        x = x.reshape(batch, -1, images.size(2) * shape[3]).mean(2)
+        return self.fc(x)
+
+
+class Dense(nn.Module):
+    """Several tensors alive at each cut, one of them with the batch on another axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(3) for _ in range(3))
+        self.fc = nn.Linear(12, 4)
+
+    def forward(self, x):
+        turned = x.mean((2, 3)).t()
+        found = [x]
+        for block in self.blocks:
+            found.append(block(sum(found)))
+        x = torch.cat(found, 1).mean((2, 3))
+        return self.fc(x) + turned.sum(0)[:, None]
+
+
+@pytest.mark.parametrize("model", [BatchIntegers(), Dense()], ids=lambda m: type(m).__name__)
+def test_whatever_crosses_a_cut_follows_the_batch(model):
+    model = model.eval()
+    ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE)
+    x = images(6, 3, 16, 16)
+    assert torch.equal(ee(x), model(x))
+    n = ee.num_exits
+    index = torch.tensor([0, n, 1, n, n, 0])
+    assert close(ee.predict(x, exit_index=index).logits, oracle(ee, x, index), 1e-5)
+    wider = images(3, 3, 24, 24)
+    assert torch.equal(ee(wider), model(wider))
+    index = torch.tensor([n, 0, n])
+    assert close(ee.predict(wider, exit_index=index).logits, oracle(ee, wider, index), 1e-5)
+
+
+class Folded(TinyNet):
+    """Folds the batch into another axis between the blocks: no cut may go there."""
+
+    def forward(self, x):
+        x = self.blocks[1](self.blocks[0](self.stem(x)))
+        x = x.reshape(-1, 8, 8, 16)
+        x = self.blocks[3](self.blocks[2](x))
+        x = x.reshape(-1, 8, 16, 16)
+        return self.fc(x.mean((2, 3)))
+
+
+def test_unsafe_cuts_are_refused_with_a_reason():
+    ee = leenet_fx.attach(Folded().eval(), "every", example_inputs=EXAMPLE)
+    assert ee.spec.placement.names == ("blocks.0", "blocks.1")
+    assert set(ee.spec.refused) == {"blocks.2", "blocks.3"}
+    assert "does not follow the batch" in ee.spec.refused["blocks.2"]
+
+
+class InPlaceBehindBlocks(TinyNet):
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = nn.functional.relu_(block(x) - 0.5)
+            x += 1
+        return self.fc(x.mean((2, 3)))
+
+
+def test_training_works_beside_in_place_operations():
+    ee = leenet_fx.attach(
+        InPlaceBehindBlocks(), "every", example_inputs=EXAMPLE, branch="flatten"
+    ).train()
+    outputs = ee(images(4, 3, 16, 16))
+    (sum(at.sum() for at in outputs.logits) + outputs.gates.sum()).backward()
+    assert all(p.grad is not None for p in ee.parameters())
+
+
+def test_flatten_warns_when_it_outgrows_the_backbone(caplog):
+    with caplog.at_level(logging.WARNING, "leenet_fx"):
+        ee = leenet_fx.attach(tiny(), "every", example_inputs=EXAMPLE, branch="flatten")
+    added = sum(p.numel() for p in ee.exits.parameters())
+    assert f"{added:,}" in caplog.text
+    with pytest.raises(InputError, match="one image size only"):
+        ee.all_exits(images(1, 3, 24, 24))
+
+
+@pytest.mark.parametrize("branch", leenet_fx.list_branches())
+def test_every_branch_agrees_with_its_oracle(branch):
+    ee = leenet_fx.attach(tiny(), "every", example_inputs=EXAMPLE, branch=branch)
+    x = images(6, 3, 16, 16)
+    index = torch.tensor([0, 4, 2, 1, 3, 4])
+    assert close(ee.predict(x, exit_index=index).logits, oracle(ee, x, index), 1e-5)
+    ee.policy = leenet_fx.LearnedGate(0.0)
+    everything, found = ee.all_exits(x), ee.predict(x)
+    for sample, left in enumerate(found.exit_index.tolist()):
+        assert bool((everything.gates[sample, :left] < 1e-6).all())
+        if left < 4:
+            assert float(everything.gates[sample, left]) > -1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "axis", "width"),
+    [
+        ("torchvision/resnet18", {}, 1, 64),
+        ("torchvision/swin_t", {}, 3, 96),
+        ("torchvision/convnext_tiny", {}, 1, 96),
+        ("timm/vit_tiny_patch16_224", {"img_size": 64}, 2, 192),
+    ],
+)
+def test_heads_pool_over_the_right_axes(name, options, axis, width):
+    model = leenet_fx.create_model(name, **options).eval()
+    ee = leenet_fx.attach(model, [0], example_inputs=images(1, 3, 64, 64))
+    branch = ee.exits[0]
+    assert branch.features[0].channel_axis == axis
+    assert branch.classifier.in_features == width
+    feature = next(ee.exit_features(images(2, 3, 64, 64)))[0]
+    others = tuple(a for a in range(1, feature.ndim) if a != axis)
+    assert torch.allclose(branch.embed(feature), feature.mean(others))
+
+
+def test_a_finer_grid_sees_each_quarter_of_either_layout():
+    from leenet_fx.parts.branches import FeatureShape, PoolBranch
+
+    nchw = images(2, 6, 8, 8)
+    first = PoolBranch([FeatureShape((1, 6, 8, 8), 1)], 10)
+    last = PoolBranch([FeatureShape((1, 8, 8, 6), 3)], 10)
+    expected = torch.stack(
+        [
+            nchw[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((2, 3))
+            for i in range(4)
+            for j in range(4)
+        ],
+        2,
+    ).flatten(1)
+    assert first.grid == 4
+    assert torch.allclose(first.embed(nchw), expected, atol=1e-6)
+    assert torch.allclose(last.embed(nchw.permute(0, 2, 3, 1)), expected, atol=1e-6)

@@ -1,0 +1,147 @@
+"""The command line as a user types it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import leenet_fx
+from leenet_fx.cli import app
+
+FACTORY = """
+from torch import nn
+def small():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+def number():
+    return 7
+"""
+
+
+def run(*arguments):
+    return CliRunner().invoke(app.app, list(arguments))
+
+
+def fails(capsys, monkeypatch, *arguments):
+    """Exit code and what `main` prints for a failing command."""
+    monkeypatch.setattr(sys, "argv", ["leenet-fx", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        app.main()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return stop.value.code, captured.err
+
+
+def test_inspect_as_json_says_what_attach_says():
+    result = run("inspect", "torchvision/resnet18", "--strategy", "linear", "--format", "json")
+    found = json.loads(result.stdout)
+    ee = leenet_fx.attach(leenet_fx.create_model("torchvision/resnet18"), "linear")
+    assert found["model"] == "torchvision/resnet18"
+    assert "2 x MACs" in found["unit"]
+    assert found["total"]["flops"] == ee.costs.plain.flops
+    assert [row["name"] for row in found["exits"]] == [row.name for row in ee.costs]
+    for row, expected in zip(found["exits"], ee.costs, strict=True):
+        assert row["flops"] == expected.flops
+        assert row["relative_flops"] == expected.relative_flops
+        assert row["params"] == expected.params
+        assert row["bytes"] == expected.bytes
+    assert len(found["candidates"]) == 8
+    assert run("inspect", "torchvision/resnet18", "--strategy", "linear", "--json").stdout == (
+        result.stdout
+    )
+
+
+def test_inspect_for_people_fits_80_columns(tmp_path):
+    plot = tmp_path / "network.png"
+    result = run("inspect", "timm/mobilenetv3_small_100", "--num-exits", "4", "--plot", str(plot))
+    assert result.exit_code == 0
+    assert "4 exits, 'fine' placement" in result.stdout
+    assert "blocks.0.0" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_inspect_takes_positions_and_a_users_own_file(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(FACTORY)
+    result = run(
+        "inspect", f"{file}:small", "--strategy", "fixed", "--at", "0", "--input-size", "3x32x32",
+        "--json",
+    )  # fmt: skip
+    found = json.loads(result.stdout)
+    assert found["placement"] == ["0"]
+    assert found["image_shape"] == [3, 32, 32]
+    assert found["total"]["flops"] == 2 * (27 * 8 + 72 * 8) * 32 * 32 + 2 * 32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["inspect", "resnet19"], 2, "Did you mean 'resnet1"),
+        (["inspect", "timm/resnet19"], 2, "Unknown timm model 'resnet19'"),
+        (["inspect", "torchvision/resnet19"], 2, "Unknown torchvision model"),
+        (["inspect", "torchvision/alexnet", "--strategy", "fien"], 2, "Did you mean 'fine'"),
+        (["inspect", "torchvision/alexnet", "--branch", "pol"], 2, "Did you mean 'pool'"),
+        (["inspect", "torchvision/alexnet", "--num-exits", "9"], 1, "only 7 block boundaries"),
+        (["inspect", "torchvision/alexnet", "--input-size", "3x8"], 1, "does not take"),
+        (["inspect", "missing.py:factory"], 1, "No file 'missing.py'"),
+        (["inspect", "torchvision/alexnet", "--input-size", "big"], 2, "like 3x224x224"),
+        (["inspect", "torchvision/alexnet", "--at", "0"], 2, "--strategy fixed"),
+        (["inspect"], 2, "Missing argument"),
+    ],
+)
+def test_errors_are_one_message_on_stderr(capsys, monkeypatch, arguments, code, message):
+    found, text = fails(capsys, monkeypatch, *arguments)
+    assert found == code
+    assert message in text
+    assert "Traceback" not in text
+
+
+def test_a_factory_that_makes_no_module(capsys, monkeypatch, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(FACTORY)
+    assert "made a int" in fails(capsys, monkeypatch, "inspect", f"{file}:number")[1]
+    assert "Did you mean 'small'" in fails(capsys, monkeypatch, "inspect", f"{file}:smal")[1]
+
+
+def test_models_lists_both_libraries():
+    names = run("models", "resnet18").stdout.split()
+    assert names == ["timm/resnet18", "torchvision/resnet18"]
+    assert json.loads(run("models", "torchvision/vgg1?", "--json").stdout) == [
+        "torchvision/vgg11", "torchvision/vgg13", "torchvision/vgg16", "torchvision/vgg19",
+    ]  # fmt: skip
+    assert run("models", "nothing-like-this").exit_code == 1
+
+
+def test_a_bare_name_means_torchvisions_and_says_so(caplog):
+    model = leenet_fx.create_model("resnet18", device="meta")
+    assert type(model).__module__ == "torchvision.models.resnet"
+    assert "timm/resnet18 exists too" in caplog.text
+    assert type(leenet_fx.create_model("levit_128", device="cpu")).__module__ == "timm.models.levit"
+
+
+def test_strategies_and_env():
+    found = json.loads(run("strategies", "--json").stdout)
+    assert set(found) >= {"fixed", "linear", "pareto", "fine", "golden", "every"}
+    assert all(found.values())
+    assert "golden" in run("strategies").stdout
+    environment = json.loads(run("env", "--json").stdout)
+    assert {"python", "torch", "timm", "device", "threads"} <= set(environment)
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys; sys.argv = ['leenet-fx', '--help']\n"
+        "from leenet_fx.cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'timm', 'matplotlib', 'networkx') if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "inspect" in result.stdout
+    assert result.stdout.strip().endswith("[]")

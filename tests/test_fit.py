@@ -1,0 +1,254 @@
+"""fit: what moves, what does not, and what is refused."""
+
+import copy
+
+import pytest
+import torch
+from networks import images, tiny
+from torch.utils.data import DataLoader, TensorDataset
+
+import leenet_fx
+from leenet_fx import InputError, LearnedGate, Shut, TrainingError, UnknownNameError
+
+CLASSES = 5
+
+
+def data(n=96, seed=0, classes=CLASSES):
+    """Images whose class is a colour and a place: learnable from early features."""
+    labels = torch.arange(n) % classes
+    x = images(n, 3, 16, 16, seed=seed) * 0.3
+    for i, label in enumerate(labels.tolist()):
+        x[i, label % 3, 3 * label : 3 * label + 4, :8] += 2
+    return x, labels
+
+
+def loader(n=96, seed=0, batch_size=16, **options):
+    return DataLoader(TensorDataset(*data(n, seed, **options)), batch_size=batch_size)
+
+
+def attached(**options):
+    return leenet_fx.attach(tiny(), "every", example_inputs=images(1, 3, 16, 16), **options)
+
+
+def backbone(ee):
+    return {k: v.clone() for k, v in ee.state_dict().items() if not k.startswith("exits.")}
+
+
+@pytest.mark.parametrize("branch", leenet_fx.list_branches())
+def test_exits_learn_and_the_backbone_stays_frozen(branch):
+    ee = attached(branch=branch)
+    frozen = backbone(ee)
+    requires_grad = {name: p.requires_grad for name, p in ee.named_parameters()}
+    result = leenet_fx.fit(ee, loader(), alpha=0.3, epochs=12, lr=0.03, seed=1)
+    assert all(torch.equal(frozen[key], value) for key, value in backbone(ee).items())
+    assert requires_grad == {name: p.requires_grad for name, p in ee.named_parameters()}
+    assert all(p.grad is None for p in ee.parameters())
+    assert not ee.training
+    assert ee.policy == LearnedGate(0.0)
+    exits = [epoch for epoch in result.history if epoch.step == "exits"]
+    assert len(exits) == 12
+    assert exits[-1].train_loss < 0.5 * exits[0].train_loss
+    x, labels = data(seed=5)
+    everywhere = ee.all_exits(x).logits[:-1]
+    assert all((at.argmax(1) == labels).float().mean() > 0.8 for at in everywhere)
+
+
+def test_alpha_turns_the_cost():
+    spent = []
+    ee = attached()
+    for alpha in (0.0, 0.5, 1.0):
+        leenet_fx.fit(ee, loader(), alpha=alpha, epochs={"exits": 4, "gates": 30}, lr=0.1)
+        spent.append(float(ee.predict(data(seed=5)[0]).cost.mean()))
+    assert spent[0] >= spent[1] >= spent[2]
+    assert spent[2] == pytest.approx(ee.costs.relative()[0])
+
+
+def test_cost_by_parameters_is_another_objective():
+    gates = []
+    for cost in ("flops", "params"):
+        ee = attached()
+        leenet_fx.fit(ee, loader(), alpha=0.6, cost=cost, epochs={"exits": 1, "gates": 3})
+        gates.append(ee.get_submodule("exits.0.gate.linear").weight.clone())
+    assert not torch.equal(*gates)
+
+
+def test_classifiers_are_fitted_apart_from_each_other():
+    """A classifier fitted beside others equals one fitted alone."""
+    together, alone = (
+        attached(),
+        leenet_fx.attach(tiny(), ["blocks.1"], example_inputs=images(1, 3, 16, 16)),
+    )
+    alone.exits[0].load_state_dict(together.exits[1].state_dict())
+    for ee in (together, alone):
+        leenet_fx.fit(ee, loader(), epochs={"exits": 3, "gates": 0})
+    assert torch.allclose(
+        together.exits[1].classifier.weight, alone.exits[0].classifier.weight, atol=1e-6
+    )
+
+
+def test_one_seed_one_result():
+    states = []
+    for seed in (3, 3, 4):
+        ee = attached()
+        leenet_fx.fit(ee, loader(), epochs=2, seed=seed)
+        states.append(ee.state_dict()["exits.0.gate.linear.weight"])
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_global_random_state_is_left_alone():
+    ee = attached()
+    batches = list(loader())
+    before = torch.get_rng_state()
+    leenet_fx.fit(ee, batches, epochs=1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_steps_can_be_left_out():
+    ee = attached()
+    leenet_fx.fit(ee, loader(), epochs={"exits": 2, "gates": 0})
+    classifiers = [e.classifier.weight.clone() for e in ee.exits]
+    result = leenet_fx.fit(ee, loader(), alpha=0.7, epochs={"exits": 0, "gates": 2})
+    assert [epoch.step for epoch in result.history] == ["gates", "gates"]
+    assert all(
+        torch.equal(w, e.classifier.weight) for w, e in zip(classifiers, ee.exits, strict=True)
+    )
+    with pytest.raises(UnknownNameError, match="Did you mean 'gates'"):
+        leenet_fx.fit(ee, loader(), epochs={"gate": 2})
+
+
+def test_a_new_final_classifier_is_trained_and_nothing_else_of_the_backbone():
+    model = tiny()
+    ee = leenet_fx.attach(
+        model, "every", example_inputs=images(1, 3, 16, 16), num_classes=3, copy=False
+    )
+    frozen = backbone(ee)
+    result = leenet_fx.fit(ee, loader(classes=3), epochs=8, lr=0.05)
+    assert {epoch.step for epoch in result.history} == {"exits", "final", "gates"}
+    changed = {k for k, v in backbone(ee).items() if not torch.equal(frozen[k], v)}
+    assert changed == {"fc.weight", "fc.bias"}
+    assert model.fc.out_features == 5
+
+
+def test_the_final_classifier_on_request():
+    ee = attached()
+    before = ee.fc.weight.clone()
+    leenet_fx.fit(ee, loader(), epochs=1)
+    assert torch.equal(before, ee.fc.weight)
+    leenet_fx.fit(ee, loader(), epochs=1, train_final=True)
+    assert not torch.equal(before, ee.fc.weight)
+    shared = attached(copy=False)
+    with pytest.raises(InputError, match="copy=True"):
+        leenet_fx.fit(shared, loader(), epochs=1, train_final=True)
+
+
+def test_validation_keeps_the_best_epoch():
+    ee = attached()
+    val = loader(32, seed=9)
+    result = leenet_fx.fit(ee, loader(), val, epochs={"exits": 4, "gates": 0}, lr=0.3)
+    best = min(epoch.val_loss for epoch in result.history)
+    x, labels = data(32, seed=9)
+    losses = leenet_fx.exit_losses(ee.all_exits(x).logits[:-1], labels)
+    assert float(losses.mean(0).sum().detach()) == pytest.approx(best, rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_weights():
+    class Turning:
+        """Good for two epochs, then NaN."""
+
+        def __init__(self):
+            self.epoch = 0
+
+        def __iter__(self):
+            self.epoch += 1
+            x, labels = data(32)
+            yield (x * float("nan") if self.epoch == 3 else x), labels
+
+    straight = attached()
+    leenet_fx.fit(straight, [data(32)], epochs={"exits": 5, "gates": 0})
+    ee = attached()
+    before = ee.exits[0].classifier.weight.clone()
+    with pytest.raises(TrainingError, match=r"'exits' is nan in epoch 3 \(train batch 1\)"):
+        leenet_fx.fit(ee, Turning(), epochs={"exits": 5, "gates": 0})
+    expected = attached()
+    with pytest.raises(TrainingError, match="after epoch 2"):
+        leenet_fx.fit(expected, Turning(), epochs={"exits": 5, "gates": 0})
+    weight = ee.exits[0].classifier.weight
+    assert bool(weight.isfinite().all())
+    assert not torch.equal(weight, before)
+    assert torch.equal(weight, expected.exits[0].classifier.weight)
+    assert ee.policy == Shut()
+
+
+X, Y = data(8)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ([], "train is empty"),
+        ([(X[:0], Y[:0])], "train is empty"),
+        ([X], "labels are absent"),
+        ([(X,)], "labels are absent"),
+        ([(X, Y.float())], "whole-number label"),
+        ([(X, Y[:3])], "for 8 images"),
+        ([(X, Y + 1)], r"label 5, but the head has 5 classes \(0\.\.4\)"),
+        ([(X, Y - 1)], "label -1"),
+        ([(X, "labels")], "must yield tensors"),
+        ([(X[:, :1], Y)], "3 channels, got 1"),
+        ([(X.double(), Y)], "torch.float64"),
+        (iter([(X, Y)]), "read only once"),
+        (7, "got int"),
+    ],
+)
+def test_bad_loaders_change_nothing(train, message):
+    ee = attached().train()
+    ee.get_submodule("blocks.0").eval()
+    before = copy.deepcopy(ee.state_dict())
+    modes = [module.training for module in ee.modules()]
+    with pytest.raises(InputError, match=message):
+        leenet_fx.fit(ee, train, epochs=1)
+    assert all(torch.equal(before[key], value) for key, value in ee.state_dict().items())
+    assert modes == [module.training for module in ee.modules()]
+
+
+def test_a_bad_batch_late_in_an_epoch_undoes_what_was_trained():
+    ee = attached()
+    before = copy.deepcopy(ee.state_dict())
+    with pytest.raises(InputError, match="label 99"):
+        leenet_fx.fit(ee, [(X, Y), (X, Y + 95)], epochs=1)
+    assert all(torch.equal(before[key], value) for key, value in ee.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"alpha": 1.2}, InputError, r"alpha must lie in \[0, 1\], got 1.2"),
+        ({"alpha": -0.1}, InputError, "alpha"),
+        ({"alpha": float("nan")}, InputError, "alpha"),
+        ({"alpha": "high"}, InputError, "alpha"),
+        ({"method": "leanet"}, UnknownNameError, "Did you mean 'leenet'"),
+        ({"cost": "flop"}, UnknownNameError, "Did you mean 'flops'"),
+        ({"epochs": -1}, InputError, "whole numbers from 0"),
+        ({"epochs": 1.5}, InputError, "whole numbers from 0"),
+        ({"lr": 0}, InputError, "lr must be a positive number"),
+        ({"val": 3}, InputError, "val must yield"),
+    ],
+)
+def test_bad_arguments(options, error, message):
+    ee = attached()
+    with pytest.raises(error, match=message):
+        leenet_fx.fit(ee, loader(), **options)
+    assert ee.policy == Shut()
+
+
+def test_a_users_own_method_and_branch():
+    name = "test-own-method"
+    steps = (leenet_fx.Step("heads", "classifiers", lambda losses, gates, costs, a: losses.mean()),)
+    leenet_fx.register_method(name)(
+        leenet_fx.Method(name, steps, leenet_fx.MaxProbability(0.9), "a test")
+    )
+    ee = attached()
+    result = leenet_fx.fit(ee, loader(), method=name, epochs=2)
+    assert [epoch.step for epoch in result.history] == ["heads", "heads"]
+    assert ee.policy == leenet_fx.MaxProbability(0.9)

@@ -1,0 +1,105 @@
+"""Known architectures with exits, against the models they were made from."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from networks import BLOCKS, close, images, oracle
+
+import leenet_fx
+from leenet_fx import LearnedGate
+
+# An untrained network amplifies rounding; both are relative to the largest logit.
+SAME = 1e-5
+ORACLE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def attached(zoo_model):
+    name, model, size, other = zoo_model
+    before = copy.deepcopy(model.state_dict())
+    modes = {path: module.training for path, module in model.named_modules()}
+    ee = leenet_fx.attach(model, "linear", num_exits=3, example_inputs=images(1, 3, size, size))
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert modes == {path: module.training for path, module in model.named_modules()}
+    return name, model, ee, size, other
+
+
+def test_one_candidate_for_each_block(attached):
+    name, _, ee, _, _ = attached
+    assert len(ee.spec.profile.candidates) == BLOCKS[name]
+    assert ee.spec.refused == {}
+
+
+def test_shut_it_predicts_what_the_original_predicts(attached):
+    _, model, ee, size, other = attached
+    with torch.no_grad():
+        for batch in (1, 2, 7):
+            x = images(batch, 3, size, size, seed=batch)
+            assert close(ee(x), model(x), SAME)
+        if other is not None:
+            x = images(2, 3, other, other)
+            assert close(ee(x), model(x), SAME)
+
+
+def test_samples_leave_one_by_one_as_an_oracle_says(attached):
+    _, _, ee, size, _ = attached
+    x = images(7, 3, size, size)
+    for exits in ([0, 3, 1, 2, 0, 1, 3], [2, 2, 2, 2, 2, 2, 2], [3, 0, 3, 0, 3, 0, 3]):
+        index = torch.tensor(exits)
+        found = ee.predict(x, exit_index=index)
+        assert torch.equal(found.exit_index, index)
+        assert close(found.logits, oracle(ee, x, index), ORACLE)
+
+
+def test_keys_and_values_are_the_originals(attached):
+    _, model, ee, _, _ = attached
+    ours = {key: v for key, v in ee.state_dict().items() if not key.startswith("exits.")}
+    theirs = model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    model.load_state_dict(ours)
+    missing, unexpected = ee.load_state_dict(theirs, strict=False)
+    assert unexpected == []
+    assert all(key.startswith("exits.") for key in missing)
+
+
+def test_copies_keep_both_forms_costs_and_policy(attached):
+    _, _, ee, size, _ = attached
+    ee = copy.deepcopy(ee)
+    ee.policy = LearnedGate(0.1)
+    x = images(3, 3, size, size)
+    index = torch.tensor([0, 3, 1])
+    expected = ee.predict(x, exit_index=index).logits
+    for twin in (copy.deepcopy(ee), pickle.loads(pickle.dumps(ee))):
+        assert torch.equal(twin.predict(x, exit_index=index).logits, expected)
+        assert twin.costs == ee.costs
+        assert twin.policy == ee.policy
+        assert [n.name for n in twin.graph.nodes] == [n.name for n in ee.graph.nodes]
+        with torch.no_grad():
+            for a, b in zip(twin.all_exits(x).logits, ee.all_exits(x).logits, strict=True):
+                assert torch.equal(a, b)
+
+
+# GoogLeNet's auxiliary classifiers draw dropout of their own in training.
+@torch.no_grad()
+def test_training_behaves_as_in_the_original(attached):
+    name, model, ee, size, _ = attached
+    model, ee = copy.deepcopy(model).train(), copy.deepcopy(ee).train()
+    if name == "torchvision/googlenet":
+        model.aux1 = model.aux2 = None
+    x = images(4, 3, size, size)
+    torch.manual_seed(1)
+    expected = model(x)
+    expected = expected[0] if isinstance(expected, tuple) else expected
+    torch.manual_seed(1)
+    outputs = ee(x)
+    assert close(outputs.logits[-1], expected, SAME)
+    assert [tuple(at.shape) for at in outputs.logits] == [(4, 1000)] * 4
+    assert outputs.gates.shape == (4, 3)
+    trained, ours = model.state_dict(), ee.state_dict()
+    for key, value in trained.items():
+        assert close(ours[key].float(), value.float(), SAME), key
