@@ -182,7 +182,7 @@ def _scan(strategy: str, profile: CostProfile, thresholds: list[float]) -> Place
                 f"Strategy '{strategy}' cannot place {len(thresholds)} exits on {profile.model}: "
                 f"exit {i} needs a free boundary at {threshold:.3f} of the FLOPs or later, but "
                 f"{len(shares) - start} of {len(shares)} boundaries are left and the last is at "
-                f"{shares[-1]:.3f}. At most {i} exits fit."
+                f"{shares[-1]:.3f}. The first {i} exits fit."
             )
         chosen.append(found)
     return _placement(strategy, profile, chosen)

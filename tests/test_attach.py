@@ -251,6 +251,7 @@ def test_flatten_warns_when_it_outgrows_the_backbone(caplog):
 
 
 @pytest.mark.parametrize("branch", leenet_fx.list_branches())
+@torch.no_grad()
 def test_every_branch_agrees_with_its_oracle(branch):
     ee = leenet_fx.attach(tiny(), "every", example_inputs=EXAMPLE, branch=branch)
     x = images(6, 3, 16, 16)

@@ -8,6 +8,7 @@ import torch
 from networks import BLOCKS, close, images, oracle
 
 import leenet_fx
+import placement
 from leenet_fx import LearnedGate
 
 # An untrained network amplifies rounding; both are relative to the largest logit.
@@ -15,12 +16,17 @@ SAME = 1e-5
 ORACLE = 1e-4
 
 
+def quarters(profile, num_exits):
+    blocks = len(profile.candidates)
+    return placement.fixed(profile, [blocks // 4, blocks // 2, 3 * blocks // 4])
+
+
 @pytest.fixture(scope="module")
 def attached(zoo_model):
     name, model, size, other = zoo_model
     before = copy.deepcopy(model.state_dict())
     modes = {path: module.training for path, module in model.named_modules()}
-    ee = leenet_fx.attach(model, "linear", num_exits=3, example_inputs=images(1, 3, size, size))
+    ee = leenet_fx.attach(model, quarters, example_inputs=images(1, 3, size, size))
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)

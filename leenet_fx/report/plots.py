@@ -140,7 +140,7 @@ def plot_strip(
             if column >= len(here):
                 continue
             index = int(here[column])
-            axes.imshow(images[index, 0], cmap="gray", vmin=0, vmax=1)
+            axes.imshow(images[index, 0].numpy(), cmap="gray", vmin=0, vmax=1)
             if not right[index]:
                 axes.spines[:].set(visible=True, color=ORANGE, linewidth=3)
         grid[outlet][0].set_ylabel(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -402,6 +404,14 @@ class _Op:
     name: str
 
 
+@dataclass(frozen=True)
+class _Function:
+    """A module's function by name; some of torch's own do not pickle."""
+
+    module: str
+    name: str
+
+
 def _pack(graph: fx.Graph) -> list[tuple[Any, ...]]:
     position: dict[fx.Node, Any] = {node: _Ref(i) for i, node in enumerate(graph.nodes)}
 
@@ -412,14 +422,30 @@ def _pack(graph: fx.Graph) -> list[tuple[Any, ...]]:
         (
             node.op,
             node.name,
-            _Op(str(node.target))
-            if isinstance(node.target, torch._ops.OpOverload)
-            else node.target,
+            _packed_target(node.target),
             packed(node.args),
             packed(node.kwargs),
         )
         for node in graph.nodes
     ]
+
+
+def _packed_target(target: Any) -> Any:
+    if isinstance(target, torch._ops.OpOverload):
+        return _Op(str(target))
+    module, name = getattr(target, "__module__", None), getattr(target, "__name__", "")
+    if module is not None and getattr(sys.modules.get(module), name, None) is target:
+        return _Function(module, name)
+    return target
+
+
+def _unpacked_target(target: Any) -> Any:
+    if isinstance(target, _Op):
+        namespace, operator, overload = target.name.split(".")
+        return getattr(getattr(getattr(torch.ops, namespace), operator), overload)
+    if isinstance(target, _Function):
+        return getattr(import_module(target.module), target.name)
+    return target
 
 
 def _unpack(nodes: list[tuple[Any, ...]]) -> fx.Graph:
@@ -439,10 +465,11 @@ def _unpack(nodes: list[tuple[Any, ...]]) -> fx.Graph:
         return value
 
     for op, name, target, args, kwargs in nodes:
-        if isinstance(target, _Op):
-            namespace, operator, overload = target.name.split(".")
-            target = getattr(getattr(getattr(torch.ops, namespace), operator), overload)
-        made.append(graph.create_node(op, target, unpacked(args), unpacked(kwargs), name=name))
+        made.append(
+            graph.create_node(
+                op, _unpacked_target(target), unpacked(args), unpacked(kwargs), name=name
+            )
+        )
     return graph
 
 
