@@ -25,7 +25,7 @@ test-oldest:
 	$(MAKE) test VENV=.venv-oldest PINS="torch==2.11.* torchvision==0.26.*"
 
 benchmarks: $(VENV)/installed
-	$(BIN)/leenet-fx demo --seeds 3 --output benchmarks/results/demo
+	$(BIN)/leenet-fx demo --seeds 3 --output benchmarks/results
 	$(BIN)/python benchmarks/gate_loss.py
 
 $(VENV)/installed: pyproject.toml

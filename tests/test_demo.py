@@ -63,10 +63,10 @@ def test_the_quick_demo_leaves_its_results(tmp_path):
     row = found["rows"][0]
     assert sum(row["shares"]) == pytest.approx(1)
     assert {"name", "value", "unit", "asked", "met"} == set(found["figures"][0])
-    for name in ("network.png", "tradeoff.png", "exits.png"):
+    for name in ("demo-network.png", "demo-tradeoff.png", "demo-exits.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert "| FLOPs saved |" in (tmp_path / "demo.md").read_text()
-    assert "final" in (tmp_path / "table.txt").read_text()
+    assert "final" in (tmp_path / "demo.txt").read_text()
 
 
 def test_results_render_as_markdown(tmp_path):

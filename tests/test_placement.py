@@ -195,3 +195,24 @@ def test_third_party_strategies_register_once():
     assert placement.place(profile_of([1, 2], 4), name).indices == (1,)
     with pytest.raises(ValueError, match="already registered"):
         placement.register_strategy(name)(last)
+
+
+def test_entry_points_add_strategies_and_do_not_replace_ours(tmp_path, monkeypatch):
+    """A distribution on the path, as pip leaves it."""
+    (tmp_path / "their_strategies.py").write_text(
+        "import placement\n"
+        "def first(profile, num_exits=None):\n"
+        "    return placement.fixed(profile, [0])\n"
+    )
+    info = tmp_path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[test.strategies]\nfirst = their_strategies:first\nours = their_strategies:first\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = placement.Registry("strategy", "test.strategies")
+    registry.register("ours")(placement.fine)
+    assert registry.names() == ["first", "ours"]
+    assert registry.get("ours") is placement.fine
+    assert registry.get("first")(profile_of([1, 2], 4)).indices == (0,)

@@ -76,7 +76,7 @@ def run_demo(output: Path, *, seeds: Sequence[int] = (0,), quick: bool = False) 
     command = f"leenet-fx demo --seeds {len(runs)}" + (" --quick" if quick else "")
     result = Result(command, [_row(run) for run in runs], _figures(runs), environment())
     result.write(output / "demo.json", "Demo: digits of known difficulty")
-    _say(f"Wrote {output}/demo.json, demo.md, network.png, tradeoff.png, exits.png")
+    _say(f"Wrote demo.json, .md, .txt and -network, -tradeoff, -exits.png to {output}")
     return result
 
 
@@ -143,12 +143,12 @@ def _run_seed(seed: int, effort: Effort, output: Path) -> DemoRun:
         seconds=time.perf_counter() - start,
     )
     _print(run)
-    plot_network(fitted, output / "network.png")
-    plot_tradeoff(points, points[0]["plain_accuracy"], alpha, output / "tradeoff.png")
+    plot_network(fitted, output / "demo-network.png")
+    plot_tradeoff(points, points[0]["plain_accuracy"], alpha, output / "demo-tradeoff.png")
     right = prediction.logits.argmax(1) == test.labels
     names = [f"exit {i}" for i in range(fitted.num_exits)] + ["final"]
-    plot_strip(test.images, prediction.exit_index, right, names, output / "exits.png")
-    write_atomically(output / "table.txt", f"{fitted.summary()}\n\n{evaluation.summary()}\n")
+    plot_strip(test.images, prediction.exit_index, right, names, output / "demo-exits.png")
+    write_atomically(output / "demo.txt", f"{fitted.summary()}\n\n{evaluation.summary()}\n")
     return run
 
 

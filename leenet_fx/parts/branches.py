@@ -95,7 +95,9 @@ class Gate(nn.Module):
     """A linear map n→1 on standardised inputs.
 
     Mean and scale are measured on training images when gates are fitted: without them, features of
-    unlike scale leave a gate that sends all samples one way.
+    unlike scale leave a gate that sends all samples one way. The scale counts in the width, √n, for
+    a step of the optimizer moves the sum of n inputs n times as far, and a sigmoid that has
+    saturated learns no more.
     """
 
     mean: Tensor
@@ -113,8 +115,8 @@ class Gate(nn.Module):
 
     @torch.no_grad()
     def standardise(self, inputs: Tensor) -> None:
-        """Sets mean and scale to those of (n, width) inputs; constant inputs count for nothing."""
-        spread = inputs.std(0, correction=0)
+        """Sets mean and scale by (samples, n) inputs; constant inputs count for nothing."""
+        spread = inputs.std(0, correction=0) * math.sqrt(inputs.shape[1])
         self.mean.copy_(inputs.mean(0))
         self.scale.copy_(torch.where(spread > 1e-6, 1 / spread.clamp(min=1e-6), 0))
 
