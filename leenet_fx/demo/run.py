@@ -30,7 +30,7 @@ from leenet_fx.surgery.attach import attach
 from leenet_fx.surgery.model import EarlyExitModule
 from leenet_fx.training.fit import fit
 
-ALPHAS = (0.01, 0.05, 0.1, 0.2, 0.4)
+ALPHAS = (0.05, 0.1, 0.2, 0.3, 0.4)
 MAX_DROP = 0.005
 """Accuracy that may be lost on the validation images; half of what may be lost on the test ones."""
 

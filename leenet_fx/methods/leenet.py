@@ -16,7 +16,7 @@ LEENET = register_method("leenet")(
         steps=(
             Step("exits", "classifiers", sum_of_losses),
             Step("final", "final", sum_of_losses),
-            Step("gates", "gates", leenet_loss),
+            Step("gates", "gates", leenet_loss, lr=0.1),
         ),
         policy=LearnedGate(0.0),
         source="LEENet: learned early exits (poster and reference code)",

@@ -23,11 +23,13 @@ class Step:
         trains: what moves: the exits' classifiers, the final classifier, or the gates.
         loss: what is minimised. The losses are those of the N exits for "classifiers", of the final
             classifier for "final", and of all N+1, held constant, for "gates".
+        lr: Adam's learning rate where the user gives none. Gates have scaled inputs and bear more.
     """
 
     name: str
     trains: Trains
     loss: Loss
+    lr: float = 0.01
 
 
 def sum_of_losses(losses: Tensor, gates: Tensor, costs: Tensor, alpha: float) -> Tensor:

@@ -61,7 +61,7 @@ def fit(
     alpha: float = 0.5,
     cost: str = "flops",
     epochs: int | Mapping[str, int] = 10,
-    lr: float = 0.01,
+    lr: float | None = None,
     train_final: bool | None = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -80,7 +80,8 @@ def fit(
         alpha: weight of the cost against the error, in [0, 1].
         cost: what counts as cost: "flops", "params" (as LEENet published) or "bytes".
         epochs: for each step, or by step name ("exits", "final", "gates").
-        lr: Adam's learning rate at the start; it falls to 0 along a cosine within each step.
+        lr: Adam's learning rate at the start of each step, from which it falls to 0 along a cosine;
+            None takes each step's own.
         train_final: whether to train the final classifier; None trains it if `attach` replaced it.
         seed: for everything drawn here.
         progress: whether to show progress bars; None shows them on a terminal.
@@ -93,7 +94,7 @@ def fit(
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1:
         raise InputError(f"alpha must lie in [0, 1], got {alpha!r}.")
     check_cost_kind(cost)
-    if not isinstance(lr, (int, float)) or not 0 < lr < math.inf:
+    if lr is not None and (not isinstance(lr, (int, float)) or not 0 < lr < math.inf):
         raise InputError(f"lr must be a positive number, got {lr!r}.")
     check_loader(train, "train")
     if val is not None:
@@ -127,7 +128,7 @@ class _Training:
         final: nn.Module | None,
         costs: Tensor,
         alpha: float,
-        lr: float,
+        lr: float | None,
         generator: torch.Generator,
         train: Iterable[Any],
     ) -> None:
@@ -135,7 +136,7 @@ class _Training:
         self.step = step
         self.costs = costs
         self.alpha = alpha
-        self.lr = lr
+        self.lr = step.lr if lr is None else lr
         branches = list(ee.exits.branches())
         if step.trains == "gates":
             self._standardise(train)
