@@ -127,11 +127,20 @@ class Gate(nn.Module):
 
 
 class _Separate(Branch):
-    """Gate n→1 and classifier n→m, two separate linear maps on the embedding (LEENet)."""
+    """A gate and a classifier that share no parameter.
 
-    def __init__(self, features: Sequence[FeatureShape], num_classes: int, width: int) -> None:
+    By default two linear maps, n→1 and n→m, on the same embedding (LEENet).
+    """
+
+    def __init__(
+        self,
+        features: Sequence[FeatureShape],
+        num_classes: int,
+        width: int,
+        gate_width: int | None = None,
+    ) -> None:
         super().__init__(features, num_classes)
-        self.gate = Gate(width)
+        self.gate = Gate(width if gate_width is None else gate_width)
         self.classifier = nn.Linear(width, num_classes)
 
     def score(self, embedded: Tensor) -> Tensor:
@@ -220,7 +229,7 @@ class ProjectionBranch(Branch):
 
 
 @register_branch("confidence")
-class ConfidenceBranch(Branch):
+class ConfidenceBranch(_Separate):
     """Pooled features, a classifier, and a gate on how sure the classifier is.
 
     The gate reads the largest class probability, the margin to the second, the entropy, and the
@@ -229,33 +238,22 @@ class ConfidenceBranch(Branch):
     """
 
     def __init__(self, features: Sequence[FeatureShape], num_classes: int) -> None:
-        super().__init__(features, num_classes)
-        self.grid = _grid(features, num_classes)
-        self.classifier = nn.Linear(_pooled_width(features, self.grid), num_classes)
-        self.gate = Gate(4)
+        grid = _grid(features, num_classes)
+        super().__init__(features, num_classes, _pooled_width(features, grid), gate_width=4)
+        self.grid = grid
 
     def embed(self, *features: Tensor) -> Tensor:
         embedded: Tensor = self.classifier(_pool(features, self.features, self.grid))
         return embedded
 
     def score(self, embedded: Tensor) -> Tensor:
-        scores: Tensor = self.gate(_uncertainty(embedded))
-        return scores
+        return super().score(_uncertainty(embedded))
 
     def classify(self, embedded: Tensor) -> Tensor:
         return embedded
 
-    def gate_parameters(self) -> list[nn.Parameter]:
-        return list(self.gate.parameters())
-
-    def classifier_parameters(self) -> list[nn.Parameter]:
-        return list(self.classifier.parameters())
-
-    def reset_gate(self, generator: torch.Generator) -> None:
-        self.gate.reset(generator)
-
     def standardise(self, embedded: Tensor) -> None:
-        self.gate.standardise(_uncertainty(embedded))
+        super().standardise(_uncertainty(embedded))
 
 
 def _uncertainty(logits: Tensor) -> Tensor:

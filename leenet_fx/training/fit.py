@@ -168,7 +168,7 @@ class _Training:
                 train_loss = self._train_epoch(train, optimizer)
                 val_loss = self._loss_on(val) if val is not None else None
             except _NotFinite as error:
-                _restore(self.parameters, best if val is not None and epoch else good)
+                _restore(self.parameters, good)
                 raise TrainingError(
                     f"The loss of step '{self.step.name}' is {error.value} in epoch {epoch + 1} "
                     f"({error.where}): training stopped, and the weights are those after epoch "
@@ -208,8 +208,14 @@ class _Training:
             count += len(images)
             if count >= STANDARDISE_ON:
                 break
-        for branch, kept in zip(branches, seen, strict=True):
-            branch.standardise(torch.cat(kept))
+        embedded = [torch.cat(kept) for kept in seen]
+        if not all(bool(values.isfinite().all()) for values in embedded):
+            raise TrainingError(
+                f"The features of step '{self.step.name}' are not finite: no gate was changed. "
+                "Look for NaN in the images."
+            )
+        for branch, values in zip(branches, embedded, strict=True):
+            branch.standardise(values)
 
     def _loss_on(self, val: Iterable[Any]) -> float:
         mean = _Mean("val")
