@@ -302,3 +302,145 @@ def test_a_finer_grid_sees_each_quarter_of_either_layout():
     assert first.grid == 4
     assert torch.allclose(first.embed(nchw), expected, atol=1e-6)
     assert torch.allclose(last.embed(nchw.permute(0, 2, 3, 1)), expected, atol=1e-6)
+
+
+class Windows(TinyNet):
+    """Folds 8x8 windows into the batch: one window at 16x16 behind the stride, four at 32x32."""
+
+    def forward(self, x):
+        x = self.stem(x)[:, :, ::2, ::2]
+        b, c, h, w = x.shape
+        x = x.reshape(b, c, h // 8, 8, w // 8, 8).permute(0, 2, 4, 1, 3, 5).reshape(-1, c, 8, 8)
+        x = self.blocks(x)
+        return self.fc(x.mean((2, 3)).reshape(b, -1, c).mean(1))
+
+
+def test_a_cut_that_another_image_size_breaks_is_refused_when_it_runs():
+    model = Windows().eval()
+    ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE)
+    index = torch.tensor([0, 4, 2])
+    x = images(3, 3, 16, 16)
+    assert close(ee.predict(x, exit_index=index).logits, oracle(ee, x, index), 1e-5)
+    with pytest.raises(InputError, match="does not follow the batch"):
+        ee.predict(images(3, 3, 32, 32), exit_index=index)
+
+
+def test_hooks_that_change_what_a_model_computes_are_kept():
+    model = tiny()
+    model.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 3,))
+    model.register_forward_hook(lambda module, inputs, output: output + 1)
+    model.blocks[1].register_forward_hook(lambda module, inputs, output: output * 2)
+    model.fc.register_forward_hook(lambda module, inputs, output: output - 5)
+    ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE)
+    x = images(3, 3, 16, 16)
+    assert torch.equal(ee(x), model(x))
+
+
+def test_observers_of_layers_see_no_placeholder():
+    model = tiny()
+    seen = []
+    model.fc.register_forward_hook(lambda module, inputs, output: seen.append(output.sum().item()))
+    leenet_fx.attach(model, "every", example_inputs=EXAMPLE)
+    assert seen == []
+
+
+class PlainTensor(TinyNet):
+    """A tensor that is neither parameter nor buffer, at the root and inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = images(1, 3, 1, 1)
+        self.blocks[0].offset = images(1, 8, 1, 1)
+
+    def forward(self, x):
+        return super().forward(x - self.shift) + self.blocks[0].offset.mean()
+
+
+def test_plain_tensors_are_carried_along():
+    model = PlainTensor().eval()
+    ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE)
+    x = images(3, 3, 16, 16)
+    assert torch.equal(ee(x), model(x))
+    assert set(ee.state_dict()) - set(model.state_dict()) == {
+        key for key in ee.state_dict() if key.startswith("exits.")
+    }
+    assert ee.double()(x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("prepare", [nn.utils.parametrizations.weight_norm, "cached"])
+def test_models_that_keep_computed_tensors(prepare):
+    model = tiny()
+    if prepare == "cached":
+        model.kept = {"bias": model.fc.bias * 2}
+    else:
+        prepare(model.stem)
+    ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE)
+    x = images(3, 3, 16, 16)
+    assert torch.equal(ee(x), model(x))
+
+
+class Several(TinyNet):
+    def __init__(self, pack):
+        super().__init__()
+        self.pack = pack
+
+    def forward(self, x):
+        return self.pack(super().forward(x), x)
+
+
+def test_several_outputs():
+    named = Several(lambda logits, x: {"features": x, "logits": logits}).eval()
+    ee = leenet_fx.attach(named, "every", example_inputs=EXAMPLE)
+    x = images(2, 3, 16, 16)
+    assert torch.equal(ee(x), named(x)["logits"])
+    first = Several(lambda logits, x: (logits, x)).eval()
+    ee = leenet_fx.attach(first, "every", example_inputs=EXAMPLE)
+    assert torch.equal(ee(x), first(x)[0])
+    unclear = Several(lambda logits, x: {"features": x, "answer": logits})
+    with pytest.raises(TraceError, match="features, answer: which are the logits"):
+        leenet_fx.attach(unclear, "every", example_inputs=EXAMPLE)
+
+
+class RootDropout(TinyNet):
+    def forward(self, x):
+        x = self.blocks(self.stem(x))
+        if self.training:
+            x = nn.functional.dropout(x, 0.5)
+        return self.fc(x.mean((2, 3)))
+
+
+def test_a_training_branch_of_the_root_is_warned_about(caplog):
+    with caplog.at_level(logging.WARNING, "leenet_fx"):
+        leenet_fx.attach(RootDropout(), "every", example_inputs=EXAMPLE)
+    assert "RootDropout branches on self.training" in caplog.text
+
+
+def test_a_classifier_that_cannot_be_replaced():
+    model = nn.Sequential(tiny(), nn.LayerNorm(5))
+    with pytest.raises(InputError, match=r"what follows '0\.fc' .* takes 5 classes only"):
+        leenet_fx.attach(model, "every", example_inputs=EXAMPLE, num_classes=3)
+    conv = nn.Sequential(
+        *(nn.Sequential(nn.Conv2d(c, 8, 3, padding=1), nn.ReLU()) for c in (3, 8)),
+        nn.Conv2d(8, 5, 3, stride=2, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    ee = leenet_fx.attach(conv, "every", example_inputs=EXAMPLE, num_classes=3)
+    assert ee.eval()(images(2, 3, 16, 16)).shape == (2, 3)
+    replaced = ee.get_submodule("2")
+    assert (replaced.stride, replaced.padding, replaced.out_channels) == ((2, 2), (1, 1), 3)
+
+
+def test_an_exit_in_front_of_dropout_in_place_trains():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.MaxPool2d(2),
+        nn.Dropout2d(0.5, inplace=True),
+        nn.Conv2d(8, 8, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 25, 4),
+    )
+    ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE, branch="flatten").train()
+    sum(at.sum() for at in ee(images(2, 3, 16, 16)).logits).backward()
+    assert all(p.grad is not None for p in ee.get_submodule("0").parameters())

@@ -18,6 +18,8 @@ def small():
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
 def number():
     return 7
+def broken():
+    raise KeyError("weights")
 """
 
 
@@ -104,6 +106,9 @@ def test_a_factory_that_makes_no_module(capsys, monkeypatch, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(FACTORY)
     assert "made a int" in fails(capsys, monkeypatch, "inspect", f"{file}:number")[1]
+    assert "failed: KeyError" in fails(capsys, monkeypatch, "inspect", f"{file}:broken")[1]
+    picture = ("inspect", "torchvision/alexnet", "--plot", str(tmp_path / "a.xyz"))
+    assert "Unknown picture format 'xyz'" in fails(capsys, monkeypatch, *picture)[1]
     assert "Did you mean 'small'" in fails(capsys, monkeypatch, "inspect", f"{file}:smal")[1]
 
 

@@ -178,6 +178,46 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_weights():
     assert ee.policy == Shut()
 
 
+@pytest.mark.parametrize("error", [TrainingError, KeyboardInterrupt])
+def test_a_refit_that_fails_at_once_keeps_the_fitted_gates(error):
+    class Failing:
+        """Good while the gates' scale is measured, then not."""
+
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            x, labels = data(16, seed=8)
+            if self.passes > 1:
+                if error is KeyboardInterrupt:
+                    raise KeyboardInterrupt
+                x = x * float("nan")
+            yield x, labels
+
+    ee = attached()
+    leenet_fx.fit(ee, loader(), epochs=2)
+    before, policy = copy.deepcopy(ee.exits.state_dict()), ee.policy
+    with pytest.raises(error):
+        leenet_fx.fit(ee, Failing(), epochs={"exits": 0, "gates": 3})
+    assert all(torch.equal(before[key], value) for key, value in ee.exits.state_dict().items())
+    assert ee.policy == policy
+
+
+def test_gates_that_were_not_trained_stay_shut():
+    ee = attached()
+    leenet_fx.fit(ee, loader(), epochs={"exits": 1, "gates": 0})
+    assert ee.policy == Shut()
+
+
+def test_fit_works_where_gradients_are_off_and_names_frozen_exits():
+    ee = attached()
+    with torch.no_grad():
+        leenet_fx.fit(ee, loader(), epochs=1)
+    ee.exits.requires_grad_(False)
+    with pytest.raises(InputError, match="requires_grad=False"):
+        leenet_fx.fit(ee, loader(), epochs=1)
+
+
 def test_features_that_are_not_finite_change_no_gate():
     ee = attached()
     before = copy.deepcopy(ee.exits.state_dict())
@@ -197,6 +237,7 @@ X, Y = data(8)
         ([(X[:0], Y[:0])], "train is empty"),
         ([X], "labels are absent"),
         ([(X,)], "labels are absent"),
+        ([{"image": X, "label": Y}], r"\(images, labels\) tuples, but yields a dict\."),
         ([(X, Y.float())], "whole-number label"),
         ([(X, Y[:3])], "for 8 images"),
         ([(X, Y + 1)], r"label 5, but the head has 5 classes \(0\.\.4\)"),
@@ -237,6 +278,7 @@ def test_a_bad_batch_late_in_an_epoch_undoes_what_was_trained():
         ({"method": "leanet"}, UnknownNameError, "Did you mean 'leenet'"),
         ({"cost": "flop"}, UnknownNameError, "Did you mean 'flops'"),
         ({"epochs": -1}, InputError, "whole numbers from 0"),
+        ({"epochs": {"final": 2}}, InputError, "train_final=True"),
         ({"epochs": 1.5}, InputError, "whole numbers from 0"),
         ({"lr": 0}, InputError, "lr must be a positive number"),
         ({"val": 3}, InputError, "val must yield"),

@@ -224,6 +224,11 @@ def test_state_dict_carries_the_policy_and_fits_safetensors(tmp_path):
     assert twin.policy == ee.policy
     x = images(5, 3, 16, 16)
     assert torch.equal(twin(x), ee(x))
+    fewer = leenet_fx.attach(tiny(seed=3), ["blocks.1"], example_inputs=images(1, 3, 16, 16))
+    stem = fewer.stem.weight.clone()
+    with pytest.raises(InputError, match="4 thresholds, but the network has 1"):
+        fewer.load_state_dict(ee.state_dict(), strict=False)
+    assert torch.equal(fewer.stem.weight, stem)
     broken = {**ee.state_dict(), "exits._extra_state": torch.zeros(3, dtype=torch.uint8)}
     with pytest.raises(InputError, match="holds no policy"):
         twin.load_state_dict(broken)
@@ -307,6 +312,8 @@ def test_images_that_do_not_fit(bad, message):
         (torch.tensor([0.0, 1.0, 2.0]), "whole number"),
         (torch.tensor([0, 1, 5]), r"0\.\.4"),
         (torch.tensor([-1, 1, 2]), r"0\.\.4"),
+        (torch.tensor([True, False, True]), "whole number"),
+        ("a", "whole numbers"),
     ],
 )
 def test_exit_indices_that_do_not_fit(bad, message):

@@ -7,6 +7,8 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
+from leenet_fx.errors import InputError
+
 PROBES = (1, 3)
 """The two batch sizes; 1 is one of them, for a single sample may be all that is left."""
 
@@ -34,6 +36,7 @@ class Carried:
 
 
 Summary: TypeAlias = Any
+_PLAIN = (bool, int, float, str, torch.dtype, torch.device, slice)
 
 
 def summarise(value: Any) -> Summary:
@@ -42,7 +45,9 @@ def summarise(value: Any) -> Summary:
         return ("tensor", tuple(value.shape))
     if isinstance(value, (tuple, list)):
         return ("nested", tuple(summarise(item) for item in value))
-    return ("plain", value)
+    if value is None or isinstance(value, _PLAIN):
+        return ("plain", value)
+    return ("other", type(value).__name__)
 
 
 def classify(one: Summary, other: Summary) -> Carried:
@@ -67,11 +72,20 @@ def classify(one: Summary, other: Summary) -> Carried:
         if len(moved) == 1 and (a[moved[0]], b[moved[0]]) == (small, large):
             return Carried("rows", moved[0])
         return Carried("unusable")
-    if type(a) is type(b) and a == b:
+    if kind == "plain" and type(a) is type(b) and a == b:
         return Carried("constant")
-    if isinstance(a, int) and isinstance(b, int) and a * large == b * small:
+    if kind == "plain" and isinstance(a, int) and isinstance(b, int) and a * large == b * small:
         return Carried("size")
     return Carried("unusable")
+
+
+def check_rows(value: torch.Tensor, axis: int, batch: int) -> None:
+    """Raises InputError unless `value` has one slice a sample along `axis`."""
+    if value.shape[axis] != batch:
+        raise InputError(
+            f"At this image size a value of shape {tuple(value.shape)} crosses an exit and does "
+            f"not follow the batch of {batch}: attach with example_inputs of this size."
+        )
 
 
 def take_rows(value: Any, carried: Carried, rows: torch.Tensor, before: int) -> Any:
@@ -82,8 +96,12 @@ def take_rows(value: Any, carried: Carried, rows: torch.Tensor, before: int) -> 
         carried: how it follows the batch.
         rows: (n,) indices of the samples to keep.
         before: the batch size of `value`.
+
+    Raises:
+        InputError: at this image size the value no longer has one slice a sample.
     """
     if carried.kind == "rows":
+        check_rows(value, carried.axis, before)
         # Indexing with [] keeps channels_last; index_select does not, and what follows is slower.
         return value[(slice(None),) * carried.axis + (rows,)]
     if carried.kind == "size":

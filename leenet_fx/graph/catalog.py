@@ -110,7 +110,10 @@ def _from_file(name: str, options: dict[str, Any]) -> nn.Module:
     if not callable(getattr(module, factory, None)):
         public = [n for n in vars(module) if not n.startswith("_") and callable(vars(module)[n])]
         raise unknown_name(f"factory of {path}", factory, public)
-    model = getattr(module, factory)(**options)
+    try:
+        model = getattr(module, factory)(**options)
+    except Exception as error:
+        raise InputError(f"'{name}' failed: {type(error).__name__}: {error}.") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"'{name}' made a {type(model).__name__}, expected a torch.nn.Module.")
     return model

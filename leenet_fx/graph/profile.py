@@ -56,6 +56,7 @@ def measure(traced: Trace, image_shape: tuple[int, ...], dtype: torch.dtype) -> 
         RuntimeError, ValueError, TypeError, AssertionError: whatever the model says of this shape.
     """
     meta = clone(traced.root, "meta").eval()
+    _drop_users_hooks(meta)
     costs = NodeCosts(order={node: i for i, node in enumerate(traced.graph.nodes)})
     bytes_written = _BytesWritten()
     with torch.device("meta"), torch.no_grad():
@@ -77,6 +78,15 @@ def measure_call(call: Callable[..., Any], *inputs: torch.Tensor) -> tuple[Any, 
     with torch.no_grad(), FlopCounterMode(display=False) as counter, written:
         result = call(*inputs)
     return result, int(counter.get_total_flops()), written.total
+
+
+def _drop_users_hooks(root: nn.Module) -> None:
+    """Observers must not see meta tensors; torch's own hooks (pruning, weight norm) stay."""
+    for module in root.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key, hook in list(hooks.items()):
+                if not type(hook).__module__.startswith("torch."):
+                    del hooks[key]
 
 
 class _BytesWritten(TorchDispatchMode):
@@ -131,8 +141,9 @@ class _Recorder(_Shapes):
         before = [t._version for t in inputs]
         value = super().run_node(n)
         position = len(self.costs.flops)
+        writes_in_training = self._drops_in_place(n)
         for tensor, version in zip(inputs, before, strict=True):
-            if tensor._version != version:
+            if tensor._version != version or writes_in_training:
                 self._writes.setdefault(self._memory(tensor), []).append(position)
         self.costs.flops.append(int(self._flops.get_total_flops()))
         self.costs.bytes.append(self._bytes.total)
@@ -144,6 +155,13 @@ class _Recorder(_Shapes):
             if value.is_floating_point():
                 self.costs.floating.add(n)
         return value
+
+    def _drops_in_place(self, n: fx.Node) -> bool:
+        """Dropout in place writes in training only, and this run is in evaluation mode."""
+        if n.op == "call_module":
+            module = self.module.get_submodule(str(n.target))
+            return isinstance(module, nn.modules.dropout._DropoutNd) and module.inplace
+        return "dropout" in getattr(n.target, "__name__", "") and bool(n.kwargs.get("inplace"))
 
     def _memory(self, tensor: torch.Tensor) -> int:
         base = tensor._base if tensor._base is not None else tensor

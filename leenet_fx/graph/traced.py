@@ -85,7 +85,13 @@ def trace_model(
     new = num_classes is not None and num_classes != logits[1]
     if new:
         _replace_classifier(traced, classifier, logits[1], num_classes, generator)
-        costs = measure(traced, image_shape, dtype)
+        try:
+            costs = measure(traced, image_shape, dtype)
+        except Exception as error:
+            raise InputError(
+                f"num_classes={num_classes}: what follows '{classifier}' in {traced.name} takes "
+                f"{logits[1]} classes only; replace its classifier first."
+            ) from error
     found = find_boundaries(traced, costs)
     profile = _profile(name or traced.name, traced, costs, found)
     return TracedModel(
@@ -135,9 +141,17 @@ def _replace_classifier(
         has_bias = old.bias is not None
         new = nn.Linear(old.in_features, num_classes, bias=has_bias, device="meta")
     elif isinstance(old, nn.Conv2d) and old.out_channels == old_classes:
-        kernel = cast(tuple[int, int], old.kernel_size)
-        has_bias = old.bias is not None
-        new = nn.Conv2d(old.in_channels, num_classes, kernel, bias=has_bias, device="meta")
+        new = nn.Conv2d(
+            old.in_channels,
+            num_classes,
+            cast(tuple[int, int], old.kernel_size),
+            stride=cast(tuple[int, int], old.stride),
+            padding=cast(tuple[int, int], old.padding),
+            dilation=cast(tuple[int, int], old.dilation),
+            bias=old.bias is not None,
+            padding_mode=old.padding_mode,
+            device="meta",
+        )
     if path is None or old is None or new is None:
         raise InputError(
             f"num_classes={num_classes} differs from the {old_classes} classes of {traced.name}, "

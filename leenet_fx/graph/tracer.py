@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import operator
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,8 @@ import torchvision
 from torch import fx, nn
 
 from leenet_fx.errors import InputError, TraceError
+
+logger = logging.getLogger("leenet_fx")
 
 _CONSTANT = "_tensor_constant"
 
@@ -47,6 +50,9 @@ def clone(model: nn.Module, tensors: Literal["copy", "share", "meta"]) -> nn.Mod
     if tensors != "copy":
         for tensor in (*model.parameters(), *model.buffers()):
             memo[id(tensor)] = tensor if tensors == "share" else _to_meta(tensor)
+    for computed in _computed_tensors(model):
+        detached = computed.detach()
+        memo[id(computed)] = _to_meta(detached) if tensors == "meta" else detached.clone()
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
@@ -81,9 +87,17 @@ def trace(root: nn.Module, *, leaf_modules: Iterable[type[nn.Module]] = ()) -> T
         if not found:
             break
         mode_readers |= found
+    for path in sorted(tracer.branched_on_mode & large):
+        where = f"module '{path}'" if path else name
+        logger.warning(
+            "%s branches on self.training in its forward: what it does in training only, such as "
+            "auxiliary heads, is not kept.",
+            where,
+        )
     for key, value in scratch.__dict__.items():
         if key.startswith(_CONSTANT):
             root.register_buffer(key, value, persistent=False)
+    _register_plain_tensors(root, graph)
     _hoist_shape_queries(graph)
     return Trace(root, graph, _logits(graph, name), name)
 
@@ -182,6 +196,28 @@ class _Tracer(fx.Tracer):
         return parameter_proxy_cache[name]
 
 
+def _computed_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Results of computations that modules keep as attributes; deepcopy refuses them."""
+    for module in model.modules():
+        for value in module.__dict__.values():
+            kept = value.values() if isinstance(value, dict) else (value,)
+            for item in kept:
+                if isinstance(item, torch.Tensor) and item.grad_fn is not None:
+                    yield item
+
+
+def _register_plain_tensors(root: nn.Module, graph: fx.Graph) -> None:
+    """Tensors that the graph reads and that are no parameter follow `.to()` as buffers."""
+    for node in graph.nodes:
+        if node.op != "get_attr":
+            continue
+        path, _, attribute = str(node.target).rpartition(".")
+        owner = root.get_submodule(path)
+        if isinstance(owner.__dict__.get(attribute), torch.Tensor):
+            tensor = owner.__dict__.pop(attribute)
+            owner.register_buffer(attribute, tensor, persistent=False)
+
+
 def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
     meta = tensor.detach().to("meta")
     if isinstance(tensor, nn.Parameter):
@@ -194,7 +230,17 @@ def _take_images_only(root: nn.Module) -> None:
     forward = root.forward
 
     def images_only(self: nn.Module, images: Any) -> Any:
-        return forward(images)
+        # fx traces the root's forward, not its call: the root's hooks are run by hand.
+        arguments = (images,)
+        for before in self._forward_pre_hooks.values():
+            changed = before(self, arguments)
+            if changed is not None:
+                arguments = changed if isinstance(changed, tuple) else (changed,)
+        answer = forward(*arguments)
+        for after in self._forward_hooks.values():
+            changed = after(self, arguments, answer)
+            answer = answer if changed is None else changed
+        return answer
 
     cls = type(root)
     root.__class__ = type(
@@ -218,9 +264,16 @@ def _logits(graph: fx.Graph, name: str) -> fx.Node:
     value: Any = output.args[0]
     while not isinstance(value, fx.Node):
         if isinstance(value, Mapping) and value:
-            key = next((k for k in ("logits", "out") if k in value), next(iter(value)))
-            value = value[key]
+            key = next((k for k in ("logits", "out") if k in value), None)
+            if key is None and len(value) > 1:
+                raise TraceError(
+                    f"{name} returns {', '.join(map(str, value))}: which are the logits? Wrap it "
+                    "in a module that returns them alone, or call them 'logits'."
+                )
+            value = value[next(iter(value)) if key is None else key]
         elif isinstance(value, Sequence) and not isinstance(value, str) and value:
+            if len(value) > 1:
+                logger.warning("%s returns %d values; the first is taken.", name, len(value))
             value = value[0]
         else:
             raise TraceError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from leenet_fx.errors import DependencyError
 from leenet_fx.text import quantity
+from placement.registry import unknown_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -158,7 +159,11 @@ def save(figure: Any, path: Path) -> None:
     from leenet_fx.report.results import write_atomically
 
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix.lstrip(".") or "png", dpi=130)
+    kind = path.suffix.lstrip(".") or "png"
+    known = figure.canvas.get_supported_filetypes()
+    if kind not in known:
+        raise unknown_name("picture format", kind, known)
+    figure.savefig(buffer, format=kind, dpi=130)
     _pyplot().close(figure)
     write_atomically(path, buffer.getvalue())
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx, nn
 
-from leenet_fx.graph.batch import Carried, take_rows
+from leenet_fx.graph.batch import Carried, check_rows, take_rows
 from leenet_fx.parts.branches import Branch
 from leenet_fx.parts.policies import Policy
 
@@ -174,7 +174,10 @@ def run(
         live = stage.run(network, *live)
         if decide is None:
             continue
-        leave, classify = decide(index, branch, [live[i] for i in cut.features], rows)
+        features = [live[i] for i in cut.features]
+        for feature in features:
+            check_rows(feature, 0, inside)
+        leave, classify = decide(index, branch, features, rows)
         leaving = leave.nonzero().squeeze(1)
         gone = leaving.shape[0]
         if gone == 0:

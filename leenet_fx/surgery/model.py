@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple, cast
@@ -103,7 +103,11 @@ class Exits(nn.ModuleList):
         return torch.tensor(list(encoded), dtype=torch.uint8)
 
     def set_extra_state(self, state: Any) -> None:
-        """Reads what `get_extra_state` wrote.
+        """Takes over the policy that `get_extra_state` wrote; raises as `read_policy` does."""
+        self.policy = self.read_policy(state)
+
+    def read_policy(self, state: Any) -> Policy:
+        """The policy that `get_extra_state` wrote.
 
         Raises:
             InputError: not a policy, or one for another number of exits.
@@ -114,7 +118,7 @@ class Exits(nn.ModuleList):
             raise InputError("'exits._extra_state' holds no policy.") from error
         policy = policy_from_dict(data)
         policy.check(len(self))
-        self.policy = policy
+        return policy
 
     def branches(self) -> Iterator[Branch]:
         """The branches, in order."""
@@ -138,7 +142,9 @@ class EarlyExitModule(fx.GraphModule):
     def __init__(self, root: nn.Module, graph: fx.Graph, exits: Exits, spec: ExitSpec) -> None:
         super().__init__(nn.Module(), fx.Graph(), "EarlyExitModule")
         names = {*root._modules, *root._parameters, *root._buffers}
-        taken = sorted(name for name in names if name == "exits" or hasattr(EarlyExitModule, name))
+        taken = sorted(
+            name for name in names if name in ("exits", "spec") or hasattr(EarlyExitModule, name)
+        )
         if taken:
             raise InputError(
                 f"{spec.profile.model} has a member called '{taken[0]}', a name that a network "
@@ -331,6 +337,18 @@ class EarlyExitModule(fx.GraphModule):
         shapes = ["x".join(map(str, f.shape[1:])) for f in branch.features]
         return shapes[0] if len(shapes) == 1 else f"{shapes[-1]} +{len(shapes) - 1}"
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As of any module; a policy that does not fit is refused before a weight is changed.
+
+        Raises:
+            InputError: the state dict holds a policy for another number of exits.
+        """
+        if "exits._extra_state" in state_dict:
+            self.exits.read_policy(state_dict["exits._extra_state"])
+        return super().load_state_dict(state_dict, strict, assign)
+
     # --- copies --------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, Any]:
@@ -364,17 +382,20 @@ class EarlyExitModule(fx.GraphModule):
                 f"Expected images with {expected[0]} channels, got {images.shape[1]} "
                 f"(shape {tuple(images.shape)})."
             )
-        if torch.is_autocast_enabled(images.device.type):
+        if not images.is_meta and torch.is_autocast_enabled(images.device.type):
             return
         dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
         if dtype is not None and images.dtype != dtype:
             raise InputError(f"Expected images of dtype {dtype}, got {images.dtype}.")
 
     def _check_indices(self, exit_index: Tensor | int, images: Tensor) -> Tensor:
-        indices = torch.as_tensor(exit_index, device=images.device)
+        try:
+            indices = torch.as_tensor(exit_index, device=images.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"exit_index must be whole numbers, got {exit_index!r}.") from error
         if indices.ndim == 0:
             indices = indices.expand(images.shape[0])
-        if indices.shape != (images.shape[0],) or indices.is_floating_point():
+        if indices.shape != (images.shape[0],) or indices.dtype not in _WHOLE:
             raise InputError(
                 f"exit_index needs one whole number for each of {images.shape[0]} images, "
                 f"got {indices.dtype} of shape {tuple(indices.shape)}."
@@ -388,6 +409,9 @@ class EarlyExitModule(fx.GraphModule):
 
     def _no_rows(self, images: Tensor) -> Tensor:
         return images.new_empty(0, self.spec.num_classes)
+
+
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)

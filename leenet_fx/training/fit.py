@@ -52,6 +52,7 @@ class FitResult:
         return asdict(self)
 
 
+@torch.enable_grad()
 def fit(
     ee: EarlyExitModule,
     train: Iterable[Any],
@@ -66,7 +67,7 @@ def fit(
     seed: int = 0,
     progress: bool | None = None,
 ) -> FitResult:
-    """Trains exits, the final classifier if asked, then all gates together; opens the gates.
+    """Trains exits, the final classifier if asked, then all gates together, and opens the gates.
 
     The backbone is frozen: it runs in evaluation mode, and neither its weights nor its BatchNorm
     statistics change. `ee` is left in evaluation mode, ready to predict. Gates are drawn anew from
@@ -114,7 +115,9 @@ def fit(
             if length:
                 training = _Training(ee, step, final, costs, alpha, lr, generator, train)
                 training.run(train, val, length, result.history, bar)
-        ee.policy = recipe.policy
+        trained = {step.trains for step, length in zip(steps, lengths, strict=True) if length}
+        if recipe.policy.reads != "gate" or "gates" in trained:
+            ee.policy = recipe.policy
     return result
 
 
@@ -138,6 +141,9 @@ class _Training:
         self.alpha = alpha
         self.lr = step.lr if lr is None else lr
         branches = list(ee.exits.branches())
+        self.state = [*ee.exits.parameters(), *ee.exits.buffers()]
+        self.state += final.parameters() if final is not None else []
+        self.before = _snapshot(self.state)
         if step.trains == "gates":
             self._standardise(train)
             for branch in branches:
@@ -149,6 +155,8 @@ class _Training:
             assert final is not None
             groups = [list(final.parameters())]
         self.parameters = [p for group in groups for p in group]
+        if not all(p.requires_grad for p in self.parameters):
+            raise InputError(f"Step '{step.name}' trains parameters that have requires_grad=False.")
 
     def run(
         self,
@@ -168,11 +176,15 @@ class _Training:
                 train_loss = self._train_epoch(train, optimizer)
                 val_loss = self._loss_on(val) if val is not None else None
             except _NotFinite as error:
-                _restore(self.parameters, good)
+                if epoch:
+                    _restore(self.parameters, good)
+                else:
+                    _restore(self.state, self.before)
+                kept = f"after epoch {epoch}" if epoch else "from before the step"
                 raise TrainingError(
                     f"The loss of step '{self.step.name}' is {error.value} in epoch {epoch + 1} "
-                    f"({error.where}): training stopped, and the weights are those after epoch "
-                    f"{epoch}. Look for NaN in the images, or lower lr={self.lr}."
+                    f"({error.where}): training stopped, and the weights are those {kept}. "
+                    f"Look for NaN in the images, or lower lr={self.lr}."
                 ) from None
             schedule.step()
             good = _snapshot(self.parameters)
@@ -298,9 +310,14 @@ def _final_classifier(ee: EarlyExitModule, train_final: bool | None) -> nn.Modul
 
 def _lengths(epochs: int | Mapping[str, int], steps: list[Step], known: list[str]) -> list[int]:
     if isinstance(epochs, Mapping):
-        for name in epochs:
+        names = [step.name for step in steps]
+        for name, length in epochs.items():
             if name not in known:
                 raise unknown_name("training step", name, known)
+            if length and name not in names:
+                raise InputError(
+                    f"Step '{name}' has epochs but nothing to train: train_final=True?"
+                )
         lengths = [epochs.get(step.name, 10) for step in steps]
     else:
         lengths = [epochs] * len(steps)
@@ -340,7 +357,7 @@ def _restored_on_error(ee: EarlyExitModule, final: nn.Module | None) -> Iterator
         ee.policy = policy
         for module, mode in modes.items():
             module.training = mode
-        if not isinstance(error, (TrainingError, KeyboardInterrupt)):
+        if not isinstance(error, TrainingError):
             _restore(parameters, values)
         raise
 

@@ -37,8 +37,8 @@ def batches(
     for batch in check_loader(loader, name):
         if not isinstance(batch, (tuple, list)) or len(batch) < 2:
             raise InputError(
-                f"{name} must yield (images, labels), but yields {_describe(batch)}: "
-                "labels are absent."
+                f"{name} must yield (images, labels) tuples, but yields {_describe(batch)}"
+                + (": labels are absent." if not isinstance(batch, dict) else ".")
             )
         images, labels = batch[0], batch[1]
         if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
