@@ -66,42 +66,42 @@ def test_a_guessed_input_size_is_noted(caplog):
     assert "3 x 224 x 224" in caplog.text
 
 
+class WithInner(TinyNet):
+    """Hands its images to another module first."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return super().forward(self.inner(x))
+
+
+class BranchesOnValues(nn.Module):
+    def forward(self, x):
+        if x.sum() > 0:
+            return x
+        return -x
+
+
+class BranchesOnShape(nn.Module):
+    def forward(self, x):
+        return -x if x.shape[2] > 20 else x
+
+
 def test_control_flow_on_data_is_refused_with_its_place():
-    class Inner(nn.Module):
-        def forward(self, x):
-            if x.sum() > 0:
-                return x
-            return -x
-
-    class Outer(TinyNet):
-        def __init__(self):
-            super().__init__()
-            self.inner = Inner()
-
-        def forward(self, x):
-            return super().forward(self.inner(x))
-
-    with pytest.raises(TraceError, match=r"(?s)module 'inner' \(Inner\) at .*test_attach\.py:\d+"):
-        leenet_fx.attach(Outer(), example_inputs=EXAMPLE)
+    model = WithInner(BranchesOnValues())
+    place = r"(?s)module 'inner' \(BranchesOnValues\) at .*test_attach\.py:\d+"
+    with pytest.raises(TraceError, match=place):
+        leenet_fx.attach(model, example_inputs=EXAMPLE)
 
 
 def test_a_module_kept_whole_may_branch_on_shapes():
-    class Inner(nn.Module):
-        def forward(self, x):
-            return -x if x.shape[2] > 20 else x
-
-    class Outer(TinyNet):
-        def __init__(self):
-            super().__init__()
-            self.inner = Inner()
-
-        def forward(self, x):
-            return super().forward(self.inner(x))
-
-    model = Outer().eval()
+    model = WithInner(BranchesOnShape()).eval()
     with pytest.raises(TraceError, match="leaf_modules"):
         leenet_fx.attach(model, example_inputs=EXAMPLE)
-    ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE, leaf_modules=(Inner,))
+    leaves = (BranchesOnShape,)
+    ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE, leaf_modules=leaves)
     for size in (16, 24):
         x = images(2, 3, size, size)
         assert torch.equal(ee(x), model(x))

@@ -111,7 +111,10 @@ def plot_tradeoff(
                 mew=2,
                 label="chosen on validation images",
             )
-    axes.set(xlabel="mean FLOPs, relative to the plain model", ylabel="accuracy, %")
+    axes.set(
+        xlabel="mean FLOPs, relative to the plain model", ylabel="accuracy on validation images, %"
+    )
+    axes.margins(0.06, 0.1)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
     save(figure, path)

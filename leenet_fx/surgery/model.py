@@ -212,11 +212,11 @@ class EarlyExitModule(fx.GraphModule):
         """
         if self.training:
             raise ModeError("predict needs evaluation mode: call ee.eval() first.")
-        self._check_images(images)
         shut = exit_index is None and self.policy.reads == "nothing"
         if exit_index is None:
             logits, left_at = self.run_with(images, self.policy)
         else:
+            self._check_images(images)
             decide = conditional.by_index(self._check_indices(exit_index, images))
             logits, left_at = self._run(images, decide)
         table = torch.tensor(self.costs.relative("flops"), device=images.device)
