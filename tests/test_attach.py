@@ -415,6 +415,21 @@ def test_a_training_branch_of_the_root_is_warned_about(caplog):
     assert "RootDropout branches on self.training" in caplog.text
 
 
+class FrozenNorm(TinyNet):
+    def train(self, mode=True):
+        super().train(mode)
+        self.blocks[0].bn.eval()
+        return self
+
+
+def test_a_train_method_of_its_own_is_warned_about(caplog):
+    with caplog.at_level(logging.WARNING, "leenet_fx"):
+        ee = leenet_fx.attach(FrozenNorm(), "every", example_inputs=EXAMPLE)
+    assert "FrozenNorm has a train() of its own" in caplog.text
+    assert not FrozenNorm().train().blocks[0].bn.training
+    assert ee.train().get_submodule("blocks.0.bn").training
+
+
 def test_a_classifier_that_cannot_be_replaced():
     model = nn.Sequential(tiny(), nn.LayerNorm(5))
     with pytest.raises(InputError, match=r"what follows '0\.fc' .* takes 5 classes only"):

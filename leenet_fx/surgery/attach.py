@@ -70,6 +70,12 @@ def attach(
         raise InputError("This model has exits already; attach to the model it was made from.")
     if isinstance(strategy, str):
         get_strategy(strategy)
+    if type(model).train is not nn.Module.train:
+        logger.warning(
+            "%s has a train() of its own, which the result does not take over: ee.train() turns "
+            "every module on.",
+            type(model).__name__,
+        )
     factory = get_branch(branch) if isinstance(branch, str) else branch
     generator = torch.Generator().manual_seed(seed)
     traced = trace_model(
