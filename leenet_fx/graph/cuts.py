@@ -266,8 +266,9 @@ def _past_in_place(nodes: list[fx.Node], position: int, liveness: _Liveness) -> 
         overwritten = any(
             position + 1 in liveness.costs.written.get(node, ()) for node in liveness.live(position)
         )
-        reads_weight = nodes[position + 1].target is operator.setitem
-        if not overwritten or reads_weight:
+        # An assignment to a part may be one of several: such a cut is refused, not moved.
+        assigns_part = nodes[position + 1].target is operator.setitem
+        if not overwritten or assigns_part:
             break
         position += 1
     return position
