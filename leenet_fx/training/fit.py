@@ -155,8 +155,7 @@ class _Training:
             assert final is not None
             groups = [list(final.parameters())]
         self.parameters = [p for group in groups for p in group]
-        if not all(p.requires_grad for p in self.parameters):
-            raise InputError(f"Step '{step.name}' trains parameters that have requires_grad=False.")
+        _check_trainable(self.parameters, f"step '{step.name}'")
 
     def run(
         self,
@@ -301,11 +300,13 @@ def _final_classifier(ee: EarlyExitModule, train_final: bool | None) -> nn.Modul
             "with copy=True."
         )
     final = ee.get_submodule(spec.final_classifier)
-    if not all(p.requires_grad for p in final.parameters()):
-        raise InputError(
-            f"train_final=True, but '{spec.final_classifier}' has requires_grad=False."
-        )
+    _check_trainable(final.parameters(), f"train_final=True ('{spec.final_classifier}')")
     return final
+
+
+def _check_trainable(parameters: Iterable[Tensor], owner: str) -> None:
+    if not all(parameter.requires_grad for parameter in parameters):
+        raise InputError(f"A parameter that {owner} trains has requires_grad=False.")
 
 
 def _lengths(epochs: int | Mapping[str, int], steps: list[Step], known: list[str]) -> list[int]:
