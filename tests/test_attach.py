@@ -9,6 +9,7 @@ from torch import nn
 
 import leenet_fx
 from leenet_fx import EarlyExitError, InputError, PlacementError, TraceError, UnknownNameError
+from leenet_fx.graph.traced import trace_model
 
 EXAMPLE = images(1, 3, 16, 16)
 
@@ -96,10 +97,19 @@ def test_control_flow_on_data_is_refused_with_its_place():
         leenet_fx.attach(model, example_inputs=EXAMPLE)
 
 
+def test_a_module_may_branch_on_shapes(caplog):
+    model = WithInner(BranchesOnShape()).eval()
+    ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE)
+    assert ee.spec.captured == "export"
+    assert "leaf_modules" in caplog.text
+    x = images(2, 3, 16, 16)
+    assert close(ee(x), model(x), 1e-6)
+    with pytest.raises(InputError, match="example_inputs of that size"):
+        ee(images(2, 3, 24, 24))
+
+
 def test_a_module_kept_whole_may_branch_on_shapes():
     model = WithInner(BranchesOnShape()).eval()
-    with pytest.raises(TraceError, match="leaf_modules"):
-        leenet_fx.attach(model, example_inputs=EXAMPLE)
     leaves = (BranchesOnShape,)
     ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE, leaf_modules=leaves)
     for size in (16, 24):
@@ -109,7 +119,7 @@ def test_a_module_kept_whole_may_branch_on_shapes():
 
 def test_a_model_that_is_no_classifier():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
-    with pytest.raises(TraceError, match=r"\(batch, classes\)"):
+    with pytest.raises(InputError, match=r"\(B, classes\): pass num_classes"):
         leenet_fx.attach(model, example_inputs=EXAMPLE)
 
 
@@ -206,7 +216,7 @@ def test_whatever_crosses_a_cut_follows_the_batch(model):
 
 
 class Folded(TinyNet):
-    """Folds the batch into another axis between the blocks: no cut may go there."""
+    """Folds another axis into the batch between two blocks."""
 
     def forward(self, x):
         x = self.blocks[1](self.blocks[0](self.stem(x)))
@@ -216,19 +226,61 @@ class Folded(TinyNet):
         return self.fc(x.mean((2, 3)))
 
 
+MIXING = {
+    "mean over samples": lambda x: x - x.mean(0),
+    "first sample": lambda x: x + x[:1],
+    "views side by side": lambda x: torch.cat([x, x]).reshape(2, -1, *x.shape[1:]).mean(0),
+    "another order": lambda x: torch.cat([x, x]).reshape(-1, 2, *x.shape[1:]).mean(1),
+}
+
+
+class Mixing(TinyNet):
+    """Lets a sample depend on the others in its batch, or may."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = MIXING[way]
+
+    def forward(self, x):
+        x = self.blocks[1](self.blocks[0](self.stem(x)))
+        x = self.way(x)
+        return self.fc(self.blocks[3](self.blocks[2](x)).mean((2, 3)))
+
+
 def test_unsafe_cuts_are_refused_with_a_reason():
     ee = leenet_fx.attach(Folded().eval(), "every", example_inputs=EXAMPLE)
     assert ee.spec.placement.names == ("blocks.0", "blocks.1")
     assert set(ee.spec.refused) == {"blocks.2", "blocks.3"}
-    assert "does not follow the batch" in ee.spec.refused["blocks.2"]
+    assert "several slices a sample" in ee.spec.refused["blocks.2"]
+
+
+@pytest.mark.parametrize("way", ["mean over samples", "first sample"])
+def test_no_cut_in_front_of_what_mixes_samples(way):
+    traced = trace_model(Mixing(way).eval(), example_inputs=EXAMPLE)
+    assert "mixes the samples" in traced.refused["blocks.0"]
+    assert "mixes the samples" in traced.refused["blocks.1"]
+
+
+@pytest.mark.parametrize("way", ["views side by side", "another order"])
+def test_no_exits_where_samples_may_change_places(way):
+    with pytest.raises(TraceError, match="'cat' may mix the samples"):
+        leenet_fx.attach(Mixing(way).eval(), "every", example_inputs=EXAMPLE)
+
+
+def test_no_cut_in_front_of_a_normalisation_over_the_batch():
+    model = tiny()
+    model.blocks[2].bn = nn.BatchNorm2d(8, track_running_stats=False)
+    ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE)
+    assert ee.spec.placement.names == ("blocks.2", "blocks.3")
 
 
 class InPlaceBehindBlocks(TinyNet):
     def forward(self, x):
         x = self.stem(x)
         for block in self.blocks:
-            x = nn.functional.relu_(block(x) - 0.5)
+            x = block(x) - 0.5
             x += 1
+            x = nn.functional.relu_(x)
         return self.fc(x.mean((2, 3)))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
+from torch import fx
 
 from leenet_fx.errors import InputError
 
@@ -18,7 +19,7 @@ class Carried:
     """How a value follows the batch when samples leave.
 
     kind:
-        "rows": a tensor with one slice a sample along `axis`.
+        "rows": a tensor with `each` consecutive slices a sample along `axis`.
         "size": an integer proportional to the batch size.
         "constant": the same for every batch.
         "nested": a tuple or list, each item described in `items`.
@@ -27,6 +28,7 @@ class Carried:
 
     kind: Literal["rows", "size", "constant", "nested", "unusable"]
     axis: int = 0
+    each: int = 1
     items: tuple[Carried, ...] = ()
 
     @property
@@ -69,8 +71,8 @@ def classify(one: Summary, other: Summary) -> Carried:
         moved = [axis for axis, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
         if not moved:
             return Carried("constant")
-        if len(moved) == 1 and (a[moved[0]], b[moved[0]]) == (small, large):
-            return Carried("rows", moved[0])
+        if len(moved) == 1 and a[moved[0]] * large == b[moved[0]] * small:
+            return Carried("rows", moved[0], each=a[moved[0]] // small)
         return Carried("unusable")
     if kind == "plain" and type(a) is type(b) and a == b:
         return Carried("constant")
@@ -79,9 +81,9 @@ def classify(one: Summary, other: Summary) -> Carried:
     return Carried("unusable")
 
 
-def check_rows(value: torch.Tensor, axis: int, batch: int) -> None:
-    """Raises InputError unless `value` has one slice a sample along `axis`."""
-    if value.shape[axis] != batch:
+def check_rows(value: torch.Tensor, carried: Carried, batch: int) -> None:
+    """Raises InputError unless `value` follows the batch as `carried` says."""
+    if value.shape[carried.axis] != batch * carried.each:
         raise InputError(
             f"At this image size a value of shape {tuple(value.shape)} crosses an exit and does "
             f"not follow the batch of {batch}: attach with example_inputs of this size."
@@ -98,10 +100,13 @@ def take_rows(value: Any, carried: Carried, rows: torch.Tensor, before: int) -> 
         before: the batch size of `value`.
 
     Raises:
-        InputError: at this image size the value no longer has one slice a sample.
+        InputError: at this image size the value no longer has its slices for each sample.
     """
     if carried.kind == "rows":
-        check_rows(value, carried.axis, before)
+        check_rows(value, carried, before)
+        if carried.each > 1:
+            within = torch.arange(carried.each, device=rows.device)
+            rows = (rows.unsqueeze(1) * carried.each + within).flatten()
         # Indexing with [] keeps channels_last; index_select does not, and what follows is slower.
         return value[(slice(None),) * carried.axis + (rows,)]
     if carried.kind == "size":
@@ -113,3 +118,70 @@ def take_rows(value: Any, carried: Carried, rows: torch.Tensor, before: int) -> 
         ]
         return torch.Size(kept) if isinstance(value, torch.Size) else type(value)(kept)
     return value
+
+
+_RESHAPES = ("reshape", "view", "_unsafe_view", "flatten", "unflatten", "contiguous", "clone")
+_REPEATS = ("expand", "repeat", "zeros", "ones", "new_zeros", "new_ones", "full", "new_full")
+_ELEMENTWISE = (
+    *("add", "sub", "mul", "div", "truediv", "neg", "pow", "sqrt", "rsqrt", "exp", "log", "abs"),
+    *("iadd", "isub", "imul", "itruediv", "clamp", "where", "masked_fill", "to", "float", "half"),
+    *("type_as", "detach", "relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "softplus", "elu"),
+    *("hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "mish", "dropout", "drop_path"),
+)
+_SLICE_BY_SLICE = (
+    *("softmax", "log_softmax", "layer_norm", "rms_norm", "group_norm", "batch_norm"),
+    *("normalize", "linear", "matmul", "bmm", "conv1d", "conv2d", "conv3d", "max_pool2d"),
+    *("avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate", "pad"),
+    *("scaled_dot_product_attention", "chunk", "split", "split_with_sizes", "unbind", "getitem"),
+    *("mean", "sum", "amax", "squeeze", "unsqueeze"),
+)
+_PERMUTES = ("permute", "transpose", "movedim", "swapaxes")
+
+
+def find_disorder(graph: fx.Graph, carried: dict[fx.Node, Carried]) -> list[fx.Node]:
+    """Nodes that may not hold the slices of one sample side by side.
+
+    Merging the batch with the axes behind it, as in (B, n, C) → (B·n, C), does; what works slice by
+    slice keeps it. Of anything else that makes several slices a sample nothing is known: it, and
+    what is made from it, becomes unusable for a cut.
+    """
+    found: list[fx.Node] = []
+    lost: set[fx.Node] = set()
+    for node in graph.nodes:
+        if carried[node].kind not in ("rows", "nested", "unusable"):
+            continue
+        if lost.intersection(node.all_input_nodes):
+            lost.add(node)
+        elif _folded(carried[node]) and not _keeps_order(node, carried):
+            found.append(node)
+            lost.add(node)
+    carried.update(dict.fromkeys(lost, Carried("unusable")))
+    return found
+
+
+def _folded(carried: Carried) -> bool:
+    if carried.kind == "nested":
+        return any(_folded(item) for item in carried.items)
+    return carried.kind == "rows" and carried.each > 1
+
+
+def _keeps_order(node: fx.Node, carried: dict[fx.Node, Carried]) -> bool:
+    sources = [carried[source] for source in node.all_input_nodes]
+    tensors = [how for how in sources if how.kind in ("rows", "nested", "unusable")]
+    how = carried[node]
+    while how.kind == "nested":
+        how = next(item for item in how.items if _folded(item))
+    target = node.target
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    name = name.partition(".")[0].strip("_")
+    if name in _RESHAPES:
+        return how.axis == 0 and len(tensors) == 1 and tensors[0].axis == 0
+    if not tensors:
+        return name in _REPEATS
+    if any(source.kind == "rows" and source.each != how.each for source in tensors):
+        return False
+    if name.startswith("expand"):
+        return tensors[0].axis == how.axis
+    if name in _PERMUTES:
+        return len(tensors) == 1
+    return node.op == "call_module" or name in _ELEMENTWISE or name in _SLICE_BY_SLICE

@@ -1,30 +1,38 @@
 """Candidate boundaries: where a network's blocks end, and which tensors are alive there.
 
 What counts as a block. Descend from the model through containers and stages; a *block* is the
-first module met that holds at least two weights (parameters of two or more dimensions) and is not
-itself a row of blocks. A module is a row of blocks, and is descended into, when it runs two or
-more numbered children of one class, each holding two weights, with nothing bypassing them: every
-value alive after a child is read by that child or made by it. So ResNet gives its residual blocks,
-a transformer its encoder layers, DenseNet its dense layers, GoogLeNet its inceptions; attention and
-MLP inside a layer, or convolutions inside a residual block, are bypassed by the shortcut and stay
-together. Blocks of a class seen once count only beside repeated ones, so stems and heads do not.
+first module met that holds at least two weights (parameters that are matrices or kernels) and is
+not itself a row of blocks. A module is a row of blocks, and is descended into, when it runs two or
+more children of one class, named alike but for a number, each holding two weights, with nothing
+bypassing them: a value alive after a child is read by that child, made by it, or meant for another
+child of the row. So ResNet gives its residual blocks, a transformer its encoder layers, DenseNet
+its dense layers, GoogLeNet its inceptions; attention and MLP inside a layer, or convolutions inside
+a residual block, are bypassed by the shortcut and stay together. Blocks of a class seen once count
+only beside repeated ones, so stems and heads do not.
 
 A network without two such blocks (AlexNet, VGG, a plain stack) is cut after each weight layer with
 the normalisation, activation and pooling that follow it, wherever one tensor alone is alive.
+
+Whoever wants other blocks names them: `attach(model, blocks=["layer?.*"])`.
 """
 
 from __future__ import annotations
 
 import operator
+import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, cast
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from leenet_fx.graph.batch import Carried
 from leenet_fx.graph.layout import channel_axis
 from leenet_fx.graph.profile import NodeCosts
-from leenet_fx.graph.tracer import Trace
+from leenet_fx.graph.tracer import IN_PLACE, Trace
+from placement.registry import unknown_name
 
 
 @dataclass(frozen=True)
@@ -69,13 +77,29 @@ class Boundaries:
     refused: dict[str, str] = field(default_factory=dict)
 
 
-def find_boundaries(traced: Trace, costs: NodeCosts) -> Boundaries:
-    """The boundaries of a traced network, in execution order (see the module's docstring)."""
+def find_boundaries(
+    traced: Trace, costs: NodeCosts, blocks: Iterable[str | type[nn.Module]] | None = None
+) -> Boundaries:
+    """The boundaries of a traced network, in execution order (see the module's docstring).
+
+    Args:
+        traced: the network.
+        costs: what its nodes make.
+        blocks: the modules that count as blocks: names with wildcards, which stand for one part of
+            a name each ("layer?.*"), or classes.
+
+    Raises:
+        UnknownNameError: a name or class that no module called by the network has.
+    """
     nodes = list(traced.graph.nodes)
     liveness = _Liveness(nodes, costs)
-    ends = _block_ends(traced, nodes, liveness)
-    if len(ends) < 2:
-        ends = _layer_ends(traced, nodes, liveness)
+    tree = _call_tree(nodes, traced.root)
+    if blocks is not None:
+        ends = _chosen_ends(tree, blocks)
+    else:
+        ends = _block_ends(traced, tree, liveness)
+        if len(ends) < 2:
+            ends = _layer_ends(traced, nodes, liveness)
     found = Boundaries()
     taken: set[int] = set()
     for name, end in ends:
@@ -84,12 +108,14 @@ def find_boundaries(traced: Trace, costs: NodeCosts) -> Boundaries:
             continue
         taken.add(position)
         live = liveness.live(position)
+        _make_anew(nodes, live, position, liveness)
         carried = tuple(costs.carried[node] for node in live)
         features = tuple(
             Feature(node, shape, channel_axis(node, shape, traced.root, costs))
             for node, how in zip(live, carried, strict=True)
             if how.kind == "rows"
             and how.axis == 0
+            and how.each == 1
             and node in costs.floating
             and (shape := costs.shape(node)) is not None
             and len(shape) > 1
@@ -114,7 +140,15 @@ def _refusal(
             return f"'{node.name}' crosses here and does not follow the batch sample by sample"
         if any(at > position for at in costs.written.get(node, ())):
             return f"'{node.name}' crosses here and is overwritten in place later"
-    return "" if features else "no floating tensor with a batch axis crosses here"
+    mixed = next((n for n in costs.mixing if costs.order[n] > position), None)
+    if mixed is not None:
+        return f"'{mixed.name}', behind it, mixes the samples of a batch, or may"
+    if features:
+        return ""
+    folded = next((n for n, how in zip(live, carried, strict=True) if how.each > 1), None)
+    if folded is not None:
+        return f"'{folded.name}' crosses here with several slices a sample, which no exit can read"
+    return "no floating tensor with a batch axis crosses here"
 
 
 class _Liveness:
@@ -162,52 +196,103 @@ def _call_tree(nodes: list[fx.Node], root: nn.Module) -> _Call:
     return tree
 
 
-def _block_ends(traced: Trace, nodes: list[fx.Node], liveness: _Liveness) -> list[tuple[str, int]]:
+def _chosen_ends(tree: _Call, blocks: Iterable[str | type[nn.Module]]) -> list[tuple[str, int]]:
+    calls: list[_Call] = []
+    pending = [tree]
+    while pending:
+        inner = list(pending.pop().inner.values())
+        calls += inner
+        pending += inner
+    ends: dict[str, int] = {}
+    for wanted in [blocks] if isinstance(blocks, (str, type)) else blocks:
+        found = [call for call in calls if _matches(call, wanted)]
+        if not found:
+            known = {c.cls.__name__ for c in calls} if isinstance(wanted, type) else set()
+            name = wanted.__name__ if isinstance(wanted, type) else wanted
+            raise unknown_name("block", name, known or {call.path for call in calls})
+        ends |= {call.key: call.last for call in found}
+    return sorted(ends.items(), key=lambda item: item[1])
+
+
+def _matches(call: _Call, wanted: str | type[nn.Module]) -> bool:
+    if isinstance(wanted, type):
+        return issubclass(call.cls, wanted)
+    parts, patterns = call.path.split("."), wanted.split(".")
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+
+
+def _stem(call: _Call) -> str:
+    """A module's own name without its numbers."""
+    return re.sub(r"\d+", "", call.path.rpartition(".")[2])
+
+
+def _block_ends(traced: Trace, tree: _Call, liveness: _Liveness) -> list[tuple[str, int]]:
     weights: dict[str, int] = {}
 
     def holds_two_weights(call: _Call) -> bool:
         if call.path not in weights:
             module = traced.root.get_submodule(call.path)
-            weights[call.path] = sum(p.ndim >= 2 for p in module.parameters())
+            weights[call.path] = sum(_is_weight(p) for p in module.parameters())
         return weights[call.path] >= 2
 
     def children(call: _Call) -> list[_Call]:
         flat: list[_Call] = []
         for inner in call.inner.values():
-            flat += children(inner) if inner.cls is nn.Sequential else [inner]
+            flat += children(inner) if is_container(inner, call) else [inner]
         return flat
 
-    def is_row(call: _Call) -> bool:
-        numbered = [
-            child
-            for child in children(call)
-            if holds_two_weights(child) and any(c.isdigit() for c in child.path.split(".")[-1])
-        ]
-        classes = Counter(child.cls for child in numbered)
-        rows = [[c for c in numbered if c.cls is cls] for cls, n in classes.items() if n >= 2]
-        return any(all(not bypassed(child, call) for child in row) for row in rows)
+    def is_container(call: _Call, parent: _Call) -> bool:
+        """A Sequential, but not one of several whose parts have names: those are blocks."""
+        if call.cls is not nn.Sequential:
+            return False
+        alike = [c for c in parent.inner.values() if c.cls is call.cls and _stem(c) == _stem(call)]
+        named = all(_stem(part) == part.path.rpartition(".")[2] for part in call.inner.values())
+        return len(alike) < 2 or not named
 
-    def bypassed(child: _Call, parent: _Call) -> bool:
+    def is_row(call: _Call) -> bool:
+        heavy = [child for child in children(call) if holds_two_weights(child)]
+        rows = [[c for c in heavy if c.cls is cls] for cls in {c.cls for c in heavy}]
+        return any(
+            len(row) >= 2
+            and len({_stem(child) for child in row}) == 1
+            and all(_stem(child) != child.path.rpartition(".")[2] for child in row)
+            and not any(bypassed(child, row, call) for child in row)
+            for row in rows
+        )
+
+    def bypassed(child: _Call, row: list[_Call], parent: _Call) -> bool:
         for value in liveness.live_rows(child.last):
             if liveness.order[value] >= child.first:
                 continue
             users = [liveness.order[user] for user in value.users]
             read_here = any(child.first <= at <= child.last for at in users)
-            read_later = any(child.last < at <= parent.last for at in users)
+            read_later = any(
+                child.last < at <= parent.last
+                and not any(other.first <= at <= other.last for other in row)
+                for at in users
+            )
             if read_later and not read_here:
                 return True
         return False
 
+    def overtaken(child: _Call, parent: _Call) -> bool:
+        """Whether what enters a module is wanted again behind it: it is no step of a row."""
+        return any(
+            liveness.order[value] < child.first
+            and any(child.last < liveness.order[user] <= parent.last for user in value.users)
+            for value in liveness.live_rows(child.last)
+        )
+
     def blocks(call: _Call) -> list[_Call]:
         found: list[_Call] = []
         for child in children(call):
-            if is_row(child):
+            if is_row(child) and not overtaken(child, call):
                 found += blocks(child)
             elif holds_two_weights(child):
                 found.append(child)
         return found
 
-    found = sorted(blocks(_call_tree(nodes, traced.root)), key=lambda call: call.last)
+    found = sorted(blocks(tree), key=lambda call: call.last)
     classes = Counter(call.cls for call in found)
     repeated = [i for i, call in enumerate(found) if classes[call.cls] >= 2]
     if not repeated:
@@ -218,6 +303,11 @@ def _block_ends(traced: Trace, nodes: list[fx.Node], liveness: _Liveness) -> lis
         for i, call in enumerate(found)
         if repeated[0] <= i <= repeated[-1] or call.path.split(".")[0] in homes
     ]
+
+
+def _is_weight(parameter: Tensor) -> bool:
+    """A matrix or kernel; scales and shifts of one axis are none, however they are shaped."""
+    return sum(size > 1 for size in parameter.shape) >= 2
 
 
 _TRAILERS = (
@@ -235,7 +325,7 @@ def _layer_ends(traced: Trace, nodes: list[fx.Node], liveness: _Liveness) -> lis
 
     def is_weight_layer(node: fx.Node) -> bool:
         if node.op == "call_module":
-            return any(p.ndim >= 2 for p in modules[str(node.target)].parameters())
+            return any(map(_is_weight, modules[str(node.target)].parameters()))
         reads = [n for n in node.all_input_nodes if n.op == "get_attr"]
         return any(len(liveness.costs.shape(n) or ()) >= 2 for n in reads)
 
@@ -244,7 +334,7 @@ def _layer_ends(traced: Trace, nodes: list[fx.Node], liveness: _Liveness) -> lis
             module = modules[str(node.target)]
             activation = type(module).__module__ == "torch.nn.modules.activation"
             return activation or isinstance(module, _TRAILERS)
-        name = getattr(node.target, "__name__", str(node.target)).rstrip("_")
+        name = getattr(node.target, "__name__", str(node.target)).partition(".")[0].rstrip("_")
         known = name.endswith(("relu", "relu6", "gelu", "silu", "tanh", "sigmoid", "hardswish"))
         return known or name.startswith(("max_pool", "avg_pool", "batch_norm", "_max_pool"))
 
@@ -260,6 +350,28 @@ def _layer_ends(traced: Trace, nodes: list[fx.Node], liveness: _Liveness) -> lis
     return list(ends.items())
 
 
+def _make_anew(
+    nodes: list[fx.Node], live: tuple[fx.Node, ...], position: int, liveness: _Liveness
+) -> None:
+    """Lets `x += y` behind a cut make a new tensor where it overwrites what crosses the cut.
+
+    Only where nothing made before it holds the same memory and is read after it.
+    """
+    written = liveness.costs.written
+    for node in live:
+        writers = [at for at in written.get(node, ()) if at > position]
+        if not writers or nodes[writers[0]].target not in IN_PLACE:
+            continue
+        at, memory = writers[0], written[node]
+        sharing = [other for other, its in written.items() if its is memory]
+        before = [other for other in sharing if liveness.order[other] < at]
+        if any(liveness.last_use[other] > at for other in before):
+            continue
+        nodes[at].target = IN_PLACE[cast(Any, nodes[at].target)]
+        earlier, later = [p for p in memory if p < at], [p for p in memory if p > at]
+        written.update((other, earlier if other in before else later) for other in sharing)
+
+
 def _past_in_place(nodes: list[fx.Node], position: int, liveness: _Liveness) -> int:
     """Moves a cut behind an operation that overwrites what would cross it."""
     while position + 1 < len(nodes) - 1:
@@ -268,7 +380,7 @@ def _past_in_place(nodes: list[fx.Node], position: int, liveness: _Liveness) -> 
         )
         # An assignment to a part may be one of several: such a cut is refused, not moved.
         assigns_part = nodes[position + 1].target is operator.setitem
-        if not overwritten or assigns_part:
+        if not overwritten or assigns_part or nodes[position + 1].target in IN_PLACE:
             break
         position += 1
     return position

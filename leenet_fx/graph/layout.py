@@ -38,7 +38,7 @@ def channel_axis(node: fx.Node, shape: tuple[int, ...], root: nn.Module, costs: 
 
 def _read_at(user: fx.Node, shape: tuple[int, ...], root: nn.Module) -> int | None:
     if user.op != "call_module":
-        name = getattr(user.target, "__name__", "")
+        name = getattr(user.target, "__name__", "").partition(".")[0]
         if name.startswith("conv") or name == "batch_norm":
             return 1
         return len(shape) - 1 if name in ("layer_norm", "linear") else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from leenet_fx.graph.batch import PROBES, Carried, Summary, classify, summarise
-from leenet_fx.graph.tracer import Trace, clone
+from leenet_fx.graph.batch import (
+    PROBES,
+    Carried,
+    Summary,
+    classify,
+    find_disorder,
+    summarise,
+)
+from leenet_fx.graph.operations import Operation, Operations, mixing
+from leenet_fx.graph.standins import stand_in
+from leenet_fx.graph.tracer import IN_PLACE, Trace, clone
 
 
 @dataclass
@@ -26,8 +35,13 @@ class NodeCosts:
         bytes: cumulative bytes of activations written after each node.
         shapes: shape summary of each node's value at batch size 1.
         carried: how each node's value follows the batch.
-        written: for each node, the positions at which its memory is overwritten in place.
+        written: for each node, the positions at which its memory is overwritten in place; nodes
+            that share memory share the list.
         value_bytes: bytes of each node's tensor at batch size 1.
+        floating: nodes that make a floating tensor.
+        mixing: nodes whose result may not keep the samples apart.
+        operations: what ran on a batch of `PROBES[1]`.
+        expected: what the model itself runs, if it was asked.
     """
 
     order: dict[fx.Node, int] = field(default_factory=dict)
@@ -38,6 +52,9 @@ class NodeCosts:
     written: dict[fx.Node, list[int]] = field(default_factory=dict)
     value_bytes: dict[fx.Node, int] = field(default_factory=dict)
     floating: set[fx.Node] = field(default_factory=set)
+    mixing: list[fx.Node] = field(default_factory=list)
+    operations: list[Operation] = field(default_factory=list)
+    expected: list[Operation] | None = None
 
     def shape(self, node: fx.Node) -> tuple[int, ...] | None:
         """Shape of a node's tensor for one image, None where it is no tensor."""
@@ -45,31 +62,68 @@ class NodeCosts:
         return shape if kind == "tensor" else None
 
 
-def measure(traced: Trace, image_shape: tuple[int, ...], dtype: torch.dtype) -> NodeCosts:
+def measure(
+    traced: Trace,
+    image_shape: tuple[int, ...],
+    dtype: torch.dtype,
+    *,
+    original: Callable[[nn.Module], None] | None = None,
+) -> NodeCosts:
     """Runs the trace on meta tensors at two batch sizes; no weight is touched.
 
     Args:
+        traced: the network.
         image_shape: shape of one input without its batch axis.
         dtype: dtype of the images.
+        original: given, the model itself is run too, at the larger batch size; it is called with
+            the module tree first, to prepare it.
 
     Raises:
         RuntimeError, ValueError, TypeError, AssertionError: whatever the model says of this shape.
     """
-    meta = clone(traced.root, "meta").eval()
-    _drop_users_hooks(meta)
+    meta = _on_meta(traced.root)
     costs = NodeCosts(order={node: i for i, node in enumerate(traced.graph.nodes)})
     bytes_written = _BytesWritten()
+    one, other = Operations(), Operations()
     with torch.device("meta"), torch.no_grad():
         flop_counter = FlopCounterMode(display=False)
-        recorder = _Recorder(meta, traced.graph, costs, flop_counter, bytes_written)
+        recorder = _Recorder(meta, traced.graph, one, costs, flop_counter, bytes_written)
         images = torch.empty(PROBES[0], *image_shape, dtype=dtype)
-        with flop_counter, bytes_written:
-            recorder.run(images)
-        again = _Shapes(meta, traced.graph)
-        again.run(torch.empty(PROBES[1], *image_shape, dtype=dtype))
+        with flop_counter, bytes_written, one:
+            recorder.run(one.follow(images))
+        again = _Shapes(meta, traced.graph, other)
+        with other:
+            again.run(other.follow(torch.empty(PROBES[1], *image_shape, dtype=dtype)))
+        if original is not None:
+            original(meta)
+            itself = Operations()
+            with itself:
+                meta.forward(itself.follow(torch.empty(PROBES[1], *image_shape, dtype=dtype)))
+            costs.expected = itself.log
     for node, summary in costs.shapes.items():
         costs.carried[node] = classify(summary, again.shapes[node])
+    disorder = find_disorder(traced.graph, costs.carried)
+    for node in traced.graph.nodes:
+        if node.target in IN_PLACE and costs.shape(node) is None:
+            # Numbers have no place to be changed in; generated code would change the name's.
+            node.target = IN_PLACE[node.target]
+    positions = mixing(one.log, other.log)
+    costs.mixing = disorder + [
+        node
+        for node, (start, stop) in recorder.ran.items()
+        if any(start <= position < stop for position in positions)
+    ]
+    costs.operations = other.log
     return costs
+
+
+def _on_meta(root: nn.Module) -> nn.Module:
+    meta = clone(root, "meta").eval().requires_grad_(False)
+    for hooks, key in _users_hooks(meta):
+        # Observers must not see meta tensors.
+        del hooks[key]
+    stand_in(meta)
+    return meta
 
 
 def measure_call(call: Callable[..., Any], *inputs: torch.Tensor) -> tuple[Any, int, int]:
@@ -80,13 +134,17 @@ def measure_call(call: Callable[..., Any], *inputs: torch.Tensor) -> tuple[Any, 
     return result, int(counter.get_total_flops()), written.total
 
 
-def _drop_users_hooks(root: nn.Module) -> None:
-    """Observers must not see meta tensors; torch's own hooks (pruning, weight norm) stay."""
+def has_users_hooks(root: nn.Module) -> bool:
+    """Whether hooks other than torch's own (pruning, weight norm) hang on a module."""
+    return any(True for _ in _users_hooks(root))
+
+
+def _users_hooks(root: nn.Module) -> Iterator[tuple[dict[int, Any], int]]:
     for module in root.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key, hook in list(hooks.items()):
                 if not type(hook).__module__.startswith("torch."):
-                    del hooks[key]
+                    yield hooks, key
 
 
 class _BytesWritten(TorchDispatchMode):
@@ -109,13 +167,17 @@ class _BytesWritten(TorchDispatchMode):
 
 
 class _Shapes(fx.Interpreter):
-    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+    def __init__(self, root: nn.Module, graph: fx.Graph, operations: Operations) -> None:
         super().__init__(root, graph=graph)
         self.shapes: dict[fx.Node, Summary] = {}
+        self.ran: dict[fx.Node, tuple[int, int]] = {}
+        self._operations = operations
 
     def run_node(self, n: fx.Node) -> Any:
+        start = len(self._operations.log)
         value = super().run_node(n)
         self.shapes[n] = summarise(value)
+        self.ran[n] = start, len(self._operations.log)
         return value
 
 
@@ -124,11 +186,12 @@ class _Recorder(_Shapes):
         self,
         root: nn.Module,
         graph: fx.Graph,
+        operations: Operations,
         costs: NodeCosts,
         flops: FlopCounterMode,
         written: _BytesWritten,
     ) -> None:
-        super().__init__(root, graph)
+        super().__init__(root, graph, operations)
         self.costs = costs
         self.shapes = costs.shapes
         self._flops = flops

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import fx, nn
 
-from leenet_fx.errors import InputError, TraceError
+from leenet_fx.errors import InputError
+from leenet_fx.graph.capture import capture
 from leenet_fx.graph.cuts import Boundaries, Boundary, find_boundaries
-from leenet_fx.graph.inputs import find_input
+from leenet_fx.graph.head import (
+    add_head,
+    check_num_classes,
+    find_classifier,
+    is_encoder,
+    replace_classifier,
+)
 from leenet_fx.graph.profile import NodeCosts, measure
-from leenet_fx.graph.tracer import Trace, check_module, clone, trace
+from leenet_fx.graph.tracer import Trace, check_module
 from placement import Candidate, CostProfile
 
 
@@ -32,7 +38,8 @@ class TracedModel:
         dtype: dtype of the images.
         num_classes: width of the logits.
         final_classifier: module name of the layer that makes the logits, None if it is no layer.
-        classifier_is_new: whether that layer was replaced for another number of classes.
+        classifier_is_new: whether that layer was replaced for another number of classes, or added.
+        head_is_added: whether it was added, as `exits.final`, to a model without class head.
     """
 
     trace: Trace
@@ -45,6 +52,7 @@ class TracedModel:
     num_classes: int
     final_classifier: str | None
     classifier_is_new: bool
+    head_is_added: bool
 
 
 def trace_model(
@@ -52,6 +60,8 @@ def trace_model(
     *,
     example_inputs: object = None,
     leaf_modules: Iterable[type[nn.Module]] = (),
+    concrete_args: Mapping[str, Any] | None = None,
+    blocks: Iterable[str | type[nn.Module]] | None = None,
     num_classes: int | None = None,
     generator: torch.Generator | None = None,
     tensors: Literal["copy", "share"] = "share",
@@ -63,28 +73,35 @@ def trace_model(
         model: an image classifier.
         example_inputs: a batch of images; None takes the size the model names, see `find_input`.
         leaf_modules: module classes to keep whole.
-        num_classes: number of classes, if the final classifier is to be replaced for it.
+        concrete_args: values of the arguments of `forward` that are not images, by name.
+        blocks: which modules are blocks, see `find_boundaries`; None goes by the rule.
+        num_classes: number of classes, if the final classifier is to be replaced for it, or added.
         generator: draws the new classifier's weights.
         tensors: whether the result's module tree copies the weights or shares them.
         name: the model's name in tables; its class name by default.
 
     Raises:
-        InputError: not a module, or no usable input size.
+        InputError: not a module, no usable input size, or an encoder without `num_classes`.
         TraceError: the model cannot become a graph, or does not return (batch, classes).
+        UnknownNameError: no module matches `blocks`.
     """
     check_module(model)
-    traced = trace(clone(model, tensors), leaf_modules=leaf_modules)
-    image_shape, dtype, costs = find_input(traced, example_inputs)
-    logits, how = costs.shape(traced.logits), costs.carried[traced.logits]
-    if logits is None or len(logits) != 2 or how.kind != "rows" or how.axis != 0:
-        raise TraceError(
-            f"{traced.name} returns {costs.shapes[traced.logits]} for one image; "
-            "expected logits of shape (batch, classes)."
-        )
-    classifier = _classifier(traced, costs)
-    new = num_classes is not None and num_classes != logits[1]
-    if new:
-        _replace_classifier(traced, classifier, logits[1], num_classes, generator)
+    traced, image_shape, dtype, costs = capture(
+        model, tensors, example_inputs, tuple(leaf_modules), concrete_args
+    )
+    if num_classes is not None:
+        check_num_classes(num_classes)
+    encoder = is_encoder(traced, costs)
+    if encoder:
+        traced = add_head(traced, costs, num_classes, generator)
+        costs = measure(traced, image_shape, dtype)
+    logits = costs.shape(traced.logits)
+    assert logits is not None
+    classifier = find_classifier(traced, costs)
+    replaced = False
+    if num_classes is not None and num_classes != logits[1]:
+        replaced = True
+        replace_classifier(traced, classifier, logits[1], num_classes, generator)
         try:
             costs = measure(traced, image_shape, dtype)
         except Exception as error:
@@ -92,7 +109,7 @@ def trace_model(
                 f"num_classes={num_classes}: what follows '{classifier}' in {traced.name} takes "
                 f"{logits[1]} classes only; replace its classifier first."
             ) from error
-    found = find_boundaries(traced, costs)
+    found = find_boundaries(traced, costs, blocks)
     profile = _profile(name or traced.name, traced, costs, found)
     return TracedModel(
         trace=traced,
@@ -102,70 +119,11 @@ def trace_model(
         profile=profile,
         image_shape=image_shape,
         dtype=dtype,
-        num_classes=num_classes if new and num_classes else logits[1],
+        num_classes=logits[1] if num_classes is None else num_classes,
         final_classifier=classifier,
-        classifier_is_new=new,
+        classifier_is_new=replaced or encoder,
+        head_is_added=encoder,
     )
-
-
-def _classifier(traced: Trace, costs: NodeCosts) -> str | None:
-    """The layer whose output, but for its shape, is the logits."""
-    node = traced.logits
-    values = costs.shape(node)
-    while values is not None:
-        if node.op == "call_module":
-            module = traced.root.get_submodule(str(node.target))
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                return str(node.target)
-        sources = [n for n in node.all_input_nodes if costs.shape(n) is not None]
-        if len(sources) != 1:
-            return None
-        node = sources[0]
-        if node.op == "placeholder":
-            return None
-    return None
-
-
-def _replace_classifier(
-    traced: Trace,
-    path: str | None,
-    old_classes: int,
-    num_classes: int | None,
-    generator: torch.Generator | None,
-) -> None:
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        raise InputError(f"num_classes must be a whole number from 1, got {num_classes!r}.")
-    old = traced.root.get_submodule(path) if path else None
-    new: nn.Module | None = None
-    if isinstance(old, nn.Linear) and old.out_features == old_classes:
-        has_bias = old.bias is not None
-        new = nn.Linear(old.in_features, num_classes, bias=has_bias, device="meta")
-    elif isinstance(old, nn.Conv2d) and old.out_channels == old_classes:
-        new = nn.Conv2d(
-            old.in_channels,
-            num_classes,
-            cast(tuple[int, int], old.kernel_size),
-            stride=cast(tuple[int, int], old.stride),
-            padding=cast(tuple[int, int], old.padding),
-            dilation=cast(tuple[int, int], old.dilation),
-            bias=old.bias is not None,
-            padding_mode=old.padding_mode,
-            device="meta",
-        )
-    if path is None or old is None or new is None:
-        raise InputError(
-            f"num_classes={num_classes} differs from the {old_classes} classes of {traced.name}, "
-            "whose logits do not come from one linear layer: replace its classifier first."
-        )
-    weight = cast(nn.Parameter, old.weight)
-    new = new.to(weight.dtype).to_empty(device=weight.device).train(old.training)
-    with torch.no_grad():
-        for parameter in new.parameters():
-            bound = 1 / math.sqrt(weight[0].numel())
-            drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
-            if not parameter.is_meta:
-                parameter.copy_(drawn)
-    traced.root.set_submodule(path, new)
 
 
 def _profile(name: str, traced: Trace, costs: NodeCosts, found: Boundaries) -> CostProfile:

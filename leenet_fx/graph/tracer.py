@@ -7,7 +7,7 @@ import logging
 import math
 import operator
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +17,12 @@ import torchvision
 from torch import fx, nn
 
 from leenet_fx.errors import InputError, TraceError
+from leenet_fx.graph.interface import select_logits, take_images_only
 
 logger = logging.getLogger("leenet_fx")
 
-_CONSTANT = "_tensor_constant"
+CONSTANT = "_tensor_constant"
+"""How torch.fx names the constants it finds."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,15 @@ class Trace:
         graph: one placeholder (the images) to one output (the logits).
         logits: the node that computes the logits.
         name: the model's class name.
+        captured: by "fx", or by "export" (`torch.export`), which knows evaluation mode and one
+            image size only.
     """
 
     root: nn.Module
     graph: fx.Graph
     logits: fx.Node
     name: str
+    captured: Literal["fx", "export"] = "fx"
 
 
 def clone(model: nn.Module, tensors: Literal["copy", "share", "meta"]) -> nn.Module:
@@ -59,13 +64,24 @@ def clone(model: nn.Module, tensors: Literal["copy", "share", "meta"]) -> nn.Mod
         raise TraceError(f"{type(model).__name__} cannot be copied: {error}") from error
 
 
-def trace(root: nn.Module, *, leaf_modules: Iterable[type[nn.Module]] = ()) -> Trace:
+def trace(
+    root: nn.Module,
+    *,
+    leaf_modules: Iterable[type[nn.Module]] = (),
+    concrete_args: Mapping[str, Any] | None = None,
+) -> Trace:
     """Traces a module tree with torch.fx; constants made on the way become buffers of `root`.
 
-    The images are the only argument: others keep their defaults. Parameters and buffers are read
-    by name, so the graph follows `.to()` and loading. `self.training` handed to an operator stays
-    symbolic; a module that branches on it becomes a leaf and keeps both behaviours. A module that
-    holds most of the network is not swallowed so: its branch is traced as in evaluation.
+    The images are the only argument: others have the value of `concrete_args` or their default.
+    Parameters and buffers are read by name, so the graph follows `.to()` and loading.
+    `self.training` handed to an operator stays symbolic; a module that branches on it becomes a
+    leaf and keeps both behaviours. A module that holds most of the network is not swallowed so: its
+    branch is traced as in evaluation, with a warning if training would do something else.
+
+    Args:
+        root: the module tree; it gets buffers for constants.
+        leaf_modules: classes to keep whole.
+        concrete_args: values of the arguments of `forward` that are not images, by name.
 
     Raises:
         TraceError: names the module and source line at fault, and what can be done.
@@ -75,19 +91,15 @@ def trace(root: nn.Module, *, leaf_modules: Iterable[type[nn.Module]] = ()) -> T
     large = _large_modules(root)
     mode_readers: set[str] = set()
     while True:
-        # Some models keep what they computed while traced: each pass gets a tree of its own.
-        scratch = clone(root, "share")
-        _take_images_only(scratch)
-        tracer = _Tracer(leaves, frozenset(mode_readers))
-        try:
-            graph = tracer.run(scratch)
-        except Exception as error:
-            raise _explain(name, tracer, error) from error
+        scratch, tracer, graph = _trace_once(root, leaves, mode_readers, concrete_args)
         found = tracer.branched_on_mode - large - mode_readers
         if not found:
             break
         mode_readers |= found
-    for path in sorted(tracer.branched_on_mode & large):
+    differing = tracer.branched_on_mode & large
+    if differing and _same_in_training(root, graph, leaves, mode_readers, concrete_args):
+        differing = set()
+    for path in sorted(differing):
         where = f"module '{path}'" if path else name
         logger.warning(
             "%s branches on self.training in its forward: what it does in training only, such as "
@@ -95,14 +107,76 @@ def trace(root: nn.Module, *, leaf_modules: Iterable[type[nn.Module]] = ()) -> T
             where,
         )
     for key, value in scratch.__dict__.items():
-        if key.startswith(_CONSTANT):
+        if key.startswith(CONSTANT):
             root.register_buffer(key, value, persistent=False)
     _register_plain_tensors(root, graph)
-    _hoist_shape_queries(graph)
-    return Trace(root, graph, _logits(graph, name), name)
+    hoist_shape_queries(graph)
+    output = next(node for node in reversed(graph.nodes) if node.op == "output")
+    logits = select_logits(output.args[0], name)
+    if not isinstance(logits, fx.Node):
+        raise TraceError(f"{name} returns {logits!r}, expected logits of shape (batch, classes).")
+    output.args = (logits,)
+    return Trace(root, graph, logits, name)
 
 
-class _TensorProxy(fx.Proxy):
+def _trace_once(
+    root: nn.Module,
+    leaves: tuple[type[nn.Module], ...],
+    leaf_paths: Iterable[str],
+    concrete_args: Mapping[str, Any] | None,
+    as_training: bool = False,
+) -> tuple[nn.Module, _Tracer, fx.Graph]:
+    # Some models keep what they computed while traced: each pass gets a tree of its own.
+    scratch = clone(root, "share")
+    take_images_only(scratch, concrete_args)
+    tracer = _Tracer(leaves, frozenset(leaf_paths), as_training)
+    try:
+        return scratch, tracer, tracer.run(scratch)
+    except Exception as error:
+        raise _explain(type(root).__name__, tracer, error) from error
+
+
+def _same_in_training(
+    root: nn.Module,
+    graph: fx.Graph,
+    leaves: tuple[type[nn.Module], ...],
+    leaf_paths: Iterable[str],
+    concrete_args: Mapping[str, Any] | None,
+) -> bool:
+    """Whether the branches that training would take lead to the same graph."""
+    try:
+        other = _trace_once(root, leaves, leaf_paths, concrete_args, as_training=True)[2]
+    except TraceError:
+        return False
+    return [n.format_node() for n in graph.nodes] == [n.format_node() for n in other.nodes]
+
+
+class _Proxy(fx.Proxy):
+    """A value whose augmented assignments stay in place, for another name may hold it."""
+
+
+def _augmented(function: Callable[..., Any]) -> Callable[..., Any]:
+    def assign(self: fx.Proxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return assign
+
+
+IN_PLACE: dict[Callable[..., Any], Callable[..., Any]] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.ipow: operator.pow,
+}
+"""Augmented assignments, and what makes a new value instead."""
+
+for _function in IN_PLACE:
+    setattr(_Proxy, f"__{_function.__name__}__", _augmented(_function))
+
+
+class _TensorProxy(_Proxy):
     """A parameter or buffer: its value is symbolic, its shape is known."""
 
     def __init__(self, node: fx.Node, tracer: fx.Tracer, tensor: torch.Tensor) -> None:
@@ -131,7 +205,12 @@ class _TensorProxy(fx.Proxy):
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, leaves: tuple[type[nn.Module], ...], leaf_paths: frozenset[str]) -> None:
+    def __init__(
+        self,
+        leaves: tuple[type[nn.Module], ...],
+        leaf_paths: frozenset[str],
+        as_training: bool,
+    ) -> None:
         from timm.layers import get_notrace_functions, get_notrace_modules
 
         super().__init__(
@@ -140,6 +219,7 @@ class _Tracer(fx.Tracer):
         )
         self._leaf_classes = (*leaves, *get_notrace_modules())
         self._leaf_paths = leaf_paths
+        self._as_training = as_training
         self._flags: dict[fx.Node, str] = {}
         self.branched_on_mode: set[str] = set()
 
@@ -175,10 +255,13 @@ class _Tracer(fx.Tracer):
             or super().is_leaf_module(m, module_qualified_name)
         )
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
     def to_bool(self, obj: fx.Proxy) -> bool:
         if obj.node in self._flags:
             self.branched_on_mode.add(self._flags[obj.node])
-            return False
+            return self._as_training
         return super().to_bool(obj)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -225,29 +308,6 @@ def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
     return meta
 
 
-def _take_images_only(root: nn.Module) -> None:
-    """Optional arguments (masks, flags) would be traced as present: hide all but the first."""
-    forward = root.forward
-
-    def images_only(self: nn.Module, images: Any) -> Any:
-        # fx traces the root's forward, not its call: the root's hooks are run by hand.
-        arguments = (images,)
-        for before in self._forward_pre_hooks.values():
-            changed = before(self, arguments)
-            if changed is not None:
-                arguments = changed if isinstance(changed, tuple) else (changed,)
-        answer = forward(*arguments)
-        for after in self._forward_hooks.values():
-            changed = after(self, arguments, answer)
-            answer = answer if changed is None else changed
-        return answer
-
-    cls = type(root)
-    root.__class__ = type(
-        cls.__name__, (cls,), {"forward": images_only, "__module__": cls.__module__}
-    )
-
-
 def _large_modules(root: nn.Module) -> set[str]:
     """Modules holding over half of the parameters."""
     total = sum(p.numel() for p in root.parameters())
@@ -258,48 +318,18 @@ def _large_modules(root: nn.Module) -> set[str]:
     }
 
 
-def _logits(graph: fx.Graph, name: str) -> fx.Node:
-    """The node of the logits; where the model returns several values, the first or so named one."""
-    output = next(node for node in reversed(graph.nodes) if node.op == "output")
-    value: Any = output.args[0]
-    while not isinstance(value, fx.Node):
-        if isinstance(value, Mapping) and value:
-            key = next((k for k in ("logits", "out") if k in value), None)
-            if key is None and len(value) > 1:
-                raise TraceError(
-                    f"{name} returns {', '.join(map(str, value))}: which are the logits? Wrap it "
-                    "in a module that returns them alone, or call them 'logits'."
-                )
-            value = value[next(iter(value)) if key is None else key]
-        elif isinstance(value, Sequence) and not isinstance(value, str) and value:
-            if len(value) > 1:
-                logger.warning("%s returns %d values; the first is taken.", name, len(value))
-            value = value[0]
-        else:
-            raise TraceError(
-                f"{name} returns {value!r}, expected logits of shape (batch, classes)."
-            )
-    output.args = (value,)
-    return value
-
-
-_ARITHMETIC: frozenset[Callable[..., Any]] = frozenset(
+_ARITHMETIC: frozenset[Any] = frozenset(
     (operator.add, operator.sub, operator.mul, operator.floordiv, operator.getitem, math.prod)
-)
+).union(IN_PLACE)
 
 
-def _hoist_shape_queries(graph: fx.Graph) -> None:
+def hoist_shape_queries(graph: fx.Graph) -> None:
     """Reads shapes where the tensor is made, so that no tensor stays alive only to be measured."""
     hoisted: set[fx.Node] = set()
     for node in list(graph.nodes):
-        query = (node.op == "call_method" and node.target in ("size", "dim")) or (
-            node.op == "call_function"
-            and node.target is getattr
-            and node.args[1] in ("shape", "ndim")
-        )
         derived = node.op == "call_function" and node.target in _ARITHMETIC
         sources = node.all_input_nodes
-        if not sources or not (query or (derived and hoisted.issuperset(sources))):
+        if not sources or not (_is_query(node) or (derived and hoisted.issuperset(sources))):
             continue
         latest = max(sources)
         while latest.next in hoisted and latest.next is not node:
@@ -307,6 +337,16 @@ def _hoist_shape_queries(graph: fx.Graph) -> None:
         latest.append(node)
         node.meta["hoisted"] = True
         hoisted.add(node)
+
+
+def _is_query(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in ("size", "dim")
+    if node.op != "call_function":
+        return False
+    if node.target is getattr:
+        return node.args[1] in ("shape", "ndim")
+    return node.target is torch.ops.aten.sym_size.int
 
 
 def _explain(name: str, tracer: _Tracer, error: Exception) -> TraceError:
@@ -323,7 +363,8 @@ def _explain(name: str, tracer: _Tracer, error: Exception) -> TraceError:
     return TraceError(
         f"{name} cannot be traced: {where}{line}: {reason}. If the module's control flow depends "
         "on the shape of its input only, name its class in leaf_modules=(…,) to keep it whole; if "
-        "on its values, a graph would be wrong for other images."
+        "on another argument, give its value in concrete_args={…}; if on values of the images, a "
+        "graph would be wrong for other images."
     )
 
 

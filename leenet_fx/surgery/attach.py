@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,6 +34,8 @@ def attach(
     num_classes: int | None = None,
     copy: bool = True,
     leaf_modules: Iterable[type[nn.Module]] = (),
+    concrete_args: Mapping[str, Any] | None = None,
+    blocks: Iterable[str | type[nn.Module]] | None = None,
     seed: int = 0,
     name: str | None = None,
 ) -> EarlyExitModule:
@@ -53,15 +56,20 @@ def attach(
         branch: what hangs on an exit: "pool", "flatten", "projection", a registered name, or a
             function of (features, num_classes).
         num_classes: number of classes; where it differs from the model's, the final classifier is
-            replaced by a new one, which `fit` trains.
+            replaced by a new one, and a model without class head (an encoder) gets one; `fit`
+            trains it.
         copy: whether to copy the weights; False shares them with `model`, for frozen backbones.
         leaf_modules: module classes to keep whole while tracing.
+        concrete_args: where `forward` takes more than images: the others' values, by name.
+        blocks: which modules are blocks, after which an exit may stand: names with wildcards, as in
+            "layer?.*", or classes. None goes by the rule of `leenet_fx.graph.cuts`.
         seed: for the weights of branches and of a new classifier.
         name: the model's name in tables; its class name by default.
 
     Raises:
-        InputError: not a module, images that do not fit, a classifier that cannot be replaced.
-        UnknownNameError: no such strategy, branch or block.
+        InputError: not a module, images that do not fit, a classifier that cannot be replaced, an
+            encoder without `num_classes`.
+        UnknownNameError: no such strategy, branch, block or argument.
         PlacementError: the model has no usable boundary, or fewer than asked for.
         TraceError: the model cannot become a graph.
     """
@@ -82,6 +90,8 @@ def attach(
         model,
         example_inputs=example_inputs,
         leaf_modules=leaf_modules,
+        concrete_args=concrete_args,
+        blocks=blocks,
         num_classes=num_classes,
         generator=generator,
         tensors="copy" if copy else "share",

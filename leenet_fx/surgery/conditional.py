@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -16,6 +17,7 @@ from leenet_fx.parts.branches import Branch
 from leenet_fx.parts.policies import Policy
 
 _serial = count()
+_EXIT = re.compile(r"exits\.\d+")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def split(graph: fx.Graph, cuts: Sequence[Cut]) -> tuple[Stage, ...]:
 
 def is_exit(node: fx.Node) -> bool:
     """Whether a node calls one of the exits."""
-    return node.op == "call_module" and str(node.target).startswith("exits.")
+    return node.op == "call_module" and _EXIT.fullmatch(str(node.target)) is not None
 
 
 def logits_node(graph: fx.Graph) -> fx.Node:
@@ -175,8 +177,8 @@ def run(
         if decide is None:
             continue
         features = [live[i] for i in cut.features]
-        for feature in features:
-            check_rows(feature, 0, inside)
+        for at in cut.features:
+            check_rows(live[at], cut.carried[at], inside)
         leave, classify = decide(index, branch, features, rows)
         leaving = leave.nonzero().squeeze(1)
         gone = leaving.shape[0]

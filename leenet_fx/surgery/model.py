@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -69,6 +69,8 @@ class ExitSpec:
         final_classifier: module name of the final classifier, None where it is no single layer.
         classifier_is_new: whether `attach` replaced it for another number of classes.
         shares_weights: whether the backbone's tensors belong to the caller's model.
+        captured: by "fx", or by "export": such a backbone takes images of one size and does not
+            train.
     """
 
     profile: CostProfile
@@ -82,6 +84,7 @@ class ExitSpec:
     final_classifier: str | None
     classifier_is_new: bool
     shares_weights: bool
+    captured: Literal["fx", "export"]
 
 
 def collect_exits(final: Tensor, *exits: tuple[Tensor, Tensor]) -> ExitOutputs:
@@ -91,11 +94,22 @@ def collect_exits(final: Tensor, *exits: tuple[Tensor, Tensor]) -> ExitOutputs:
 
 
 class Exits(nn.ModuleList):
-    """The branches, and the policy that says who leaves; the policy travels in the state dict."""
+    """The branches, and the policy that says who leaves; the policy travels in the state dict.
 
-    def __init__(self, branches: list[Branch]) -> None:
+    A class head that an encoder was given stands beside the branches as `final`.
+    """
+
+    def __init__(self, branches: list[Branch], final: nn.Module | None = None) -> None:
         super().__init__(branches)
+        if final is not None:
+            self.final = final
         self.policy: Policy = Shut()
+
+    def __len__(self) -> int:
+        return len(self._modules) - ("final" in self._modules)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return (self[index] for index in range(len(self)))
 
     def get_extra_state(self) -> Tensor:
         """The policy as JSON in a tensor of bytes, so that safetensors can hold it."""
@@ -381,6 +395,12 @@ class EarlyExitModule(fx.GraphModule):
             raise InputError(
                 f"Expected images with {expected[0]} channels, got {images.shape[1]} "
                 f"(shape {tuple(images.shape)})."
+            )
+        if self.spec.captured == "export" and tuple(images.shape[1:]) != expected:
+            raise InputError(
+                f"{self.spec.profile.model} was captured by torch.export for images of "
+                f"{expected}, got {tuple(images.shape[1:])}: attach with example_inputs of that "
+                "size."
             )
         if not images.is_meta and torch.is_autocast_enabled(images.device.type):
             return

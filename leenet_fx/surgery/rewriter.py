@@ -61,8 +61,12 @@ def rewrite(
         final_classifier=traced.final_classifier,
         classifier_is_new=traced.classifier_is_new,
         shares_weights=shares_weights,
+        captured=traced.trace.captured,
     )
-    return EarlyExitModule(traced.trace.root, graph, Exits(list(branches)), spec)
+    root = traced.trace.root
+    added = root._modules.pop("exits") if traced.head_is_added else None
+    final = None if added is None else added.get_submodule("final")
+    return EarlyExitModule(root, graph, Exits(list(branches), final), spec)
 
 
 def _cut(boundary: Boundary) -> Cut:

@@ -1,0 +1,142 @@
+"""torch.export of models that torch.fx cannot trace, brought into the form of a fx trace."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import Dim
+
+from leenet_fx.errors import TraceError
+from leenet_fx.graph.batch import PROBES
+from leenet_fx.graph.interface import select_logits, take_images_only
+from leenet_fx.graph.tracer import CONSTANT, Trace, clone, hoist_shape_queries
+
+
+def export(
+    root: nn.Module,
+    image_shape: tuple[int, ...],
+    dtype: torch.dtype,
+    *,
+    concrete_args: Mapping[str, Any] | None = None,
+) -> Trace:
+    """Captures a module tree with torch.export, with any batch size and one image size.
+
+    Shapes are concrete while the model runs, so control flow on them is no obstacle. The graph is
+    that of evaluation mode: dropout and stochastic depth are off, BatchNorm keeps its statistics.
+
+    Args:
+        root: the module tree; it gets buffers for constants.
+        image_shape: shape of one input without its batch axis.
+        dtype: dtype of the images.
+        concrete_args: values of the arguments of `forward` that are not images, by name.
+
+    Raises:
+        TraceError: the model depends on the values of the images, or on the batch size.
+    """
+    name = type(root).__name__
+    scratch = clone(root, "share").eval()
+    take_images_only(scratch, concrete_args)
+    _return_logits_only(scratch, name)
+    tensors = (*root.parameters(), *root.buffers())
+    device = tensors[0].device if tensors else torch.device("cpu")
+    images = torch.empty(PROBES[1], *image_shape, dtype=dtype, device=device)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                scratch, (images,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False
+            )
+            exported = program.module()
+    except Exception as error:
+        raise TraceError(f"torch.export cannot capture {name}: {_first_line(error)}") from error
+    graph = _plain_graph(exported, root)
+    hoist_shape_queries(graph)
+    output = next(node for node in reversed(graph.nodes) if node.op == "output")
+    return Trace(root, graph, output.args[0], name, captured="export")
+
+
+def _return_logits_only(scratch: nn.Module, name: str) -> None:
+    forward = scratch.forward
+
+    def logits_only(self: nn.Module, images: torch.Tensor) -> Any:
+        return select_logits(forward(images), name)
+
+    cls = type(scratch)
+    scratch.__class__ = type(
+        cls.__name__, (cls,), {"forward": logits_only, "__module__": cls.__module__}
+    )
+
+
+def _plain_graph(exported: fx.GraphModule, root: nn.Module) -> fx.Graph:
+    """The exported nodes without guards, with constants and nested graphs moved to `root`."""
+    graph = fx.Graph()
+    made: dict[fx.Node, fx.Node] = {}
+    for node in exported.graph.nodes:
+        if _is_check(node):
+            continue
+        if node.op == "output":
+            (logits,) = node.args[0]
+            graph.output(made[logits])
+            continue
+        target = node.target
+        if node.op == "get_attr":
+            target = _move_constant(exported, root, str(target))
+            name = target.replace(".", "_")
+        else:
+            name = node.name
+        copied = graph.create_node(
+            node.op,
+            target,
+            fx.map_arg(node.args, made.__getitem__),
+            fx.map_arg(node.kwargs, made.__getitem__),
+            name=name,
+        )
+        copied.meta["nn_module_stack"] = _stack(node, root)
+        made[node] = copied
+    graph.eliminate_dead_code()
+    return graph
+
+
+def _is_check(node: fx.Node) -> bool:
+    """Guards on input shapes, which the batch size of one sample would fail."""
+    if node.op == "call_module":
+        return True
+    return node.op == "call_function" and "assert" in str(node.target)
+
+
+def _move_constant(exported: fx.GraphModule, root: nn.Module, target: str) -> str:
+    """Name in `root` of what an exported graph reads; what `root` lacks is put there."""
+    path, _, attribute = target.rpartition(".")
+    try:
+        if hasattr(root.get_submodule(path), attribute):
+            return target
+    except AttributeError:
+        pass
+    value = getattr(exported.get_submodule(path), attribute)
+    name = CONSTANT + target.replace(".", "_")
+    if isinstance(value, nn.Module):
+        root.add_module(name, value)
+    else:
+        root.register_buffer(name, value, persistent=False)
+    return name
+
+
+def _stack(node: fx.Node, root: nn.Module) -> dict[str, tuple[str, type]]:
+    """The modules a node was called in: call → (path, class), as torch.fx notes it."""
+    stack: dict[str, tuple[str, type]] = {}
+    paths = dict(root.named_modules(remove_duplicate=False))
+    for key, (path, _) in node.meta.get("nn_module_stack", {}).items():
+        # Some names that torch.export notes are no modules.
+        if path and path in paths:
+            call = key.partition("@")[2]
+            name = f"{path}@{call}" if call else path
+            stack[name] = (path, type(paths[path]))
+    return stack
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
