@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -133,18 +134,29 @@ _SLICE_BY_SLICE = (
     *("normalize", "linear", "matmul", "bmm", "conv1d", "conv2d", "conv3d", "max_pool2d"),
     *("avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate", "pad"),
     *("scaled_dot_product_attention", "chunk", "split", "split_with_sizes", "unbind", "getitem"),
-    *("mean", "sum", "amax", "squeeze", "unsqueeze"),
+    *("einsum", "mean", "sum", "amax", "squeeze", "unsqueeze", "slice", "select", "narrow"),
 )
 _PERMUTES = ("permute", "transpose", "movedim", "swapaxes")
 
 
-def find_disorder(graph: fx.Graph, carried: dict[fx.Node, Carried]) -> list[fx.Node]:
+def find_disorder(
+    graph: fx.Graph, carried: dict[fx.Node, Carried], shapes: dict[fx.Node, Summary]
+) -> list[fx.Node]:
     """Nodes that may not hold the slices of one sample side by side.
 
     Merging the batch with the axes behind it, as in (B, n, C) → (B·n, C), does; what works slice by
-    slice keeps it. Of anything else that makes several slices a sample nothing is known: it, and
-    what is made from it, becomes unusable for a cut.
+    slice keeps it, and so do modules and the functions that timm keeps whole. Of anything else that
+    makes several slices a sample nothing is known: it, and what is made from it, becomes unusable
+    for a cut.
+
+    Args:
+        graph: the network.
+        carried: how each node's value follows the batch; what is found becomes "unusable" there.
+        shapes: of each node's value for one image.
     """
+    from timm.layers import get_notrace_functions
+
+    known = {function.__name__ for function in get_notrace_functions()}
     found: list[fx.Node] = []
     lost: set[fx.Node] = set()
     for node in graph.nodes:
@@ -152,11 +164,19 @@ def find_disorder(graph: fx.Graph, carried: dict[fx.Node, Carried]) -> list[fx.N
             continue
         if lost.intersection(node.all_input_nodes):
             lost.add(node)
-        elif _folded(carried[node]) and not _keeps_order(node, carried):
+        elif _folded(carried[node]) and not (
+            _name(node) in known or _keeps_order(node, carried, shapes)
+        ):
             found.append(node)
             lost.add(node)
     carried.update(dict.fromkeys(lost, Carried("unusable")))
     return found
+
+
+def _name(node: fx.Node) -> str:
+    if isinstance(node.target, str):
+        return node.target
+    return str(getattr(node.target, "__name__", "")).partition(".")[0].strip("_")
 
 
 def _folded(carried: Carried) -> bool:
@@ -165,19 +185,22 @@ def _folded(carried: Carried) -> bool:
     return carried.kind == "rows" and carried.each > 1
 
 
-def _keeps_order(node: fx.Node, carried: dict[fx.Node, Carried]) -> bool:
-    sources = [carried[source] for source in node.all_input_nodes]
-    tensors = [how for how in sources if how.kind in ("rows", "nested", "unusable")]
+def _keeps_order(
+    node: fx.Node, carried: dict[fx.Node, Carried], shapes: dict[fx.Node, Summary]
+) -> bool:
+    sources = [n for n in node.all_input_nodes if carried[n].kind in ("rows", "nested")]
+    tensors = [carried[source] for source in sources]
     how = carried[node]
     while how.kind == "nested":
         how = next(item for item in how.items if _folded(item))
-    target = node.target
-    name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    name = name.partition(".")[0].strip("_")
-    if name in _RESHAPES:
-        return how.axis == 0 and len(tensors) == 1 and tensors[0].axis == 0
+    name = _name(node)
     if not tensors:
         return name in _REPEATS
+    if name in _RESHAPES and len(tensors) == 1 and tensors[0].kind == "rows":
+        before = math.prod(shapes[sources[0]][1][: tensors[0].axis])
+        return bool(before == math.prod(shapes[node][1][: how.axis]))
+    if name == "repeat_interleave":
+        return len(tensors) == 1 and tensors[0].axis == how.axis
     if any(source.kind == "rows" and source.each != how.each for source in tensors):
         return False
     if name.startswith("expand"):

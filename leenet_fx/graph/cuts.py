@@ -5,10 +5,11 @@ first module met that holds at least two weights (parameters that are matrices o
 not itself a row of blocks. A module is a row of blocks, and is descended into, when it runs two or
 more children of one class, named alike but for a number, each holding two weights, with nothing
 bypassing them: a value alive after a child is read by that child, made by it, or meant for another
-child of the row. So ResNet gives its residual blocks, a transformer its encoder layers, DenseNet
+child of the row; and what enters a module that is no numbered step of a row itself must not be
+wanted again behind it. So ResNet gives its residual blocks, a transformer its encoder layers, DenseNet
 its dense layers, GoogLeNet its inceptions; attention and MLP inside a layer, or convolutions inside
 a residual block, are bypassed by the shortcut and stay together. Blocks of a class seen once count
-only beside repeated ones, so stems and heads do not.
+only beside repeated ones or in a module with others, so stems and heads do not.
 
 A network without two such blocks (AlexNet, VGG, a plain stack) is cut after each weight layer with
 the normalisation, activation and pooling that follow it, wherever one tensor alone is alive.
@@ -276,7 +277,9 @@ def _block_ends(traced: Trace, tree: _Call, liveness: _Liveness) -> list[tuple[s
         return False
 
     def overtaken(child: _Call, parent: _Call) -> bool:
-        """Whether what enters a module is wanted again behind it: it is no step of a row."""
+        """Whether what enters a module is wanted again behind it, and it is no numbered step."""
+        if _stem(child) != child.path.rpartition(".")[2]:
+            return False
         return any(
             liveness.order[value] < child.first
             and any(child.last < liveness.order[user] <= parent.last for user in value.users)
@@ -295,6 +298,10 @@ def _block_ends(traced: Trace, tree: _Call, liveness: _Liveness) -> list[tuple[s
     found = sorted(blocks(tree), key=lambda call: call.last)
     classes = Counter(call.cls for call in found)
     repeated = [i for i, call in enumerate(found) if classes[call.cls] >= 2]
+    if not repeated:
+        # Stages of one block each, all of different classes, stand side by side in one module.
+        together = Counter(call.path.split(".")[0] for call in found if "." in call.path)
+        repeated = [i for i, c in enumerate(found) if together[c.path.split(".")[0]] >= 2]
     if not repeated:
         return []
     homes = {found[i].path.split(".")[0] for i in repeated if "." in found[i].path}

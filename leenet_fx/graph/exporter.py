@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.export import Dim
+from torch.utils import _pytree as pytree
 
 from leenet_fx.errors import TraceError
 from leenet_fx.graph.batch import PROBES
@@ -74,6 +76,7 @@ def _return_logits_only(scratch: nn.Module, name: str) -> None:
 def _plain_graph(exported: fx.GraphModule, root: nn.Module) -> fx.Graph:
     """The exported nodes without guards, with constants and nested graphs moved to `root`."""
     graph = fx.Graph()
+    device: fx.Node | None = None
     made: dict[fx.Node, fx.Node] = {}
     for node in exported.graph.nodes:
         if _is_check(node):
@@ -88,17 +91,20 @@ def _plain_graph(exported: fx.GraphModule, root: nn.Module) -> fx.Graph:
             name = target.replace(".", "_")
         else:
             name = node.name
-        copied = graph.create_node(
-            node.op,
-            target,
-            fx.map_arg(node.args, made.__getitem__),
-            fx.map_arg(node.kwargs, made.__getitem__),
-            name=name,
-        )
+        args, kwargs = fx.map_arg((node.args, node.kwargs), made.__getitem__)
+        # The device it was exported on is that of the images, wherever they will be.
+        args, kwargs = pytree.tree_map(partial(_elsewhere, device), (args, kwargs))
+        copied = graph.create_node(node.op, target, args, kwargs, name=name)
         copied.meta["nn_module_stack"] = _stack(node, root)
         made[node] = copied
+        if node.op == "placeholder":
+            device = graph.call_function(getattr, (copied, "device"))
     graph.eliminate_dead_code()
     return graph
+
+
+def _elsewhere(device: fx.Node | None, value: Any) -> Any:
+    return device if isinstance(value, torch.device) else value
 
 
 def _is_check(node: fx.Node) -> bool:

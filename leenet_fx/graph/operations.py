@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 _FACTORIES = ("new_", "empty", "zeros", "ones", "full", "rand", "arange", "scalar_tensor")
 _BATCH_NORMS = ("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update")
@@ -29,41 +29,66 @@ class Operation:
 
 
 class Operations(TorchDispatchMode):
-    """Notes every operator that reads something computed from the images, in order.
+    """Counts what runs under it, and notes every operator that reads something from the images.
 
-    What a model computes from its weights and shapes alone is left out, for a trace may have done
+    What a model computes from its weights and shapes alone is not noted, for a trace may have done
     it once and for all.
+
+    Attributes:
+        log: the operators that read something computed from the images, in order.
+        flops: FLOPs (2 x MACs) of convolutions and matrix products, by torch's own formulas.
+        bytes: bytes of all tensors made; views and in-place results are free.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.log: list[Operation] = []
+        self.flops = 0
+        self.bytes = 0
         self._from_images: dict[int, torch.Tensor] = {}
 
     def follow(self, images: torch.Tensor) -> torch.Tensor:
         """Names the tensor that everything else is computed from."""
-        self._mark(images)
+        self._from_images[self._key(images)] = images
         return images
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        if not any(self._key(t) in self._from_images for t in inputs):
-            return made
-        name = func._overloadpacket.__name__
-        if name.startswith(_FACTORIES):
-            return made
-        values = [t for t in tree_leaves(made) if isinstance(t, torch.Tensor)]
-        for value in values:
-            self._mark(value)
-        shape = tuple(values[0].shape) if values else None
-        # Whether a sum overwrites its first term is settled elsewhere.
-        self.log.append(Operation(name.rstrip("_"), shape, _over_samples(name, args)))
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += int(formula(*args, **kwargs, out_val=made))
+        values = made if isinstance(made, (tuple, list)) else (made,)
+        returns = func._schema.returns
+        if len(returns) == 1 and len(values) > 1:
+            returns = returns * len(values)
+        tensors = []
+        for spec, value in zip(returns, values, strict=False):
+            if isinstance(value, torch.Tensor):
+                tensors.append(value)
+                if spec.alias_info is None:
+                    self.bytes += value.numel() * value.element_size()
+        if self._from_images and self._reads_images(args, kwargs):
+            self._note(func._overloadpacket.__name__, args, tensors)
         return made
 
-    def _mark(self, tensor: torch.Tensor) -> None:
-        # Kept alive, for another tensor could take the place in memory.
-        self._from_images.setdefault(self._key(tensor), tensor)
+    def _note(self, name: str, args: Any, made: list[torch.Tensor]) -> None:
+        if name.startswith(_FACTORIES):
+            return
+        for tensor in made:
+            # Kept alive, for another tensor could take the place in memory.
+            self._from_images.setdefault(self._key(tensor), tensor)
+        shape = tuple(made[0].shape) if made else None
+        # Whether a sum overwrites its first term is settled elsewhere.
+        self.log.append(Operation(name.rstrip("_"), shape, _over_samples(name, args)))
+
+    def _reads_images(self, args: Any, kwargs: Any) -> bool:
+        for value in (*args, *kwargs.values()):
+            inner = value if isinstance(value, (tuple, list)) else (value,)
+            for item in inner:
+                if isinstance(item, torch.Tensor) and self._key(item) in self._from_images:
+                    return True
+        return False
 
     @staticmethod
     def _key(tensor: torch.Tensor) -> int:

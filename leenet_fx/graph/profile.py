@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from leenet_fx.graph.batch import (
     PROBES,
@@ -83,14 +81,11 @@ def measure(
     """
     meta = _on_meta(traced.root)
     costs = NodeCosts(order={node: i for i, node in enumerate(traced.graph.nodes)})
-    bytes_written = _BytesWritten()
     one, other = Operations(), Operations()
     with torch.device("meta"), torch.no_grad():
-        flop_counter = FlopCounterMode(display=False)
-        recorder = _Recorder(meta, traced.graph, one, costs, flop_counter, bytes_written)
-        images = torch.empty(PROBES[0], *image_shape, dtype=dtype)
-        with flop_counter, bytes_written, one:
-            recorder.run(one.follow(images))
+        recorder = _Recorder(meta, traced.graph, one, costs)
+        with one:
+            recorder.run(one.follow(torch.empty(PROBES[0], *image_shape, dtype=dtype)))
         again = _Shapes(meta, traced.graph, other)
         with other:
             again.run(other.follow(torch.empty(PROBES[1], *image_shape, dtype=dtype)))
@@ -102,7 +97,7 @@ def measure(
             costs.expected = itself.log
     for node, summary in costs.shapes.items():
         costs.carried[node] = classify(summary, again.shapes[node])
-    disorder = find_disorder(traced.graph, costs.carried)
+    disorder = find_disorder(traced.graph, costs.carried, costs.shapes)
     for node in traced.graph.nodes:
         if node.target in IN_PLACE and costs.shape(node) is None:
             # Numbers have no place to be changed in; generated code would change the name's.
@@ -128,10 +123,10 @@ def _on_meta(root: nn.Module) -> nn.Module:
 
 def measure_call(call: Callable[..., Any], *inputs: torch.Tensor) -> tuple[Any, int, int]:
     """`call(*inputs)`: its result, its FLOPs (2 x MACs), the bytes of activations it writes."""
-    written = _BytesWritten()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, written:
+    operations = Operations()
+    with torch.no_grad(), operations:
         result = call(*inputs)
-    return result, int(counter.get_total_flops()), written.total
+    return result, operations.flops, operations.bytes
 
 
 def has_users_hooks(root: nn.Module) -> bool:
@@ -145,25 +140,6 @@ def _users_hooks(root: nn.Module) -> Iterator[tuple[dict[int, Any], int]]:
             for key, hook in list(hooks.items()):
                 if not type(hook).__module__.startswith("torch."):
                     yield hooks, key
-
-
-class _BytesWritten(TorchDispatchMode):
-    """Adds up the bytes of every tensor an operator makes; views and in-place results are free."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        returns = func._schema.returns
-        values = made if isinstance(made, (tuple, list)) else (made,)
-        if len(returns) == 1 and len(values) > 1:
-            returns = returns * len(values)
-        for spec, value in zip(returns, values, strict=False):
-            if isinstance(value, torch.Tensor) and spec.alias_info is None:
-                self.total += value.numel() * value.element_size()
-        return made
 
 
 class _Shapes(fx.Interpreter):
@@ -183,19 +159,11 @@ class _Shapes(fx.Interpreter):
 
 class _Recorder(_Shapes):
     def __init__(
-        self,
-        root: nn.Module,
-        graph: fx.Graph,
-        operations: Operations,
-        costs: NodeCosts,
-        flops: FlopCounterMode,
-        written: _BytesWritten,
+        self, root: nn.Module, graph: fx.Graph, operations: Operations, costs: NodeCosts
     ) -> None:
         super().__init__(root, graph, operations)
         self.costs = costs
         self.shapes = costs.shapes
-        self._flops = flops
-        self._bytes = written
         self._writes: dict[int, list[int]] = {}
         self._keep: list[torch.Tensor] = []
 
@@ -208,8 +176,8 @@ class _Recorder(_Shapes):
         for tensor, version in zip(inputs, before, strict=True):
             if tensor._version != version or writes_in_training:
                 self._writes.setdefault(self._memory(tensor), []).append(position)
-        self.costs.flops.append(int(self._flops.get_total_flops()))
-        self.costs.bytes.append(self._bytes.total)
+        self.costs.flops.append(self._operations.flops)
+        self.costs.bytes.append(self._operations.bytes)
         tensors = [t for t in tree_leaves(value) if _is_tensor(t)]
         self.costs.value_bytes[n] = sum(t.numel() * t.element_size() for t in tensors)
         if isinstance(value, torch.Tensor):

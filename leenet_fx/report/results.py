@@ -53,8 +53,18 @@ class Result:
             "figures": [asdict(figure) for figure in self.figures],
         }
 
-    def to_markdown(self, title: str) -> str:
-        """Figures, rows and environment as Markdown tables."""
+    def to_json(self) -> str:
+        """`to_dict` as text, a row a line."""
+        parts = self.to_dict()
+        rows = ",\n".join(f"    {json.dumps(row, ensure_ascii=False)}" for row in parts["rows"])
+        parts["rows"] = []
+        text = json.dumps(parts, indent=2, ensure_ascii=False)
+        return (
+            text.replace('"rows": []', f'"rows": [\n{rows}\n  ]' if rows else '"rows": []') + "\n"
+        )
+
+    def to_markdown(self, title: str, table: Sequence[dict[str, Any]] | None = None) -> str:
+        """Figures, rows (or `table` in their place) and environment as Markdown tables."""
         parts = [f"# {title}", f"`{self.command}`"]
         if self.figures:
             rows = [
@@ -67,15 +77,16 @@ class Result:
                 for f in self.figures
             ]
             parts.append(_markdown_table(rows))
-        if self.rows:
-            parts.append(_markdown_table(self.rows))
+        shown = self.rows if table is None else table
+        if shown:
+            parts.append(_markdown_table(shown))
         parts.append(", ".join(f"{key} {value}" for key, value in self.environment.items()))
         return "\n\n".join(parts) + "\n"
 
-    def write(self, path: Path, title: str) -> None:
-        """Writes `path` (.json) and, beside it, the Markdown rendered from it."""
-        write_atomically(path, json.dumps(self.to_dict(), indent=2) + "\n")
-        write_atomically(path.with_suffix(".md"), self.to_markdown(title))
+    def write(self, path: Path, title: str, table: Sequence[dict[str, Any]] | None = None) -> None:
+        """Writes `path` (.json) and, beside it, the Markdown rendered from it, or from `table`."""
+        write_atomically(path, self.to_json())
+        write_atomically(path.with_suffix(".md"), self.to_markdown(title, table))
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
