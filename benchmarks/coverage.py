@@ -34,7 +34,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import leenet_fx
-import placement
 from leenet_fx import EarlyExitModule
 from leenet_fx.report.results import Figure, Result, environment
 
@@ -108,10 +107,9 @@ def _attach(model: nn.Module, strategy: Any, **options: Any) -> EarlyExitModule:
 
 def _inspect(name: str, model: nn.Module) -> dict[str, Any]:
     start = time.process_time()
-    ee = _attach(model, "every")
+    ee = _attach(model, "fine")
     seconds = time.process_time() - start
     profile = ee.spec.profile
-    fine = placement.place(profile, "fine")
     names = [candidate.name for candidate in profile.candidates]
     if len(names) < 2:
         raise RuntimeError(f"{len(names)} boundaries, refused: {ee.spec.refused}")
@@ -130,9 +128,7 @@ def _inspect(name: str, model: nn.Module) -> dict[str, Any]:
         "image": list(ee.spec.image_shape),
         "candidates": len(names),
         "refused": len(ee.spec.refused),
-        "live": max(len(cut.live) for cut in ee.spec.cuts),
-        "every": ee.num_exits,
-        "fine": len(fine.indices),
+        "fine": ee.num_exits,
         "gflops": round(profile.flops / 1e9, 3),
         "blocks": f"{names[0]} … {names[-1]}",
     }
@@ -178,9 +174,11 @@ def _run(name: str, params: int) -> dict[str, Any]:
     )
     _enliven(model, images[:2])
     ee = _attach(model, "every", example_inputs=images[:1])
-    row: dict[str, Any] = {"run_at": size, "run_by": run_by}
-    if run_by == name:
-        del row["run_by"]
+    row: dict[str, Any] = {"run_at": size}
+    if run_by != name:
+        row["run_by"] = run_by
+    row["every"] = ee.num_exits
+    row["live"] = max(len(cut.live) for cut in ee.spec.cuts)
     with torch.no_grad():
         row["same"] = max(_same(model, ee, images[:batch]) for batch in (2, 3))
         row["oracle"], index = _oracle(ee, images)

@@ -6,10 +6,11 @@ not itself a row of blocks. A module is a row of blocks, and is descended into, 
 more children of one class, named alike but for a number, each holding two weights, with nothing
 bypassing them: a value alive after a child is read by that child, made by it, or meant for another
 child of the row; and what enters a module that is no numbered step of a row itself must not be
-wanted again behind it. So ResNet gives its residual blocks, a transformer its encoder layers, DenseNet
-its dense layers, GoogLeNet its inceptions; attention and MLP inside a layer, or convolutions inside
-a residual block, are bypassed by the shortcut and stay together. Blocks of a class seen once count
-only beside repeated ones or in a module with others, so stems and heads do not.
+wanted again behind it. So ResNet gives its residual blocks, a transformer its encoder layers,
+DenseNet its dense layers, GoogLeNet its inceptions; attention and MLP inside a layer, or
+convolutions inside a residual block, are bypassed by the shortcut and stay together. Blocks of a
+class seen once count only beside repeated ones or in a module with others, so stems and heads do
+not.
 
 A network without two such blocks (AlexNet, VGG, a plain stack) is cut after each weight layer with
 the normalisation, activation and pooling that follow it, wherever one tensor alone is alive.
