@@ -21,7 +21,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from copy import deepcopy
 from fnmatch import fnmatch
 from pathlib import Path
@@ -50,18 +49,19 @@ ROWS = 8
 MOST_PARAMS = 1_300_000_000
 """A model with more is run by its smallest sibling: two copies do not fit in 16 GiB."""
 ALONE_PARAMS = 250_000_000
-"""A model with more is run while no other such model is."""
+"""A model with more is checked at the end, one at a time."""
+TASKS = 100
+"""Models after which a process is replaced."""
 SAME, ORACLE = 1e-5, 2e-4
 """Tolerances, relative to the largest logit: the same operators; smaller batches."""
 
-_large = None
 
-
-def check(name: str) -> dict[str, Any]:
+def check(name: str, most_params: float = math.inf) -> dict[str, Any]:
     """Every check of one model, as a flat record; `verified` says whether all passed.
 
     Costs, blocks and time are those of the model as it is built by default, on the meta device;
     what it computes is compared at the smallest image size it takes, with weights drawn at random.
+    A model of more than `most_params` parameters is `postponed`.
     """
     row: dict[str, Any] = {"name": name}
     start = time.perf_counter()
@@ -70,10 +70,11 @@ def check(name: str) -> dict[str, Any]:
         row["class"] = type(model).__name__
         row["family"] = _family(name, model)
         row["params"] = sum(p.numel() for p in model.parameters())
+        if row["params"] > most_params:
+            return {"name": name, "postponed": True}
         row |= _inspect(name, model)
         del model
-        with _alone(row["params"]):
-            row |= _run(name, row["params"])
+        row |= _run(name, row["params"])
     except Exception as error:
         row["failure"] = f"{type(error).__name__}: {' '.join(str(error).split())[:900]}"
     gc.collect()
@@ -397,24 +398,9 @@ def _flops(model: nn.Module, ee: EarlyExitModule, image: Tensor) -> tuple[float,
         return ours, None
 
 
-@contextmanager
-def _alone(params: int) -> Iterator[None]:
-    if _large is None or params < ALONE_PARAMS:
-        yield
-    else:
-        with _large:
-            yield
-
-
-def _start_worker(lock: Any) -> None:
-    global _large
-    _large = lock
-    quiet()
-
-
-def quiet() -> None:
-    """One thread, and no warnings: they are about pretrained weights and input sizes."""
-    torch.set_num_threads(1)
+def quiet(threads: int = 1) -> None:
+    """No warnings: they are about pretrained weights and input sizes."""
+    torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
     logging.getLogger("leenet_fx").setLevel(logging.ERROR)
     logging.getLogger("fvcore").setLevel(logging.CRITICAL)
@@ -442,21 +428,32 @@ def sweep(names: Sequence[str], jobs: int, partial: Path | None) -> list[dict[st
 
 
 def _rows(names: Sequence[str], jobs: int) -> Iterator[dict[str, Any]]:
-    """Rows as they come; a model that takes its process with it (out of memory) fails alone."""
+    """Rows as they come: `jobs` models at a time, then the large ones one by one."""
+    large = []
+    for row in _in_processes(names, jobs, 1, ALONE_PARAMS):
+        if "postponed" in row:
+            large.append(row["name"])
+        else:
+            yield row
+    yield from _in_processes(large, 1, jobs, math.inf)
+
+
+def _in_processes(
+    names: Sequence[str], jobs: int, threads: int, most_params: float
+) -> Iterator[dict[str, Any]]:
+    """Checks in processes; a model that takes its process with it (out of memory) fails alone."""
     context = multiprocessing.get_context("spawn")
     waiting = list(reversed(names))
     while waiting:
-        lock = context.Lock()
-        pool = ProcessPoolExecutor(
-            jobs, context, _start_worker, (lock,), max_tasks_per_child=100 if jobs > 1 else None
-        )
         running: dict[Future[dict[str, Any]], str] = {}
-        with pool:
+        with ProcessPoolExecutor(
+            jobs, context, quiet, (threads,), max_tasks_per_child=TASKS
+        ) as pool:
             try:
                 while waiting or running:
                     while waiting and len(running) < jobs:
                         name = waiting.pop()
-                        running[pool.submit(check, name)] = name
+                        running[pool.submit(check, name, most_params)] = name
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         row = future.result()
                         del running[future]
