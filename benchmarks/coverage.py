@@ -23,6 +23,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,16 @@ from leenet_fx.report.results import Figure, Result, environment
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 PARTIAL = Path(__file__).parent / "coverage-partial.jsonl"
-SIZES = (64, 96, 128, 160, 192, 224, 256, 288, 320, 384)
-"""Image sizes to run at, the first that a model takes."""
+SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384)
+"""Image sizes to run at, the first that a model takes; 32 for large ones only."""
 CLASSES = 10
 """Classes of the head that an encoder is given."""
 GAINS = (1.0, 1.5, 2.0, 0.5)
 """How much larger the kernels drawn make what they are given; the first that works."""
-ROWS = 8
-"""Images in the batch whose samples leave one by one."""
+ROWS, FEWER_ROWS = 8, 4
+"""Images in the batch whose samples leave one by one; fewer for large models."""
+LARGE = 50_000_000
+"""Parameters of a large model."""
 MOST_PARAMS = 1_300_000_000
 """A model with more is run by its smallest sibling: two copies do not fit in 16 GiB."""
 ALONE_PARAMS = 250_000_000
@@ -169,9 +172,10 @@ def _run(name: str, params: int) -> dict[str, Any]:
     run_by = name
     if params > MOST_PARAMS:
         run_by = _smallest_sibling(name)
-    model, size = build_small(run_by)
+    model, size = build_small(run_by, SIZES if params > LARGE else SIZES[1:])
+    rows = FEWER_ROWS if params > LARGE else ROWS
     images = torch.randn(
-        ROWS, _channels(model), size, size, generator=torch.Generator().manual_seed(0)
+        rows, _channels(model), size, size, generator=torch.Generator().manual_seed(0)
     )
     _enliven(model, images[:2])
     ee = _attach(model, "every", example_inputs=images[:1])
@@ -181,10 +185,10 @@ def _run(name: str, params: int) -> dict[str, Any]:
     row["every"] = ee.num_exits
     row["live"] = max(len(cut.live) for cut in ee.spec.cuts)
     with torch.no_grad():
-        row["same"] = max(_same(model, ee, images[:batch]) for batch in (2, 3))
+        row["same"] = max(_same(model, ee, images[:batch]) for batch in (1, 2))
         row["oracle"], index = _oracle(ee, images)
         _keys(model, ee)
-        _copies(ee, images, index)
+        _copies(ee, images[:2], index[:2])
         row["training"] = _training(model, ee, images[:3])
     row["gflops_run"], row["gflops_fvcore"] = _flops(model, ee, images[:1])
     return row
@@ -197,20 +201,23 @@ def _channels(model: nn.Module) -> int:
 
 def _smallest_sibling(name: str) -> str:
     cls = type(_on_meta(name))
-    sizes = {}
-    library, _, rest = name.partition("/")
-    stem = rest.split("_")[0]
-    for other in leenet_fx.list_models(f"{library}/{stem}*"):
-        model = _on_meta(other)
-        if type(model) is cls:
-            sizes[other] = sum(p.numel() for p in model.parameters())
-    return min(sizes, key=lambda other: sizes[other])
+    alike = [
+        (size, other) for size, other, theirs in _siblings(name.split("_")[0]) if theirs is cls
+    ]
+    return min(alike)[1]
 
 
-def build_small(name: str) -> tuple[nn.Module, int]:
-    """The model with weights, and the smallest of `SIZES` (or its own) that it takes."""
+@cache
+def _siblings(stem: str) -> list[tuple[int, str, type]]:
+    """Parameters, name and class of every model whose name begins alike."""
+    models = ((name, _on_meta(name)) for name in leenet_fx.list_models(f"{stem}*"))
+    return [(sum(p.numel() for p in m.parameters()), name, type(m)) for name, m in models]
+
+
+def build_small(name: str, sizes: Sequence[int]) -> tuple[nn.Module, int]:
+    """The model with weights, and the smallest of `sizes` (or its own) that it takes."""
     default = getattr(_on_meta(name), "default_cfg", {}).get("input_size", (3, 224, 224))[-1]
-    for size in (*(s for s in SIZES if s < default), default):
+    for size in (*(s for s in sizes if s < default), default):
         for options in ({"img_size": size}, {"image_size": size}, {}):
             try:
                 model = _on_meta(name, **options)
@@ -221,7 +228,7 @@ def build_small(name: str) -> tuple[nn.Module, int]:
                 continue
             with _NoDrawing():
                 return leenet_fx.create_model(name, **options).eval(), size
-    raise RuntimeError(f"takes none of {SIZES}")
+    raise RuntimeError(f"takes none of {sizes}")
 
 
 class _NoDrawing(TorchDispatchMode):
@@ -298,16 +305,16 @@ def _same(model: nn.Module, ee: EarlyExitModule, images: Tensor) -> float:
 def _oracle(ee: EarlyExitModule, images: Tensor) -> tuple[float, Tensor]:
     """Every exit is left at by some sample, in an order drawn at random."""
     logits = torch.stack(ee.all_exits(images).logits)
-    outlets = ee.num_exits + 1
+    rows, outlets = len(images), ee.num_exits + 1
     order = torch.randperm(outlets, generator=torch.Generator().manual_seed(1))
-    order = order.repeat(math.ceil(ROWS / outlets))
-    order = torch.cat([order, order[: -len(order) % ROWS]])
+    order = order.repeat(math.ceil(rows / outlets))
+    order = torch.cat([order, order[: -len(order) % rows]])
     worst = 0.0
-    for index in order.split(ROWS):
+    for index in order.split(rows):
         found = ee.predict(images, exit_index=index)
         if not torch.equal(found.exit_index, index):
             raise RuntimeError("samples did not leave where they were told to")
-        expected = logits[index, torch.arange(ROWS)]
+        expected = logits[index, torch.arange(rows)]
         worst = max(worst, _difference(found.logits, expected))
     if not worst <= ORACLE:
         raise RuntimeError(f"differs from its oracle by {worst:.1e} as samples leave")

@@ -127,14 +127,38 @@ _ELEMENTWISE = (
     *("add", "sub", "mul", "div", "truediv", "neg", "pow", "sqrt", "rsqrt", "exp", "log", "abs"),
     *("iadd", "isub", "imul", "itruediv", "clamp", "where", "masked_fill", "to", "float", "half"),
     *("type_as", "detach", "relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "softplus", "elu"),
-    *("hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "mish", "dropout", "drop_path"),
+    *(
+        "round",
+        "maximum",
+        "minimum",
+        "reciprocal",
+        "hardswish",
+        "hardsigmoid",
+        "hardtanh",
+        "leaky_relu",
+        "mish",
+        "dropout",
+        "drop_path",
+    ),
 )
 _SLICE_BY_SLICE = (
     *("softmax", "log_softmax", "layer_norm", "rms_norm", "group_norm", "batch_norm"),
-    *("normalize", "linear", "matmul", "bmm", "conv1d", "conv2d", "conv3d", "max_pool2d"),
+    *(
+        "normalize",
+        "linear",
+        "matmul",
+        "bmm",
+        "mm",
+        "addmm",
+        "int_mm",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "max_pool2d",
+    ),
     *("avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate", "pad"),
     *("scaled_dot_product_attention", "chunk", "split", "split_with_sizes", "unbind", "getitem"),
-    *("einsum", "mean", "sum", "amax", "squeeze", "unsqueeze", "slice", "select", "narrow"),
+    *("einsum", "mean", "sum", "amax", "amin", "squeeze", "unsqueeze", "slice", "select", "narrow"),
 )
 _PERMUTES = ("permute", "transpose", "movedim", "swapaxes")
 

@@ -33,6 +33,7 @@ from torch import Tensor, fx, nn
 from leenet_fx.graph.batch import Carried
 from leenet_fx.graph.layout import channel_axis
 from leenet_fx.graph.profile import NodeCosts
+from leenet_fx.graph.standins import is_quantised_linear
 from leenet_fx.graph.tracer import IN_PLACE, Trace
 from placement.registry import unknown_name
 
@@ -105,7 +106,7 @@ def find_boundaries(
     found = Boundaries()
     taken: set[int] = set()
     for name, end in ends:
-        position = _past_in_place(nodes, end, liveness)
+        position = _past_in_place(nodes, _past_unpacking(nodes, end, liveness), liveness)
         if position in taken:
             continue
         taken.add(position)
@@ -234,7 +235,9 @@ def _block_ends(traced: Trace, tree: _Call, liveness: _Liveness) -> list[tuple[s
     def holds_two_weights(call: _Call) -> bool:
         if call.path not in weights:
             module = traced.root.get_submodule(call.path)
-            weights[call.path] = sum(_is_weight(p) for p in module.parameters())
+            weights[call.path] = sum(_is_weight(p) for p in module.parameters()) + sum(
+                is_quantised_linear(m) for m in module.modules()
+            )
         return weights[call.path] >= 2
 
     def children(call: _Call) -> list[_Call]:
@@ -378,6 +381,15 @@ def _make_anew(
         nodes[at].target = IN_PLACE[cast(Any, nodes[at].target)]
         earlier, later = [p for p in memory if p < at], [p for p in memory if p > at]
         written.update((other, earlier if other in before else later) for other in sharing)
+
+
+def _past_unpacking(nodes: list[fx.Node], position: int, liveness: _Liveness) -> int:
+    """Moves a cut behind the taking apart of a tuple that a block returns."""
+    while nodes[position + 1].target is operator.getitem and liveness.costs.carried[
+        cast(fx.Node, nodes[position + 1].args[0])
+    ].kind in ("nested", "unusable"):
+        position += 1
+    return position
 
 
 def _past_in_place(nodes: list[fx.Node], position: int, liveness: _Liveness) -> int:

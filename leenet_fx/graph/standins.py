@@ -19,7 +19,7 @@ def stand_in(meta: nn.Module) -> None:
     for module in meta.modules():
         if isinstance(module, nn.RNNBase) and not module.proj_size:
             module.forward = MethodType(_recurrent(module.forward), module)
-        elif _is_quantised_linear(module):
+        elif is_quantised_linear(module):
             module.forward = MethodType(_linear, module)
 
 
@@ -44,7 +44,8 @@ def _recurrent(unrolled: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-def _is_quantised_linear(module: nn.Module) -> bool:
+def is_quantised_linear(module: nn.Module) -> bool:
+    """Whether it is a linear layer of torch.ao's dynamic quantisation, which has no parameters."""
     return type(module).__module__.startswith("torch.ao.nn.quantized.dynamic") and (
         type(module).__name__ in ("Linear", "LinearReLU")
     )

@@ -168,6 +168,9 @@ def _augmented(function: Callable[..., Any]) -> Callable[..., Any]:
     return assign
 
 
+_READ_VALUES = ("item", "tolist", "numpy", "nonzero", "argwhere", "unique", "masked_select")
+"""Operations whose result, or its shape, has to be looked at while the model runs."""
+
 IN_PLACE: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
@@ -260,6 +263,12 @@ class _Tracer(fx.Tracer):
             or isinstance(m, self._leaf_classes)
             or super().is_leaf_module(m, module_qualified_name)
         )
+
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        name = target if isinstance(target, str) else getattr(target, "__name__", "")
+        if kind in ("call_method", "call_function") and name in _READ_VALUES:
+            raise ValueError(f"'{name}' makes what follows depend on the values of a tensor")
+        return super().create_node(kind, target, *args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)

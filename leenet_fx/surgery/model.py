@@ -275,6 +275,21 @@ class EarlyExitModule(fx.GraphModule):
         """N, the number of exits in front of the final classifier."""
         return len(self.exits)
 
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the original model, for recipes that train it.
+
+        Raises:
+            ModeError: the backbone was captured by torch.export, and knows evaluation mode only.
+        """
+        if self.spec.captured == "export":
+            raise ModeError(
+                f"The backbone of {self.spec.profile.model} was captured by torch.export: dropout "
+                "and BatchNorm are as in evaluation mode, and it cannot be trained. The warning "
+                "of attach says what torch.fx needs."
+            )
+        named = self.named_parameters()
+        return [parameter for name, parameter in named if not name.startswith("exits.")]
+
     @property
     def policy(self) -> Policy:
         """Who leaves at an exit; `Shut` on a freshly attached network."""
