@@ -83,17 +83,18 @@ def measure(
     costs = NodeCosts(order={node: i for i, node in enumerate(traced.graph.nodes)})
     one, other = Operations(), Operations()
     with torch.device("meta"), torch.no_grad():
+        small, large = (torch.empty(batch, *image_shape, dtype=dtype) for batch in PROBES)
         recorder = _Recorder(meta, traced.graph, one, costs)
         with one:
-            recorder.run(one.follow(torch.empty(PROBES[0], *image_shape, dtype=dtype)))
+            recorder.run(one.follow(small))
         again = _Shapes(meta, traced.graph, other)
         with other:
-            again.run(other.follow(torch.empty(PROBES[1], *image_shape, dtype=dtype)))
+            again.run(other.follow(large))
         if original is not None:
             original(meta)
             itself = Operations()
             with itself:
-                meta.forward(itself.follow(torch.empty(PROBES[1], *image_shape, dtype=dtype)))
+                meta.forward(itself.follow(torch.empty_like(large)))
             costs.expected = itself.log
     for node, summary in costs.shapes.items():
         costs.carried[node] = classify(summary, again.shapes[node])
