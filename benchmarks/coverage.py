@@ -49,22 +49,19 @@ ROWS, FEWER_ROWS = 8, 4
 """Images in the batch whose samples leave one by one; fewer for large models."""
 LARGE = 50_000_000
 """Parameters of a large model."""
-MOST_PARAMS = 1_300_000_000
-"""A model with more is run by its smallest sibling: two copies do not fit in 16 GiB."""
-ALONE_PARAMS = 250_000_000
-"""A model with more is checked at the end, one at a time."""
+MOST_PARAMS = 700_000_000
+"""A model with more is run by its smallest sibling: two at a time must fit in 16 GiB."""
 TASKS = 100
 """Models after which a process is replaced."""
 SAME, ORACLE = 1e-5, 2e-4
 """Tolerances, relative to the largest logit: the same operators; smaller batches."""
 
 
-def check(name: str, most_params: float = math.inf) -> dict[str, Any]:
+def check(name: str) -> dict[str, Any]:
     """Every check of one model, as a flat record; `verified` says whether all passed.
 
     Costs, blocks and time are those of the model as it is built by default, on the meta device;
     what it computes is compared at the smallest image size it takes, with weights drawn at random.
-    A model of more than `most_params` parameters is `postponed`.
     """
     row: dict[str, Any] = {"name": name}
     start = time.perf_counter()
@@ -73,8 +70,6 @@ def check(name: str, most_params: float = math.inf) -> dict[str, Any]:
         row["class"] = type(model).__name__
         row["family"] = _family(name, model)
         row["params"] = sum(p.numel() for p in model.parameters())
-        if row["params"] > most_params:
-            return {"name": name, "postponed": True}
         row |= _inspect(name, model)
         del model
         row |= _run(name, row["params"])
@@ -405,9 +400,9 @@ def _flops(model: nn.Module, ee: EarlyExitModule, image: Tensor) -> tuple[float,
         return ours, None
 
 
-def quiet(threads: int = 1) -> None:
-    """No warnings: they are about pretrained weights and input sizes."""
-    torch.set_num_threads(threads)
+def quiet() -> None:
+    """One thread, and no warnings: they are about pretrained weights and input sizes."""
+    torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.getLogger("leenet_fx").setLevel(logging.ERROR)
     logging.getLogger("fvcore").setLevel(logging.CRITICAL)
@@ -435,32 +430,17 @@ def sweep(names: Sequence[str], jobs: int, partial: Path | None) -> list[dict[st
 
 
 def _rows(names: Sequence[str], jobs: int) -> Iterator[dict[str, Any]]:
-    """Rows as they come: `jobs` models at a time, then the large ones one by one."""
-    large = []
-    for row in _in_processes(names, jobs, 1, ALONE_PARAMS):
-        if "postponed" in row:
-            large.append(row["name"])
-        else:
-            yield row
-    yield from _in_processes(large, 1, jobs, math.inf)
-
-
-def _in_processes(
-    names: Sequence[str], jobs: int, threads: int, most_params: float
-) -> Iterator[dict[str, Any]]:
-    """Checks in processes; a model that takes its process with it (out of memory) fails alone."""
+    """Rows as they come; models that take their process with them (out of memory) fail."""
     context = multiprocessing.get_context("spawn")
     waiting = list(reversed(names))
     while waiting:
         running: dict[Future[dict[str, Any]], str] = {}
-        with ProcessPoolExecutor(
-            jobs, context, quiet, (threads,), max_tasks_per_child=TASKS
-        ) as pool:
+        with ProcessPoolExecutor(jobs, context, quiet, max_tasks_per_child=TASKS) as pool:
             try:
                 while waiting or running:
                     while waiting and len(running) < jobs:
                         name = waiting.pop()
-                        running[pool.submit(check, name, most_params)] = name
+                        running[pool.submit(check, name)] = name
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         row = future.result()
                         del running[future]

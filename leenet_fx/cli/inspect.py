@@ -26,6 +26,10 @@ def inspect(
         list[str] | None,
         typer.Option(help="Strategy 'fixed': a block's name, index or FLOP share; repeatable."),
     ] = None,
+    block: Annotated[
+        list[str] | None,
+        typer.Option(help="Modules that are blocks, such as 'layer?.*'; repeatable."),
+    ] = None,
     branch: Annotated[str, typer.Option(help="What hangs on an exit.")] = "pool",
     num_classes: Annotated[int | None, typer.Option(help="Classes, if not the model's.")] = None,
     input_size: Annotated[
@@ -36,7 +40,7 @@ def inspect(
     as_json: JsonFlag = False,
 ) -> None:
     """Show a model's candidate boundaries, where exits go, and the cost table."""
-    ee = _attach(model, strategy, num_exits, at, branch, num_classes, input_size)
+    ee = _attach(model, strategy, num_exits, at, block, branch, num_classes, input_size)
     if plot is not None:
         from leenet_fx.report.plots import plot_network
 
@@ -55,6 +59,7 @@ def _attach(
     strategy: str,
     num_exits: int | None,
     at: list[str] | None,
+    block: list[str] | None,
     branch: str,
     num_classes: int | None,
     input_size: str | None,
@@ -76,6 +81,7 @@ def _attach(
         [_position(text) for text in at] if at else strategy,
         num_exits=num_exits,
         example_inputs=_example(input_size),
+        blocks=block,
         branch=branch,
         num_classes=num_classes,
         copy=False,
@@ -142,6 +148,7 @@ def _as_json(ee: EarlyExitModule) -> dict[str, Any]:
         "strategy": spec.placement.strategy,
         "branch": spec.branch,
         "image_shape": list(spec.image_shape),
+        "captured": spec.captured,
         "num_classes": spec.num_classes,
         "placement": list(spec.placement.names),
         "candidates": [
