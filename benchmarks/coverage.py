@@ -43,7 +43,7 @@ SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384)
 """Image sizes to run at, the first that a model takes; 32 for large ones only."""
 CLASSES = 10
 """Classes of the head that an encoder is given."""
-GAINS = (1.0, 1.5, 2.0, 0.5)
+GAINS = (1.0, 1.5, 2.0, 3.0, 0.5)
 """How much larger the kernels drawn make what they are given; the first that works."""
 ROWS, FEWER_ROWS = 8, 4
 """Images in the batch whose samples leave one by one; fewer for large models."""
@@ -53,8 +53,9 @@ MOST_PARAMS = 700_000_000
 """A model with more is run by its smallest sibling: two at a time must fit in 16 GiB."""
 TASKS = 100
 """Models after which a process is replaced."""
-SAME, ORACLE = 1e-5, 2e-4
-"""Tolerances, relative to the largest logit: the same operators; smaller batches."""
+SAME, ORACLE, ORACLE64 = 1e-5, 2e-4, 1e-9
+"""Tolerances, relative to the largest logit: the same operators; smaller batches, which are summed
+in another order: some networks of random weights amplify that, and are asked again in float64."""
 
 
 def check(name: str) -> dict[str, Any]:
@@ -182,6 +183,10 @@ def _run(name: str, params: int) -> dict[str, Any]:
     with torch.no_grad():
         row["same"] = max(_same(model, ee, images[:batch]) for batch in (1, 2))
         row["oracle"], index = _oracle(ee, images)
+        if row["oracle"] > ORACLE:
+            row["oracle_float64"] = _oracle(deepcopy(ee).double(), images.double())[0]
+            if not row["oracle_float64"] <= ORACLE64:
+                raise RuntimeError(f"differs from its oracle by {row['oracle']:.1e}")
         _keys(model, ee)
         _copies(ee, images[:2], index[:2])
         row["training"] = _training(model, ee, images[:3])
@@ -267,7 +272,7 @@ def _enliven(model: nn.Module, images: Tensor) -> None:
         randomise(model, gain, torch.Generator().manual_seed(0))
         with torch.no_grad():
             made = _output(model(images)).flatten(1)
-        if bool(made.isfinite().all()) and _difference(made[:1], made[1:]) > 1e-3:
+        if bool(made.isfinite().all()) and _difference(made[:1], made[1:]) > 1e-4:
             return
     raise RuntimeError("the model itself gives all images the same logits, or none that are finite")
 
@@ -311,8 +316,6 @@ def _oracle(ee: EarlyExitModule, images: Tensor) -> tuple[float, Tensor]:
             raise RuntimeError("samples did not leave where they were told to")
         expected = logits[index, torch.arange(rows)]
         worst = max(worst, _difference(found.logits, expected))
-    if not worst <= ORACLE:
-        raise RuntimeError(f"differs from its oracle by {worst:.1e} as samples leave")
     return worst, index
 
 
