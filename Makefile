@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo test lint check test-oldest benchmarks clean
+.PHONY: demo test lint check test-oldest benchmarks coverage clean
 
 demo: $(VENV)/installed
 	$(BIN)/leenet-fx demo
@@ -27,6 +27,10 @@ test-oldest:
 benchmarks: $(VENV)/installed
 	$(BIN)/leenet-fx demo --seeds 3 --output benchmarks/results
 	$(BIN)/python benchmarks/gate_loss.py
+
+# Every torchvision and timm model; takes up where it was interrupted.
+coverage: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/coverage.py --jobs $(JOBS)
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

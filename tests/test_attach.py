@@ -230,6 +230,9 @@ MIXING = {
     "mean over samples": lambda x: x - x.mean(0),
     "first sample": lambda x: x + x[:1],
     "views side by side": lambda x: torch.cat([x, x]).reshape(2, -1, *x.shape[1:]).mean(0),
+    "samples torn apart": lambda x: (
+        x.reshape(2, x.shape[0], 4, 16, 16).transpose(0, 1).reshape(x.shape)
+    ),
     "another order": lambda x: torch.cat([x, x]).reshape(-1, 2, *x.shape[1:]).mean(1),
 }
 
@@ -261,9 +264,9 @@ def test_no_cut_in_front_of_what_mixes_samples(way):
     assert "mixes the samples" in traced.refused["blocks.1"]
 
 
-@pytest.mark.parametrize("way", ["views side by side", "another order"])
+@pytest.mark.parametrize("way", ["views side by side", "another order", "samples torn apart"])
 def test_no_exits_where_samples_may_change_places(way):
-    with pytest.raises(TraceError, match="'cat' may mix the samples"):
+    with pytest.raises(TraceError, match=r"'(cat|reshape)' may mix the samples"):
         leenet_fx.attach(Mixing(way).eval(), "every", example_inputs=EXAMPLE)
 
 

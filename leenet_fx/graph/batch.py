@@ -121,7 +121,10 @@ def take_rows(value: Any, carried: Carried, rows: torch.Tensor, before: int) -> 
     return value
 
 
-_RESHAPES = ("reshape", "view", "_unsafe_view", "flatten", "unflatten", "contiguous", "clone")
+_RESHAPES = (
+    *("reshape", "reshape_as", "view", "view_as", "unsafe_view", "flatten", "unflatten"),
+    *("contiguous", "clone"),
+)
 _REPEATS = ("expand", "repeat", "zeros", "ones", "new_zeros", "new_ones", "full", "new_full")
 _ELEMENTWISE = (
     *("add", "sub", "mul", "div", "truediv", "neg", "pow", "sqrt", "rsqrt", "exp", "log", "abs"),
@@ -146,10 +149,10 @@ def find_disorder(
 ) -> list[fx.Node]:
     """Nodes that may not hold the slices of one sample side by side.
 
-    Merging the batch with the axes behind it, as in (B, n, C) → (B·n, C), does; what works slice by
-    slice keeps it, and so do modules and the functions that timm keeps whole. Of anything else that
-    makes several slices a sample nothing is known: it, and what is made from it, becomes unusable
-    for a cut.
+    Merging the batch with the axes behind it, as in (B, n, C) → (B·n, C), does, and so does taking
+    them apart again; what works slice by slice keeps it, and so do modules and the functions that
+    timm keeps whole. Of anything else that makes or takes several slices a sample nothing is known:
+    it, and what is made from it, becomes unusable for a cut.
 
     Args:
         graph: the network.
@@ -162,13 +165,14 @@ def find_disorder(
     found: list[fx.Node] = []
     lost: set[fx.Node] = set()
     for node in graph.nodes:
-        if carried[node].kind not in ("rows", "nested", "unusable"):
+        if carried[node].kind != "unusable" and not _holds_rows(carried[node]):
             continue
         if lost.intersection(node.all_input_nodes):
             lost.add(node)
-        elif _folded(carried[node]) and not (
-            _name(node) in known or _keeps_order(node, carried, shapes)
-        ):
+            continue
+        folded = any(_folded(carried[n]) for n in (node, *node.all_input_nodes))
+        asked = folded or _name(node) in _RESHAPES
+        if asked and _name(node) not in known and not _keeps_order(node, carried, shapes):
             found.append(node)
             lost.add(node)
     carried.update(dict.fromkeys(lost, Carried("unusable")))
@@ -181,6 +185,10 @@ def _name(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", "")).partition(".")[0].strip("_")
 
 
+def _holds_rows(carried: Carried) -> bool:
+    return carried.kind == "rows" or any(_holds_rows(item) for item in carried.items)
+
+
 def _folded(carried: Carried) -> bool:
     if carried.kind == "nested":
         return any(_folded(item) for item in carried.items)
@@ -190,15 +198,15 @@ def _folded(carried: Carried) -> bool:
 def _keeps_order(
     node: fx.Node, carried: dict[fx.Node, Carried], shapes: dict[fx.Node, Summary]
 ) -> bool:
-    sources = [n for n in node.all_input_nodes if carried[n].kind in ("rows", "nested")]
+    sources = [n for n in node.all_input_nodes if _holds_rows(carried[n])]
     tensors = [carried[source] for source in sources]
     how = carried[node]
     while how.kind == "nested":
-        how = next(item for item in how.items if _folded(item))
+        how = next((item for item in how.items if _holds_rows(item)), Carried("constant"))
     name = _name(node)
     if not tensors:
         return name in _REPEATS
-    if name in _RESHAPES and len(tensors) == 1 and tensors[0].kind == "rows":
+    if name in _RESHAPES and tensors[0].kind == "rows":
         before = math.prod(shapes[sources[0]][1][: tensors[0].axis])
         return bool(before == math.prod(shapes[node][1][: how.axis]))
     if name == "repeat_interleave":
