@@ -49,8 +49,8 @@ ROWS, FEWER_ROWS = 8, 4
 """Images in the batch whose samples leave one by one; fewer for large models."""
 LARGE = 50_000_000
 """Parameters of a large model."""
-MOST_PARAMS = 700_000_000
-"""A model with more is run by its smallest sibling: two at a time must fit in 16 GiB."""
+MOST_PARAMS = 250_000_000
+"""A model with more is run by its smallest sibling: two at a time must fit in 8 GiB."""
 TASKS = 100
 """Models after which a process is replaced."""
 SAME, ORACLE, ORACLE64 = 1e-5, 2e-4, 1e-9
@@ -417,6 +417,7 @@ def sweep(names: Sequence[str], jobs: int, partial: Path | None) -> list[dict[st
     if partial is not None and partial.exists():
         rows = {row["name"]: row for row in map(json.loads, partial.read_text().splitlines())}
     todo = [name for name in names if name not in rows]
+    todo.sort(key=lambda name: _last_seconds().get(name, 0.0))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True)
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
@@ -430,6 +431,14 @@ def sweep(names: Sequence[str], jobs: int, partial: Path | None) -> list[dict[st
                 with partial.open("a") as file:
                     file.write(json.dumps(row) + "\n")
     return [rows[name] for name in names]
+
+
+@cache
+def _last_seconds() -> dict[str, float]:
+    """How long each model took in the last sweep: the slow ones come last."""
+    if not RESULTS.exists():
+        return {}
+    return {row["name"]: row["check_s"] for row in json.loads(RESULTS.read_text())["rows"]}
 
 
 def _rows(names: Sequence[str], jobs: int) -> Iterator[dict[str, Any]]:
