@@ -70,6 +70,19 @@ def test_an_exported_backbone_stays_as_in_evaluation_mode():
         ee.backbone_parameters()
 
 
+@pytest.mark.parametrize("kind", ["exported", "encoder"])
+def test_fit_trains_what_is_new(kind):
+    model = (ShapeFlow() if kind == "exported" else Encoder()).eval()
+    ee = leenet_fx.attach(model, [1], example_inputs=EXAMPLE, num_classes=5)
+    before = {key: value.clone() for key, value in ee.state_dict().items()}
+    batches = [(images(8, 3, 16, 16, seed=i), torch.arange(8) % 5) for i in range(2)]
+    leenet_fx.fit(ee, batches, epochs=1, alpha=0.5)
+    moved = {key for key, value in ee.state_dict().items() if not torch.equal(value, before[key])}
+    assert {"exits.0.classifier.weight", "exits.0.gate.linear.weight"} <= moved
+    assert ("exits.final.linear.weight" in moved) == (kind == "encoder")
+    assert not {key for key in moved if not key.startswith("exits.")}
+
+
 def test_an_exported_backbone_takes_one_image_size():
     ee = leenet_fx.attach(ShapeFlow().eval(), "every", example_inputs=EXAMPLE)
     with pytest.raises(InputError, match="example_inputs of that size"):

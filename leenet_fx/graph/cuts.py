@@ -299,7 +299,15 @@ def _block_ends(traced: Trace, tree: _Call, liveness: _Liveness) -> list[tuple[s
                 found.append(child)
         return found
 
+    def lone(call: _Call, parent: _Call) -> _Call:
+        """The one block of a stage that has no other, where other stages have several."""
+        heavy = [child for child in children(call) if holds_two_weights(child)]
+        alone = classes[call.cls] < 2 and len(heavy) == 1 and classes[heavy[0].cls] >= 2
+        return heavy[0] if alone and not bypassed(heavy[0], heavy, parent) else call
+
     found = sorted(blocks(tree), key=lambda call: call.last)
+    classes = Counter(call.cls for call in found)
+    found = [lone(call, tree) for call in found]
     classes = Counter(call.cls for call in found)
     repeated = [i for i, call in enumerate(found) if classes[call.cls] >= 2]
     if not repeated:

@@ -168,6 +168,8 @@ class EarlyExitModule(fx.GraphModule):
         # buffers and modules that only training uses keep their names.
         for attribute in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             self.__dict__[attribute] = copy.copy(root.__dict__[attribute])
+        # Of the state dict: some models read it to tell older files from newer ones.
+        self._version = root._version
         self.exits = exits
         self.spec = spec
         self.training = root.training
