@@ -53,7 +53,7 @@ MOST_PARAMS = 250_000_000
 """A model with more is run by its smallest sibling: two at a time must fit in 8 GiB."""
 TASKS = 100
 """Models after which a process is replaced."""
-SAME, ORACLE, ORACLE64 = 1e-5, 2e-4, 1e-9
+SAME, ORACLE, ORACLE64 = 1e-5, 2e-4, 1e-6
 """Tolerances, relative to the largest logit: the same operators; smaller batches, which are summed
 in another order: some networks of random weights amplify that, and are asked again in float64."""
 
@@ -197,9 +197,12 @@ def _run(name: str, params: int) -> dict[str, Any]:
         row["same"] = max(_same(model, ee, images[:batch]) for batch in (1, 2))
         row["oracle"], index = _oracle(ee, images)
         if row["oracle"] > ORACLE:
-            row["oracle_float64"] = _oracle(deepcopy(ee).double(), images.double())[0]
-            if not row["oracle_float64"] <= ORACLE64:
-                raise RuntimeError(f"differs from its oracle by {row['oracle']:.1e}")
+            again = _oracle(deepcopy(ee).double(), images.double())[0]
+            row["oracle_float64"] = again
+            if not again <= ORACLE64:
+                raise RuntimeError(
+                    f"differs from its oracle by {row['oracle']:.1e}, in float64 {again:.1e}"
+                )
         _keys(model, ee)
         _copies(ee, images[:2], index[:2])
         row["training"] = _training(model, ee, images[:3])
@@ -245,12 +248,12 @@ def build_small(name: str, sizes: Sequence[int]) -> tuple[nn.Module, int]:
 
 
 class _NoDrawing(TorchDispatchMode):
-    """Leaves large tensors as they are where a model would draw them: they are drawn again."""
+    """Zeros where a model would draw large tensors: they are drawn again."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._overloadpacket.__name__
         if name in ("uniform_", "normal_", "erfinv_") and args[0].numel() > 10_000:
-            return args[0]
+            return args[0].zero_()
         return func(*args, **(kwargs or {}))
 
 
