@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,41 @@ _FACTORIES = ("new_", "empty", "zeros", "ones", "full", "rand", "arange", "scala
 _FORMULAS = {**flop_registry, torch.ops.aten._int_mm: flop_registry[torch.ops.aten.mm]}
 """FLOPs of an operator; torch leaves out the product of quantised matrices."""
 _BATCH_NORMS = ("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update")
+
+
+def _layer_norm(x: torch.Tensor, normalized: Any, *_: Any) -> tuple[torch.Tensor, ...] | None:
+    kept = x.ndim - len(normalized)
+    if tuple(x.shape[kept:]) != tuple(normalized):
+        return None
+    statistics = (*x.shape[:kept], *([1] * len(normalized)))
+    return x.new_empty(x.shape), x.new_empty(statistics), x.new_empty(statistics)
+
+
+def _batch_norm(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...] | None:
+    mean, training = rest[2], rest[4]
+    if training or mean is None or mean.shape != x.shape[1:2]:
+        return None
+    return torch.empty_like(x), x.new_empty(0), x.new_empty(0)
+
+
+def _addmm(bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor | None:
+    fits = a.shape[1:] == b.shape[:1] and bias.shape == b.shape[1:] and a.dtype == b.dtype
+    return a.new_empty(a.shape[0], b.shape[1]) if fits else None
+
+
+def _same_shape(x: torch.Tensor, *_: Any) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+_SHAPE_RULES: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.native_layer_norm.default: _layer_norm,
+    torch.ops.aten.native_batch_norm.default: _batch_norm,
+    torch.ops.aten._safe_softmax.default: _same_shape,
+    torch.ops.aten.gelu.default: _same_shape,
+    torch.ops.aten.addmm.default: _addmm,
+}
+"""What some operators make of meta tensors, None where torch is to say what is wrong: it runs them
+there as a dozen smaller ones, which is most of the time that attach would take."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +92,10 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        made = func(*args, **kwargs)
+        rule = _SHAPE_RULES.get(func)
+        made = rule(*args) if rule is not None and args[0].is_meta and not kwargs else None
+        if made is None:
+            made = func(*args, **kwargs)
         formula = _FORMULAS.get(func._overloadpacket)
         if formula is not None:
             self.flops += int(formula(*args, **kwargs, out_val=made))
