@@ -11,6 +11,7 @@ __all__ = [
     "TraceError",
     "TrainingError",
     "UnknownNameError",
+    "first_line",
 ]
 
 
@@ -32,3 +33,8 @@ class TrainingError(EarlyExitError, RuntimeError):
 
 class DependencyError(EarlyExitError, ImportError):
     """An optional library is missing; the message says how to install it."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says in one line; its type's name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -12,9 +12,9 @@ from torch import fx, nn
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
-from leenet_fx.errors import TraceError
+from leenet_fx.errors import TraceError, first_line
 from leenet_fx.graph.batch import PROBES
-from leenet_fx.graph.interface import select_logits, take_images_only
+from leenet_fx.graph.interface import replace_forward, select_logits, take_images_only
 from leenet_fx.graph.tracer import CONSTANT, Trace, clone, hoist_shape_queries
 
 
@@ -54,7 +54,7 @@ def export(
             )
             exported = program.module()
     except Exception as error:
-        raise TraceError(f"torch.export cannot capture {name}: {_first_line(error)}") from error
+        raise TraceError(f"torch.export cannot capture {name}: {first_line(error)}") from error
     graph = _plain_graph(exported, root)
     hoist_shape_queries(graph)
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
@@ -67,14 +67,12 @@ def _return_logits_only(scratch: nn.Module, name: str) -> None:
     def logits_only(self: nn.Module, images: torch.Tensor) -> Any:
         return select_logits(forward(images), name)
 
-    cls = type(scratch)
-    scratch.__class__ = type(
-        cls.__name__, (cls,), {"forward": logits_only, "__module__": cls.__module__}
-    )
+    replace_forward(scratch, logits_only)
 
 
 def _plain_graph(exported: fx.GraphModule, root: nn.Module) -> fx.Graph:
     """The exported nodes without guards, with constants and nested graphs moved to `root`."""
+    modules = dict(root.named_modules(remove_duplicate=False))
     graph = fx.Graph()
     device: fx.Node | None = None
     made: dict[fx.Node, fx.Node] = {}
@@ -95,7 +93,7 @@ def _plain_graph(exported: fx.GraphModule, root: nn.Module) -> fx.Graph:
         # The device it was exported on is that of the images, wherever they will be.
         args, kwargs = pytree.tree_map(partial(_elsewhere, device), (args, kwargs))
         copied = graph.create_node(node.op, target, args, kwargs, name=name)
-        copied.meta["nn_module_stack"] = _stack(node, root)
+        copied.meta["nn_module_stack"] = _stack(node, modules)
         made[node] = copied
         if node.op == "placeholder":
             device = graph.call_function(getattr, (copied, "device"))
@@ -131,18 +129,13 @@ def _move_constant(exported: fx.GraphModule, root: nn.Module, target: str) -> st
     return name
 
 
-def _stack(node: fx.Node, root: nn.Module) -> dict[str, tuple[str, type]]:
+def _stack(node: fx.Node, modules: Mapping[str, nn.Module]) -> dict[str, tuple[str, type]]:
     """The modules a node was called in: call → (path, class), as torch.fx notes it."""
     stack: dict[str, tuple[str, type]] = {}
-    paths = dict(root.named_modules(remove_duplicate=False))
     for key, (path, _) in node.meta.get("nn_module_stack", {}).items():
         # Some names that torch.export notes are no modules.
-        if path and path in paths:
+        if path and path in modules:
             call = key.partition("@")[2]
             name = f"{path}@{call}" if call else path
-            stack[name] = (path, type(paths[path]))
+            stack[name] = (path, type(modules[path]))
     return stack
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from leenet_fx.errors import InputError, TraceError
+from leenet_fx.errors import InputError, TraceError, first_line
 
 logger = logging.getLogger("leenet_fx")
 
@@ -53,7 +53,7 @@ def find_input(
         except Exception as error:
             raise InputError(
                 f"{name} does not take example_inputs of shape {tuple(example.shape)}: "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
     tried: list[str] = []
     guesses: dict[tuple[int, ...], str] = {}
@@ -65,7 +65,7 @@ def find_input(
         except TraceError:
             raise
         except Exception as error:
-            tried.append(f"{shape} ({source}): {_first_line(error)}")
+            tried.append(f"{shape} ({source}): {first_line(error)}")
             continue
         if source == "guess" and not type(root).__module__.startswith("torchvision."):
             logger.warning(
@@ -117,7 +117,3 @@ def _guesses(root: nn.Module) -> Iterator[tuple[tuple[int, ...], str]]:
 
 def _is_size(size: Any) -> bool:
     return isinstance(size, tuple) and len(size) == 2 and all(isinstance(s, int) for s in size)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -17,7 +17,7 @@ import torch
 import torchvision
 from torch import fx, nn
 
-from leenet_fx.errors import InputError, TraceError
+from leenet_fx.errors import InputError, TraceError, first_line
 from leenet_fx.graph.interface import select_logits, take_images_only
 
 logger = logging.getLogger("leenet_fx")
@@ -374,7 +374,7 @@ def _explain(name: str, tracer: _Tracer, error: Exception) -> TraceError:
         if not frame.filename.startswith((torch_dir, "<")) and frame.filename != __file__
     ]
     line = f" at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else ""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = first_line(error)
     return TraceError(
         f"{name} cannot be traced: {where}{line}: {reason}. If the module's control flow depends "
         "on the shape of its input only, name its class in leaf_modules=(…,) to keep it whole; if "
