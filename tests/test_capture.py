@@ -52,6 +52,8 @@ def test_torch_export_takes_over_where_fx_cannot(caplog):
     model = ShapeFlow().eval()
     ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE)
     assert ee.spec.captured == "export"
+    by_fx = leenet_fx.attach(tiny(), "every", example_inputs=EXAMPLE)
+    assert [row.params for row in ee.costs] == [row.params for row in by_fx.costs]
     assert "cannot be trained" in caplog.text
     assert ee.num_exits == 4
     check(model, ee, expected=lambda x: model(x)["logits"])

@@ -156,10 +156,13 @@ def _cumulative_params(traced: Trace) -> list[int]:
 
 
 def _parameters(node: fx.Node, root: nn.Module) -> list[nn.Parameter]:
+    """Parameters that a node reads, by its module or by name; torch.export names all in front."""
+    found: list[nn.Parameter] = []
     if node.op == "call_module":
-        return list(root.get_submodule(str(node.target)).parameters())
-    if node.op == "get_attr":
-        path, _, attribute = str(node.target).rpartition(".")
-        value = getattr(root.get_submodule(path), attribute)
-        return [value] if isinstance(value, nn.Parameter) else []
-    return []
+        found += root.get_submodule(str(node.target)).parameters()
+    for source in node.all_input_nodes:
+        if source.op == "get_attr":
+            path, _, attribute = str(source.target).rpartition(".")
+            value = getattr(root.get_submodule(path), attribute)
+            found += [value] if isinstance(value, nn.Parameter) else []
+    return found
