@@ -12,7 +12,7 @@ import argparse
 import torch
 
 import leenet_fx
-from leenet_fx.demo.digits import load_digits
+from leenet_fx.data.digits import load_digits
 from leenet_fx.demo.run import train_backbone
 
 

@@ -1,5 +1,14 @@
 """Types of the lazily loaded public names; `__init__.py` says where each lives."""
 
+from leenet_fx.data.splits import (
+    Data as Data,
+)
+from leenet_fx.data.splits import (
+    open_data as open_data,
+)
+from leenet_fx.data.transforms import (
+    make_transform as make_transform,
+)
 from leenet_fx.errors import (
     DependencyError as DependencyError,
 )
@@ -16,6 +25,9 @@ from leenet_fx.errors import (
     PlacementError as PlacementError,
 )
 from leenet_fx.errors import (
+    StorageError as StorageError,
+)
+from leenet_fx.errors import (
     TraceError as TraceError,
 )
 from leenet_fx.errors import (
@@ -25,13 +37,28 @@ from leenet_fx.errors import (
     UnknownNameError as UnknownNameError,
 )
 from leenet_fx.evaluation.evaluate import (
+    ClassRow as ClassRow,
+)
+from leenet_fx.evaluation.evaluate import (
     Evaluation as Evaluation,
 )
 from leenet_fx.evaluation.evaluate import (
     Outlet as Outlet,
 )
 from leenet_fx.evaluation.evaluate import (
+    Timing as Timing,
+)
+from leenet_fx.evaluation.evaluate import (
     evaluate as evaluate,
+)
+from leenet_fx.evaluation.sweep import (
+    Point as Point,
+)
+from leenet_fx.evaluation.sweep import (
+    Sweep as Sweep,
+)
+from leenet_fx.evaluation.sweep import (
+    sweep as sweep,
 )
 from leenet_fx.graph.catalog import (
     create_model as create_model,
@@ -99,6 +126,12 @@ from leenet_fx.parts.policies import (
 from leenet_fx.parts.recipes import (
     Step as Step,
 )
+from leenet_fx.storage.exits import (
+    load as load,
+)
+from leenet_fx.storage.exits import (
+    save as save,
+)
 from leenet_fx.surgery.attach import (
     attach as attach,
 )
@@ -116,6 +149,12 @@ from leenet_fx.surgery.model import (
 )
 from leenet_fx.surgery.model import (
     Prediction as Prediction,
+)
+from leenet_fx.training.cache import (
+    FeatureCache as FeatureCache,
+)
+from leenet_fx.training.cache import (
+    cache_features as cache_features,
 )
 from leenet_fx.training.fit import (
     FitResult as FitResult,

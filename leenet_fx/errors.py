@@ -8,6 +8,7 @@ __all__ = [
     "InputError",
     "ModeError",
     "PlacementError",
+    "StorageError",
     "TraceError",
     "TrainingError",
     "UnknownNameError",
@@ -29,6 +30,10 @@ class ModeError(EarlyExitError, RuntimeError):
 
 class TrainingError(EarlyExitError, RuntimeError):
     """Training cannot go on; the last good weights are in place."""
+
+
+class StorageError(EarlyExitError, OSError):
+    """A file that cannot be written, read, or that belongs to another network."""
 
 
 class DependencyError(EarlyExitError, ImportError):

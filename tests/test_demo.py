@@ -8,9 +8,10 @@ import torch
 from typer.testing import CliRunner
 
 from leenet_fx.cli import app
-from leenet_fx.demo.digits import SPLITS, load_digits, place
+from leenet_fx.data.digits import SPLITS, load_digits, place
 from leenet_fx.demo.run import rank_correlation
-from leenet_fx.report.results import Figure, Result, environment, write_atomically
+from leenet_fx.report.results import Figure, Result, environment
+from leenet_fx.storage.files import write_atomically
 
 
 def test_digits_are_split_once_and_placed_by_seed():

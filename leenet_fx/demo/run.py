@@ -22,10 +22,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from leenet_fx import text
-from leenet_fx.demo.digits import CLASSES, Digits, load_digits
+from leenet_fx.data.digits import CLASSES, Digits, load_digits
 from leenet_fx.evaluation.evaluate import Evaluation, evaluate
 from leenet_fx.report.plots import plot_network, plot_strip, plot_tradeoff
-from leenet_fx.report.results import Figure, Result, environment, write_atomically
+from leenet_fx.report.results import Figure, Result, environment
+from leenet_fx.storage.files import write_atomically
 from leenet_fx.surgery.attach import attach
 from leenet_fx.surgery.model import EarlyExitModule
 from leenet_fx.training.fit import fit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from leenet_fx import text
-from leenet_fx.errors import ModeError
+from leenet_fx.errors import InputError, ModeError
+from leenet_fx.evaluation.records import Records, auroc, calibration_error, joined, record
 from leenet_fx.parts.policies import Shut
 from leenet_fx.surgery.model import EarlyExitModule
 from leenet_fx.training.loaders import batches
+
+EXAMPLES = 6
+"""How many right and how many wrong samples of each outlet are named."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,12 @@ class Outlet:
         share: their share of all.
         accuracy: of those who left here; None where nobody did.
         accuracy_of_all: if every sample left here.
+        auroc: probability that its confidence ranks a right answer above a wrong one, over all
+            samples; None where all are right, or all wrong.
+        calibration_error: expected calibration error over all samples, 15 bins.
+        confusion: (label, answer, count) of the wrong answers given here, most frequent first.
+        right_examples: the first samples that left here with a right answer, by position.
+        wrong_examples: likewise with a wrong one.
     """
 
     name: str
@@ -36,6 +46,45 @@ class Outlet:
     share: float
     accuracy: float | None
     accuracy_of_all: float
+    auroc: float | None
+    calibration_error: float | None
+    confusion: tuple[tuple[int, int, int], ...]
+    right_examples: tuple[int, ...]
+    wrong_examples: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class: its samples, the accuracy on them, and how many left at each outlet."""
+
+    label: int
+    samples: int
+    accuracy: float
+    left: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Measured seconds on test sets of growing size, and the slopes of the lines through them.
+
+    Attributes:
+        sizes: numbers of images.
+        seconds: of the network with exits, one for each size.
+        plain_seconds: of the plain model in the same run.
+        slope: seconds an image, of the least-squares line through `seconds`.
+        plain_slope: likewise of the plain model.
+    """
+
+    sizes: tuple[int, ...]
+    seconds: tuple[float, ...]
+    plain_seconds: tuple[float, ...]
+    slope: float
+    plain_slope: float
+
+    @property
+    def ratio(self) -> float:
+        """Slope relative to the plain model's."""
+        return self.slope / self.plain_slope
 
 
 @dataclass(frozen=True)
@@ -49,9 +98,14 @@ class Evaluation:
         random_accuracy: expected if the same shares of samples left at the exits at random.
         relative_flops: mean FLOPs spent, relative to the plain model.
         mean_exit: mean exit index; N is the final classifier.
+        auroc: probability that the confidence of the answer given ranks a right one above a wrong
+            one; None where all are right, or all wrong.
+        calibration_error: expected calibration error of the answers given.
         seconds: measured time of the network with exits, all images.
         plain_seconds: measured time of the plain model in the same run.
         outlets: one for each exit, then the final classifier.
+        classes: one for each class that occurs.
+        timing: on test sets of growing size, where asked for.
     """
 
     samples: int
@@ -60,9 +114,13 @@ class Evaluation:
     random_accuracy: float
     relative_flops: float
     mean_exit: float
+    auroc: float | None
+    calibration_error: float | None
     seconds: float
     plain_seconds: float
     outlets: tuple[Outlet, ...]
+    classes: tuple[ClassRow, ...]
+    timing: Timing | None = None
 
     @property
     def time_ratio(self) -> float:
@@ -71,10 +129,24 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {**asdict(self), "time_ratio": self.time_ratio}
+        found = {**asdict(self), "time_ratio": self.time_ratio}
+        if self.timing is not None:
+            found["timing"]["ratio"] = self.timing.ratio
+        return found
 
     def summary(self) -> str:
         """A table of text."""
+        caption = (
+            f"Mean exit {self.mean_exit:.2f}; time {self.seconds:.3f} s, plain model "
+            f"{self.plain_seconds:.3f} s. AUROC: whether confidence tells right from wrong "
+            f"(answers given: {_percent(self.auroc)}); ECE: calibration error (answers given: "
+            f"{_percent(self.calibration_error)})."
+        )
+        if self.timing is not None:
+            caption += (
+                f" {1e3 * self.timing.slope:.3g} ms an image, plain model "
+                f"{1e3 * self.timing.plain_slope:.3g} ms, over {len(self.timing.sizes)} sizes."
+            )
         table = text.new_table(
             f"{self.samples} images: accuracy {100 * self.accuracy:.2f} % (plain model "
             f"{100 * self.plain_accuracy:.2f} %, same shares at random "
@@ -84,20 +156,22 @@ class Evaluation:
             "after",
             "FLOPs rel.",
             "share %",
-            "accuracy %",
+            "acc. %",
             "if all left here %",
-            caption=f"Mean exit {self.mean_exit:.2f}; time {self.seconds:.3f} s, plain model "
-            f"{self.plain_seconds:.3f} s.",
+            "AUROC %",
+            "ECE %",
+            caption=caption,
         )
         for index, outlet in enumerate(self.outlets):
-            left = "" if outlet.accuracy is None else f"{100 * outlet.accuracy:.2f}"
             table.add_row(
                 str(index),
                 outlet.name,
                 f"{outlet.relative_flops:.3f}",
                 f"{100 * outlet.share:.1f}",
-                left,
+                _percent(outlet.accuracy),
                 f"{100 * outlet.accuracy_of_all:.2f}",
+                _percent(outlet.auroc),
+                _percent(outlet.calibration_error),
             )
         return text.render(table)
 
@@ -107,7 +181,11 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    ee: EarlyExitModule, loader: Iterable[Any], *, plain: nn.Module | None = None
+    ee: EarlyExitModule,
+    loader: Iterable[Any],
+    *,
+    plain: nn.Module | None = None,
+    sizes: Sequence[int] | None = None,
 ) -> Evaluation:
     """Measures a network with exits under its policy.
 
@@ -116,95 +194,204 @@ def evaluate(
         loader: yields (images (B, …), labels (B,)).
         plain: the model to time beside it; None times this network with its gates shut, which runs
             the plain model's operations and no branch.
+        sizes: sizes of growing test sets, the first images of `loader`, on which both are timed.
 
     Raises:
         ModeError: `ee` or `plain` is in training mode.
-        InputError: the loader is empty or its batches do not fit.
+        InputError: the loader is empty, has fewer images than `sizes` asks for, or its batches do
+            not fit.
     """
     if ee.training or (plain is not None and plain.training):
         raise ModeError("evaluate needs evaluation mode: call .eval() first.")
+    wanted = _checked_sizes(sizes)
     device = next(ee.exits.parameters()).device
     shut = Shut()
 
     def run_plain(images: Tensor) -> Tensor:
         return plain(images) if plain is not None else ee.run_with(images, shut)[0]
 
-    tally = _Tally(ee.num_exits + 1, device)
     clock = _Clock(device)
+    parts: list[Records] = []
+    plain_right = 0
     for turn, (images, labels) in enumerate(batches(loader, "loader", ee.spec.num_classes, device)):
         if turn == 0:
             ee(images), run_plain(images)
-        order: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
-            ("ee", ee),
+        order: tuple[tuple[str, Callable[[Tensor], Any]], ...] = (
+            ("ee", lambda given: ee.run_with(given, ee.policy)),
             ("plain", run_plain),
         )
         answers = {
             name: clock.time(name, model, images)
             for name, model in (order if turn % 2 == 0 else reversed(order))
         }
-        tally.add(labels, answers["plain"], ee.predict(images), ee.all_exits(images).logits)
-    return tally.evaluation(ee, clock)
+        plain_right += int((answers["plain"].argmax(1) == labels).sum())
+        parts.append(record(ee.all_exits(images).logits, answers["ee"][1], labels))
+        clock.end_batch(len(labels))
+    found = joined(parts)
+    return summarise(
+        ee,
+        found,
+        plain_accuracy=plain_right / len(found.labels),
+        seconds=sum(clock.seconds["ee"]),
+        plain_seconds=sum(clock.seconds["plain"]),
+        timing=clock.timing(wanted) if wanted else None,
+    )
+
+
+def summarise(
+    ee: EarlyExitModule,
+    found: Records,
+    *,
+    plain_accuracy: float | None = None,
+    seconds: float = float("nan"),
+    plain_seconds: float = float("nan"),
+    timing: Timing | None = None,
+) -> Evaluation:
+    """The statistics of records, under the costs of the network's policy.
+
+    Args:
+        ee: the network they were made with.
+        found: the records.
+        plain_accuracy: of the plain model; None takes the final outlet's.
+        seconds, plain_seconds, timing: what was measured.
+    """
+    n = len(found.labels)
+    outlets = tuple(
+        _outlet(found, index, row.name, row.relative_flops) for index, row in enumerate(ee.costs)
+    )
+    # While the gates are shut no branch runs.
+    table = torch.tensor(ee.costs.relative("flops"), dtype=torch.float64)
+    cost = 1.0 if ee.policy.reads == "nothing" else float(table[found.exit_index].mean())
+    return Evaluation(
+        samples=n,
+        accuracy=_mean(found.answered_right),
+        plain_accuracy=outlets[-1].accuracy_of_all if plain_accuracy is None else plain_accuracy,
+        random_accuracy=sum(outlet.share * outlet.accuracy_of_all for outlet in outlets),
+        relative_flops=cost,
+        mean_exit=_mean(found.exit_index),
+        auroc=auroc(found.answered_confidence, found.answered_right),
+        calibration_error=calibration_error(found.answered_confidence, found.answered_right),
+        seconds=seconds,
+        plain_seconds=plain_seconds,
+        outlets=outlets,
+        classes=_classes(found, len(outlets)),
+        timing=timing,
+    )
+
+
+def _outlet(found: Records, index: int, name: str, relative_flops: float) -> Outlet:
+    here = found.exit_index == index
+    right = found.right[:, index]
+    confidence = found.confidence[:, index]
+    count = int(here.sum())
+    wrong_here = here & ~right
+    pairs = torch.stack([found.labels[wrong_here], found.predicted[wrong_here, index]], 1)
+    unique, counts = pairs.unique(dim=0, return_counts=True)
+    confusion = sorted(
+        ((a, b, c) for (a, b), c in zip(unique.tolist(), counts.tolist(), strict=True)),
+        key=lambda row: (-row[2], row[0], row[1]),
+    )
+    return Outlet(
+        name=name,
+        relative_flops=relative_flops,
+        count=count,
+        share=count / len(found.labels),
+        accuracy=_mean(right[here]) if count else None,
+        accuracy_of_all=_mean(right),
+        auroc=auroc(confidence, right),
+        calibration_error=calibration_error(confidence, right),
+        confusion=tuple(confusion),
+        right_examples=_first(here & right),
+        wrong_examples=_first(wrong_here),
+    )
+
+
+def _classes(found: Records, outlets: int) -> tuple[ClassRow, ...]:
+    rows = []
+    for label in found.labels.unique().tolist():
+        mine = found.labels == label
+        rows.append(
+            ClassRow(
+                label=label,
+                samples=int(mine.sum()),
+                accuracy=_mean(found.answered_right[mine]),
+                left=tuple(found.exit_index[mine].bincount(minlength=outlets).tolist()),
+            )
+        )
+    return tuple(rows)
+
+
+def _first(mask: Tensor) -> tuple[int, ...]:
+    return tuple(mask.nonzero().squeeze(1)[:EXAMPLES].tolist())
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean())
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
+
+
+def _checked_sizes(sizes: Sequence[int] | None) -> tuple[int, ...]:
+    if sizes is None:
+        return ()
+    wanted = tuple(sizes)
+    whole = all(isinstance(size, int) and not isinstance(size, bool) for size in wanted)
+    if len(wanted) < 2 or not whole or list(wanted) != sorted(set(wanted)) or wanted[0] < 1:
+        raise InputError(f"sizes must be two or more growing whole numbers from 1, got {sizes!r}.")
+    return wanted
 
 
 class _Clock:
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.seconds = {"ee": 0.0, "plain": 0.0}
+        self.seconds: dict[str, list[float]] = {"ee": [], "plain": []}
+        self.images: list[int] = []
 
-    def time(self, name: str, model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    def time(self, name: str, model: Callable[[Tensor], Any], images: Tensor) -> Any:
         self._wait()
         start = time.perf_counter()
         answer = model(images)
         self._wait()
-        self.seconds[name] += time.perf_counter() - start
+        self.seconds[name].append(time.perf_counter() - start)
         return answer
+
+    def end_batch(self, count: int) -> None:
+        self.images.append(count)
+
+    def timing(self, sizes: Sequence[int]) -> Timing:
+        """Time of the first images, by size; part of a batch counts as its share of it.
+
+        Raises:
+            InputError: more images are asked for than there were.
+        """
+        if sizes[-1] > sum(self.images):
+            raise InputError(f"sizes asks for {sizes[-1]} images, loader has {sum(self.images)}.")
+        times = {name: [self._until(name, size) for size in sizes] for name in self.seconds}
+        return Timing(
+            sizes=tuple(sizes),
+            seconds=tuple(times["ee"]),
+            plain_seconds=tuple(times["plain"]),
+            slope=_slope(sizes, times["ee"]),
+            plain_slope=_slope(sizes, times["plain"]),
+        )
+
+    def _until(self, name: str, size: int) -> float:
+        total, left = 0.0, size
+        for count, seconds in zip(self.images, self.seconds[name], strict=True):
+            total += seconds * min(1.0, left / count)
+            left -= count
+            if left <= 0:
+                break
+        return total
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
-class _Tally:
-    def __init__(self, outlets: int, device: torch.device) -> None:
-        self.samples = 0
-        self.plain_right = 0
-        self.cost = 0.0
-        self.left = torch.zeros(outlets, dtype=torch.int64, device=device)
-        self.left_right = torch.zeros_like(self.left)
-        self.all_right = torch.zeros_like(self.left)
-
-    def add(self, labels: Tensor, plain: Tensor, prediction: Any, logits: Any) -> None:
-        outlets = len(self.left)
-        right = prediction.logits.argmax(1) == labels
-        self.samples += len(labels)
-        self.plain_right += int((plain.argmax(1) == labels).sum())
-        self.cost += float(prediction.cost.double().sum())
-        self.left += prediction.exit_index.bincount(minlength=outlets)
-        self.left_right += prediction.exit_index[right].bincount(minlength=outlets)
-        self.all_right += torch.stack([(at.argmax(1) == labels).sum() for at in logits])
-
-    def evaluation(self, ee: EarlyExitModule, clock: _Clock) -> Evaluation:
-        n = self.samples
-        left, right, of_all = (t.tolist() for t in (self.left, self.left_right, self.all_right))
-        outlets = tuple(
-            Outlet(
-                name=row.name,
-                relative_flops=row.relative_flops,
-                count=left[i],
-                share=left[i] / n,
-                accuracy=right[i] / left[i] if left[i] else None,
-                accuracy_of_all=of_all[i] / n,
-            )
-            for i, row in enumerate(ee.costs)
-        )
-        return Evaluation(
-            samples=n,
-            accuracy=sum(right) / n,
-            plain_accuracy=self.plain_right / n,
-            random_accuracy=sum(o.share * o.accuracy_of_all for o in outlets),
-            relative_flops=self.cost / n,
-            mean_exit=sum(i * count for i, count in enumerate(left)) / n,
-            seconds=clock.seconds["ee"],
-            plain_seconds=clock.seconds["plain"],
-            outlets=outlets,
-        )
+def _slope(sizes: Sequence[int], seconds: Sequence[float]) -> float:
+    x = torch.tensor(sizes, dtype=torch.float64)
+    y = torch.tensor(seconds, dtype=torch.float64)
+    return float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())

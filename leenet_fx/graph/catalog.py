@@ -62,6 +62,16 @@ def create_model(
         raise unknown_name("model", name, {*_torchvision_names(), *_timm_names()})
 
 
+def library_name(model: nn.Module) -> str | None:
+    """`timm/NAME` of a model that timm built and that says so; None for others."""
+    config = getattr(model, "pretrained_cfg", None)
+    architecture = config.get("architecture") if isinstance(config, dict) else None
+    if not isinstance(architecture, str) or architecture not in _timm_names():
+        return None
+    tag = config.get("tag") if isinstance(config, dict) else None
+    return f"timm/{architecture}.{tag}" if tag else f"timm/{architecture}"
+
+
 def _torchvision_names() -> list[str]:
     from torchvision import models
 

@@ -35,10 +35,10 @@ class FeatureShape:
 
 
 class Branch(nn.Module, ABC):
-    """An exit in three steps, so that each runs only for the samples that need it.
+    """An exit in steps, so that each runs only for the samples that need it.
 
-    Subclasses take `(features: Sequence[FeatureShape], num_classes: int)` and define `embed`,
-    `score`, `classify` and the two parameter groups.
+    reduce → embed → score → classify. Subclasses take `(features: Sequence[FeatureShape],
+    num_classes: int)` and define `embed`, `score`, `classify` and the two parameter groups.
     """
 
     def __init__(self, features: Sequence[FeatureShape], num_classes: int) -> None:
@@ -46,9 +46,16 @@ class Branch(nn.Module, ABC):
         self.features = tuple(features)
         self.num_classes = num_classes
 
+    def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
+        """What the branch needs of its features, each batch first; uses no parameter.
+
+        With a frozen backbone this is what training keeps, so the smaller, the better.
+        """
+        return features
+
     @abstractmethod
-    def embed(self, *features: Tensor) -> Tensor:
-        """Features, each batch first → (B, n)."""
+    def embed(self, *reduced: Tensor) -> Tensor:
+        """What `reduce` left, each batch first → (B, n)."""
 
     @abstractmethod
     def score(self, embedded: Tensor) -> Tensor:
@@ -79,7 +86,11 @@ class Branch(nn.Module, ABC):
 
     def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
         """Features → class logits (B, num_classes) and gate logits (B,)."""
-        embedded = self.embed(*features)
+        return self.answer(*self.reduce(*features))
+
+    def answer(self, *reduced: Tensor) -> tuple[Tensor, Tensor]:
+        """What `reduce` left → class logits (B, num_classes) and gate logits (B,)."""
+        embedded = self.embed(*reduced)
         return self.classify(embedded), self.score(embedded)
 
 
@@ -178,8 +189,11 @@ class PoolBranch(_Separate):
         super().__init__(features, num_classes, _pooled_width(features, grid))
         self.grid = grid
 
-    def embed(self, *features: Tensor) -> Tensor:
-        return _pool(features, self.features, self.grid)
+    def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
+        return (_pool(features, self.features, self.grid),)
+
+    def embed(self, *reduced: Tensor) -> Tensor:
+        return reduced[0]
 
 
 @register_branch("flatten")
@@ -189,14 +203,17 @@ class FlattenBranch(_Separate):
     def __init__(self, features: Sequence[FeatureShape], num_classes: int) -> None:
         super().__init__(features, num_classes, sum(f.numel for f in features))
 
-    def embed(self, *features: Tensor) -> Tensor:
-        embedded = _join([feature.flatten(1) for feature in features])
-        if isinstance(embedded, Tensor) and embedded.shape[1] != self.classifier.in_features:
+    def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
+        joined = _join([feature.flatten(1) for feature in features])
+        if isinstance(joined, Tensor) and joined.shape[1] != self.classifier.in_features:
             raise InputError(
                 f"A 'flatten' branch made for {self.classifier.in_features} values got "
-                f"{embedded.shape[1]}: it fits one image size only; 'pool' fits any."
+                f"{joined.shape[1]}: it fits one image size only; 'pool' fits any."
             )
-        return embedded
+        return (joined,)
+
+    def embed(self, *reduced: Tensor) -> Tensor:
+        return reduced[0]
 
 
 @register_branch("projection")
@@ -208,8 +225,11 @@ class ProjectionBranch(Branch):
         self.grid = _grid(features, num_classes)
         self.projection = nn.Linear(_pooled_width(features, self.grid), num_classes + 1)
 
-    def embed(self, *features: Tensor) -> Tensor:
-        embedded: Tensor = self.projection(_pool(features, self.features, self.grid))
+    def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
+        return (_pool(features, self.features, self.grid),)
+
+    def embed(self, *reduced: Tensor) -> Tensor:
+        embedded: Tensor = self.projection(*reduced)
         return embedded
 
     def score(self, embedded: Tensor) -> Tensor:
@@ -242,8 +262,11 @@ class ConfidenceBranch(_Separate):
         super().__init__(features, num_classes, _pooled_width(features, grid), gate_width=4)
         self.grid = grid
 
-    def embed(self, *features: Tensor) -> Tensor:
-        embedded: Tensor = self.classifier(_pool(features, self.features, self.grid))
+    def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
+        return (_pool(features, self.features, self.grid),)
+
+    def embed(self, *reduced: Tensor) -> Tensor:
+        embedded: Tensor = self.classifier(*reduced)
         return embedded
 
     def score(self, embedded: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leenet_fx.errors import DependencyError
+from leenet_fx.storage.files import write_atomically
 from leenet_fx.text import quantity
 from placement.registry import unknown_name
 
@@ -158,8 +159,6 @@ def plot_strip(
 def save(figure: Any, path: Path) -> None:
     """Writes a figure whole or not at all, and closes it."""
     import io
-
-    from leenet_fx.report.results import write_atomically
 
     buffer = io.BytesIO()
     kind = path.suffix.lstrip(".") or "png"

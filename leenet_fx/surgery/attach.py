@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from leenet_fx.errors import InputError, PlacementError
+from leenet_fx.graph.catalog import library_name
 from leenet_fx.graph.traced import TracedModel, trace_model
 from leenet_fx.graph.tracer import check_module
 from leenet_fx.parts.branches import Branch, BranchFactory, get_branch
@@ -64,7 +65,8 @@ def attach(
         blocks: which modules are blocks, after which an exit may stand: names with wildcards, as in
             "layer?.*", or classes. None goes by the rule of `leenet_fx.graph.cuts`.
         seed: for the weights of branches and of a new classifier.
-        name: the model's name in tables; its class name by default.
+        name: the model's name in tables and files; by default timm's for its models, the class
+            name for others. By `timm/NAME` or `torchvision/NAME` the model can be found again.
 
     Raises:
         InputError: not a module, images that do not fit, a classifier that cannot be replaced, an
@@ -74,6 +76,8 @@ def attach(
         TraceError: the model cannot become a graph.
     """
     check_module(model)
+    if blocks is not None and not isinstance(blocks, str):
+        blocks = tuple(blocks)
     if isinstance(model, EarlyExitModule):
         raise InputError("This model has exits already; attach to the model it was made from.")
     if isinstance(strategy, str):
@@ -95,7 +99,7 @@ def attach(
         num_classes=num_classes,
         generator=generator,
         tensors="copy" if copy else "share",
-        name=name,
+        name=name or library_name(model),
     )
     if not traced.boundaries and traced.refused:
         reasons = "; ".join(f"{at}: {why}" for at, why in traced.refused.items())
@@ -105,7 +109,15 @@ def attach(
     branch_name = branch if isinstance(branch, str) else getattr(branch, "__name__", repr(branch))
     if branch_name == "flatten":
         _warn_if_large(traced, branches)
-    return rewrite(traced, placement, branches, branch=branch_name, shares_weights=not copy)
+    patterns = [pattern for pattern in blocks or () if isinstance(pattern, str)]
+    return rewrite(
+        traced,
+        placement,
+        branches,
+        branch=branch_name,
+        shares_weights=not copy,
+        blocks=tuple(patterns) or None,
+    )
 
 
 def _build(

@@ -127,7 +127,7 @@ def by_policy(policy: Policy) -> Decide | None:
     def decide(
         index: int, branch: Branch, features: Sequence[Tensor], rows: Tensor | None
     ) -> tuple[Tensor, Callable[[Tensor | None], Tensor]]:
-        embedded = branch.embed(*features)
+        embedded = branch.embed(*branch.reduce(*features))
         if policy.reads == "gate":
             leave = policy.leaves(index, branch.score(embedded))
             return leave, lambda taken: branch.classify(_pick(embedded, taken))
@@ -144,7 +144,8 @@ def by_index(exit_index: Tensor) -> Decide:
         index: int, branch: Branch, features: Sequence[Tensor], rows: Tensor | None
     ) -> tuple[Tensor, Callable[[Tensor | None], Tensor]]:
         def classify(taken: Tensor | None) -> Tensor:
-            return branch.classify(branch.embed(*(_pick(f, taken) for f in features)))
+            reduced = branch.reduce(*(_pick(f, taken) for f in features))
+            return branch.classify(branch.embed(*reduced))
 
         return _pick(exit_index, rows) == index, classify
 

@@ -58,7 +58,7 @@ def branch_cost(branch: Branch) -> BranchCost:
     meta = clone(branch, "meta").eval()
     assert isinstance(meta, Branch)
     features = [torch.empty(f.shape, dtype=dtype, device="meta") for f in branch.features]
-    embedded, *embed = measure_call(meta.embed, *features)
+    embedded, *embed = measure_call(lambda *given: meta.embed(*meta.reduce(*given)), *features)
     _, *gate = measure_call(meta.score, embedded)
     _, *classify = measure_call(meta.classify, embedded)
     return BranchCost(

@@ -71,6 +71,8 @@ class ExitSpec:
         shares_weights: whether the backbone's tensors belong to the caller's model.
         captured: by "fx", or by "export": such a backbone takes images of one size and does not
             train.
+        blocks: patterns that said which modules are blocks; None for the rule.
+        changed: modules of the original whose weights are no longer its own, by name.
     """
 
     profile: CostProfile
@@ -85,6 +87,8 @@ class ExitSpec:
     classifier_is_new: bool
     shares_weights: bool
     captured: Literal["fx", "export"]
+    blocks: tuple[str, ...] | None = None
+    changed: tuple[str, ...] = ()
 
 
 def collect_exits(final: Tensor, *exits: tuple[Tensor, Tensor]) -> ExitOutputs:

@@ -27,6 +27,7 @@ def rewrite(
     *,
     branch: str,
     shares_weights: bool,
+    blocks: tuple[str, ...] | None = None,
 ) -> EarlyExitModule:
     """Turns a traced model into one with exits; the trace is used up.
 
@@ -36,6 +37,7 @@ def rewrite(
         branches: one for each, in order.
         branch: name of their type.
         shares_weights: whether the backbone's tensors belong to the caller's model.
+        blocks: patterns that said which modules are blocks.
     """
     graph = traced.trace.graph
     nodes = list(graph.nodes)
@@ -62,11 +64,20 @@ def rewrite(
         classifier_is_new=traced.classifier_is_new,
         shares_weights=shares_weights,
         captured=traced.trace.captured,
+        blocks=blocks,
+        changed=_replaced(traced),
     )
     root = traced.trace.root
     added = root._modules.pop("exits") if traced.head_is_added else None
     final = None if added is None else added.get_submodule("final")
     return EarlyExitModule(root, graph, Exits(list(branches), final), spec)
+
+
+def _replaced(traced: TracedModel) -> tuple[str, ...]:
+    """The final classifier, where it stands in the place of one of the original's."""
+    path = traced.final_classifier
+    replaced = traced.classifier_is_new and not traced.head_is_added and path is not None
+    return (path,) if replaced and path is not None else ()
 
 
 def _cut(boundary: Boundary) -> Cut:

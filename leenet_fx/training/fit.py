@@ -4,37 +4,37 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from lightning_fabric import Fabric
+from torch import nn
 
 from leenet_fx.errors import InputError, TrainingError
-from leenet_fx.methods import get_method
-from leenet_fx.parts.objectives import exit_losses
+from leenet_fx.methods import Method, get_method
 from leenet_fx.parts.recipes import Step
+from leenet_fx.storage.exits import CONFIG, fingerprint, load, read_config, save
+from leenet_fx.storage.files import make_folder
 from leenet_fx.surgery.costs import check_cost_kind
 from leenet_fx.surgery.model import EarlyExitModule
-from leenet_fx.training.loaders import batches, check_loader
+from leenet_fx.training import checkpoint, launch
+from leenet_fx.training.cache import FeatureCache, cache_features
+from leenet_fx.training.engine import (
+    Source,
+    StepRun,
+    check_trainable,
+    restore,
+    snapshot,
+    trained_state,
+)
+from leenet_fx.training.loaders import check_loader
+from leenet_fx.training.log import Epoch, TensorBoard, write_metrics
 from placement.registry import unknown_name
-
-STANDARDISE_ON = 2048
-"""How many training images tell the scale of the gates' inputs."""
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One epoch of one step: mean losses over samples; `val_loss` is None without `val`."""
-
-    step: str
-    epoch: int
-    train_loss: float
-    val_loss: float | None
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,34 @@ class FitResult:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What a run does, checked; equal plans on equal data end in equal weights."""
+
+    method: str
+    alpha: float
+    cost: str
+    lengths: tuple[int, ...]
+    lr: float | None
+    final_path: str | None
+    patience: int | None
+    seed: int
+
+    @property
+    def recipe(self) -> Method:
+        return get_method(self.method)
+
+    @property
+    def steps(self) -> list[tuple[Step, int]]:
+        found = [s for s in self.recipe.steps if s.trains != "final" or self.final_path]
+        return list(zip(found, self.lengths, strict=True))
+
+
 @torch.enable_grad()
 def fit(
     ee: EarlyExitModule,
-    train: Iterable[Any],
-    val: Iterable[Any] | None = None,
+    train: Iterable[Any] | FeatureCache,
+    val: Iterable[Any] | FeatureCache | None = None,
     *,
     method: str = "leenet",
     alpha: float = 0.5,
@@ -64,6 +87,14 @@ def fit(
     epochs: int | Mapping[str, int] = 10,
     lr: float | None = None,
     train_final: bool | None = None,
+    patience: int | None = None,
+    cache: bool = False,
+    out: str | Path | None = None,
+    resume: bool = False,
+    tensorboard: bool = False,
+    accelerator: str | None = None,
+    devices: int | str | list[int] = 1,
+    precision: str | None = None,
     seed: int = 0,
     progress: bool | None = None,
 ) -> FitResult:
@@ -75,7 +106,8 @@ def fit(
 
     Args:
         ee: a network with exits.
-        train: yields (images (B, …), labels (B,)); read once for each epoch.
+        train: yields (images (B, …), labels (B,)), read once for each epoch; or what
+            `cache_features` made of such a loader.
         val: likewise; where given, each step keeps the weights of its best epoch on it.
         method: a registered method.
         alpha: weight of the cost against the error, in [0, 1].
@@ -84,209 +116,181 @@ def fit(
         lr: Adam's learning rate at the start of each step, from which it falls to 0 along a cosine;
             None takes each step's own.
         train_final: whether to train the final classifier; None trains it if `attach` replaced it.
+        patience: a step ends after so many epochs in a row without a better loss on `val`.
+        cache: whether to run the backbone once and train on what was kept; see `cache_features`.
+        out: folder for `metrics.csv`, a checkpoint every epoch, and at the end what `save` writes.
+        resume: whether to go on from the checkpoint in `out`, if there is one; a run that was
+            killed ends with the weights of one that was not, if `train` draws its order from
+            generators of its own or from torch's, numpy's or Python's global one.
+        tensorboard: whether to write TensorBoard's events to `out`.
+        accelerator: Lightning Fabric's: "cpu", "cuda", …; None stays where `ee` is.
+        devices: Fabric's: how many, or which. Each batch is shared among their processes, so the
+            result is that of one, up to the order of summation.
+        precision: "32-true", "bf16-mixed" or "16-mixed".
         seed: for everything drawn here.
         progress: whether to show progress bars; None shows them on a terminal.
 
     Raises:
         InputError, UnknownNameError: an argument or a batch does not fit; `ee` is as before.
+        StorageError: `out` cannot be written to; the last checkpoint in it is intact.
         TrainingError: the loss is not finite; the weights of the last good epoch are in place.
     """
+    plan = _checked(ee, train, val, method, alpha, cost, epochs, lr, train_final, patience, seed)
+    folder = _folder(out, resume, tensorboard)
+    if folder is not None and resume:
+        finished = _finished(ee, folder, plan)
+        if finished is not None:
+            return finished
+    fabric = launch.make_fabric(ee, accelerator, devices, precision)
+    final = None if plan.final_path is None else ee.get_submodule(plan.final_path)
+    result = FitResult(method, float(alpha), cost, seed)
+    made: list[FeatureCache] = []
+    with _restored_on_error(ee, final):
+        ee.eval()
+        if cache:
+            train, val = _cached(ee, train, made), _cached(ee, val, made)
+        try:
+            work = partial(_work, train, val, plan, folder, resume, tensorboard, _shows(progress))
+            launch.run(fabric, ee, plan.final_path, work, result.history)
+        finally:
+            for one in made:
+                one.close()
+        trained = {step.trains for step, length in plan.steps if length}
+        if plan.recipe.policy.reads != "gate" or "gates" in trained:
+            ee.policy = plan.recipe.policy
+        if "final" in trained:
+            _note_changed(ee, str(plan.final_path))
+    if folder is not None and fabric.is_global_zero:
+        save(ee, folder, fit={**result.to_dict(), "plan": _plain(plan)})
+        (folder / checkpoint.FILE).unlink(missing_ok=True)
+    return result
+
+
+def _work(
+    train: Iterable[Any] | FeatureCache,
+    val: Iterable[Any] | FeatureCache | None,
+    plan: _Plan,
+    folder: Path | None,
+    resume: bool,
+    tensorboard: bool,
+    show: bool,
+    fabric: Fabric,
+    ee: EarlyExitModule,
+    final: nn.Module | None,
+    history: list[Epoch],
+) -> None:
+    """Every step of the plan, in one of the processes that do it."""
+    fed = Source(ee, train, "train", fabric, final)
+    held_out = None if val is None else Source(ee, val, "val", fabric, final)
+    loaders = [getattr(data, "loader", data) for data in (train, val) if data is not None]
+    generator = torch.Generator().manual_seed(plan.seed)
+    costs = _costs(ee, plan, fabric.device)
+    writes = folder is not None and fabric.is_global_zero
+    start: dict[str, Any] | None = None
+    if folder is not None and resume:
+        start = checkpoint.load_checkpoint(folder)
+        if start is not None:
+            _check_resumable(folder, start, ee, plan)
+            history[:] = [Epoch(**epoch) for epoch in start["history"]]
+            generator.set_state(start["generator"])
+            checkpoint.set_random_state(start["random"], loaders)
+    board = TensorBoard(folder) if writes and tensorboard and folder is not None else None
+    with _bars(show and fabric.is_global_zero) as bar:
+        for index, (step, length) in enumerate(plan.steps):
+            if not length or (start is not None and index < start["step"]):
+                continue
+            step_run = StepRun(
+                ee,
+                step,
+                final,
+                fabric=fabric,
+                costs=costs,
+                alpha=plan.alpha,
+                lr=plan.lr,
+                length=length,
+                patience=plan.patience,
+            )
+            if start is not None and index == start["step"]:
+                step_run.load_state_dict(start["run"])
+            else:
+                step_run.prepare(fed, generator)
+
+            def after_epoch(index: int = index, step_run: StepRun = step_run) -> None:
+                epoch = history[-1]
+                bar(f"{epoch.step}: loss {epoch.train_loss:.4f}", epoch.epoch / step_run.length)
+                if not writes or folder is None:
+                    return
+                checkpoint.save_checkpoint(
+                    folder,
+                    {
+                        "plan": _plain(plan),
+                        "graph": fingerprint(ee),
+                        "step": index,
+                        "run": step_run.state_dict(),
+                        "history": [asdict(epoch) for epoch in history],
+                        "generator": generator.get_state(),
+                        "random": checkpoint.random_state(loaders),
+                    },
+                )
+                write_metrics(folder, history)
+                if board is not None:
+                    board.add(epoch)
+
+            step_run.run(fed, held_out, history, after_epoch)
+    if board is not None:
+        board.close()
+
+
+def _note_changed(ee: EarlyExitModule, path: str) -> None:
+    """Remembers that a module of the original's has weights of its own now."""
+    if not path.startswith("exits.") and path not in ee.spec.changed:
+        ee.spec = replace(ee.spec, changed=(*ee.spec.changed, path))
+
+
+def _costs(ee: EarlyExitModule, plan: _Plan, device: torch.device) -> torch.Tensor:
+    policy = ee.policy
+    ee.policy = plan.recipe.policy
+    costs = torch.tensor(ee.costs.relative(plan.cost), device=device)
+    ee.policy = policy
+    return costs
+
+
+def _checked(
+    ee: EarlyExitModule,
+    train: object,
+    val: object,
+    method: str,
+    alpha: float,
+    cost: str,
+    epochs: int | Mapping[str, int],
+    lr: float | None,
+    train_final: bool | None,
+    patience: int | None,
+    seed: int,
+) -> _Plan:
     recipe = get_method(method)
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1:
         raise InputError(f"alpha must lie in [0, 1], got {alpha!r}.")
     check_cost_kind(cost)
     if lr is not None and (not isinstance(lr, (int, float)) or not 0 < lr < math.inf):
         raise InputError(f"lr must be a positive number, got {lr!r}.")
-    check_loader(train, "train")
-    if val is not None:
-        check_loader(val, "val")
+    if patience is not None:
+        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+            raise InputError(f"patience must be a whole number from 1, got {patience!r}.")
+        if val is None:
+            raise InputError("patience needs val: it counts epochs without a better loss on it.")
+    for name, data in (("train", train), ("val", val)):
+        if isinstance(data, FeatureCache):
+            data.check(ee)
+        elif name == "train" or data is not None:
+            check_loader(data, name)
     final = _final_classifier(ee, train_final)
     steps = [step for step in recipe.steps if step.trains != "final" or final is not None]
     lengths = _lengths(epochs, steps, [step.name for step in recipe.steps])
-    result = FitResult(method, float(alpha), cost, seed)
-    with _restored_on_error(ee, final), _bars(progress) as bar:
-        ee.eval()
-        policy = ee.policy
-        ee.policy = recipe.policy
-        costs = torch.tensor(ee.costs.relative(cost), device=_device(ee))
-        ee.policy = policy
-        generator = torch.Generator().manual_seed(seed)
-        for step, length in zip(steps, lengths, strict=True):
-            if length:
-                training = _Training(ee, step, final, costs, alpha, lr, generator, train)
-                training.run(train, val, length, result.history, bar)
-        trained = {step.trains for step, length in zip(steps, lengths, strict=True) if length}
-        if recipe.policy.reads != "gate" or "gates" in trained:
-            ee.policy = recipe.policy
-    return result
+    return _Plan(method, float(alpha), cost, tuple(lengths), lr, final, patience, seed)
 
 
-class _Training:
-    """One step of a recipe."""
-
-    def __init__(
-        self,
-        ee: EarlyExitModule,
-        step: Step,
-        final: nn.Module | None,
-        costs: Tensor,
-        alpha: float,
-        lr: float | None,
-        generator: torch.Generator,
-        train: Iterable[Any],
-    ) -> None:
-        self.ee = ee
-        self.step = step
-        self.costs = costs
-        self.alpha = alpha
-        self.lr = step.lr if lr is None else lr
-        branches = list(ee.exits.branches())
-        self.state = [*ee.exits.parameters(), *ee.exits.buffers()]
-        self.state += final.parameters() if final is not None else []
-        self.before = _snapshot(self.state)
-        if step.trains == "gates":
-            self._standardise(train)
-            for branch in branches:
-                branch.reset_gate(generator)
-            groups = [branch.gate_parameters() for branch in branches]
-        elif step.trains == "classifiers":
-            groups = [branch.classifier_parameters() for branch in branches]
-        else:
-            assert final is not None
-            groups = [list(final.parameters())]
-        self.parameters = [p for group in groups for p in group]
-        _check_trainable(self.parameters, f"step '{step.name}'")
-
-    def run(
-        self,
-        train: Iterable[Any],
-        val: Iterable[Any] | None,
-        length: int,
-        history: list[Epoch],
-        bar: Callable[[str, float], None],
-    ) -> None:
-        optimizer = torch.optim.Adam(self.parameters, lr=self.lr)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, length)
-        good = _snapshot(self.parameters)
-        best, best_loss = good, math.inf
-        for epoch in range(length):
-            start = time.perf_counter()
-            try:
-                train_loss = self._train_epoch(train, optimizer)
-                val_loss = self._loss_on(val) if val is not None else None
-            except _NotFinite as error:
-                if epoch:
-                    _restore(self.parameters, good)
-                else:
-                    _restore(self.state, self.before)
-                kept = f"after epoch {epoch}" if epoch else "from before the step"
-                raise TrainingError(
-                    f"The loss of step '{self.step.name}' is {error.value} in epoch {epoch + 1} "
-                    f"({error.where}): training stopped, and the weights are those {kept}. "
-                    f"Look for NaN in the images, or lower lr={self.lr}."
-                ) from None
-            schedule.step()
-            good = _snapshot(self.parameters)
-            if val_loss is None or val_loss < best_loss:
-                best, best_loss = good, math.inf if val_loss is None else val_loss
-            seconds = time.perf_counter() - start
-            history.append(Epoch(self.step.name, epoch + 1, train_loss, val_loss, seconds))
-            bar(f"{self.step.name}: loss {train_loss:.4f}", (epoch + 1) / length)
-        _restore(self.parameters, best)
-
-    def _train_epoch(self, train: Iterable[Any], optimizer: torch.optim.Optimizer) -> float:
-        mean = _Mean("train")
-        for images, labels in batches(train, "train", self.ee.spec.num_classes, _device(self.ee)):
-            loss = self._loss(images, labels)
-            mean.add(loss, len(labels))
-            for parameter, gradient in zip(
-                self.parameters, torch.autograd.grad(loss, self.parameters), strict=True
-            ):
-                parameter.grad = gradient
-            optimizer.step()
-            optimizer.zero_grad()
-        return mean.value
-
-    @torch.no_grad()
-    def _standardise(self, train: Iterable[Any]) -> None:
-        branches = list(self.ee.exits.branches())
-        seen: list[list[Tensor]] = [[] for _ in branches]
-        count = 0
-        for images, _ in batches(train, "train", self.ee.spec.num_classes, _device(self.ee)):
-            stages = self.ee.exit_features(images)
-            for branch, kept in zip(branches, seen, strict=True):
-                kept.append(branch.embed(*next(stages)))
-            count += len(images)
-            if count >= STANDARDISE_ON:
-                break
-        embedded = [torch.cat(kept) for kept in seen]
-        if not all(bool(values.isfinite().all()) for values in embedded):
-            raise TrainingError(
-                f"The features of step '{self.step.name}' are not finite: no gate was changed. "
-                "Look for NaN in the images."
-            )
-        for branch, values in zip(branches, embedded, strict=True):
-            branch.standardise(values)
-
-    def _loss_on(self, val: Iterable[Any]) -> float:
-        mean = _Mean("val")
-        with torch.no_grad():
-            for images, labels in batches(val, "val", self.ee.spec.num_classes, _device(self.ee)):
-                mean.add(self._loss(images, labels), len(labels))
-        return mean.value
-
-    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        trains = self.step.trains
-        stages = self.ee.exit_features(images)
-        with torch.no_grad():
-            features = [next(stages) for _ in range(self.ee.num_exits)]
-            final = next(stages)[0] if trains == "gates" else None
-        if trains == "final":
-            losses = exit_losses([next(stages)[0]], labels)
-            return self.step.loss(losses, losses.new_empty(0, 0), self.costs, self.alpha)
-        answers = [
-            branch(*read) for branch, read in zip(self.ee.exits.branches(), features, strict=True)
-        ]
-        gates = torch.stack([gate for _, gate in answers], 1)
-        logits = [logits for logits, _ in answers]
-        if trains == "gates":
-            assert final is not None
-            losses = exit_losses([at.detach() for at in logits] + [final], labels)
-        else:
-            losses = exit_losses(logits, labels)
-        return self.step.loss(losses, gates, self.costs.to(losses.dtype), self.alpha)
-
-
-class _NotFinite(Exception):
-    def __init__(self, value: float, where: str) -> None:
-        super().__init__(value)
-        self.value = value
-        self.where = where
-
-
-class _Mean:
-    """A mean over samples that refuses NaN and infinity."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.total = 0.0
-        self.count = 0
-        self.batch = 0
-
-    def add(self, mean: Tensor, count: int) -> None:
-        value = float(mean.detach())
-        self.batch += 1
-        if not math.isfinite(value):
-            raise _NotFinite(value, f"{self.name} batch {self.batch}")
-        self.total += value * count
-        self.count += count
-
-    @property
-    def value(self) -> float:
-        return self.total / self.count
-
-
-def _final_classifier(ee: EarlyExitModule, train_final: bool | None) -> nn.Module | None:
+def _final_classifier(ee: EarlyExitModule, train_final: bool | None) -> str | None:
     spec = ee.spec
     if train_final is None:
         train_final = spec.classifier_is_new
@@ -300,13 +304,8 @@ def _final_classifier(ee: EarlyExitModule, train_final: bool | None) -> nn.Modul
             "with copy=True."
         )
     final = ee.get_submodule(spec.final_classifier)
-    _check_trainable(final.parameters(), f"train_final=True ('{spec.final_classifier}')")
-    return final
-
-
-def _check_trainable(parameters: Iterable[Tensor], owner: str) -> None:
-    if not all(parameter.requires_grad for parameter in parameters):
-        raise InputError(f"A parameter that {owner} trains has requires_grad=False.")
+    check_trainable(final.parameters(), f"train_final=True ('{spec.final_classifier}')")
+    return spec.final_classifier
 
 
 def _lengths(epochs: int | Mapping[str, int], steps: list[Step], known: list[str]) -> list[int]:
@@ -328,29 +327,63 @@ def _lengths(epochs: int | Mapping[str, int], steps: list[Step], known: list[str
     return lengths
 
 
-def _device(ee: EarlyExitModule) -> torch.device:
-    return next(ee.exits.parameters()).device
+def _folder(out: str | Path | None, resume: bool, tensorboard: bool) -> Path | None:
+    if out is None:
+        if resume or tensorboard:
+            raise InputError("resume and tensorboard need out=, the folder to write to.")
+        return None
+    folder = Path(out)
+    held = [name for name in (CONFIG, checkpoint.FILE) if (folder / name).exists()]
+    if held and not resume:
+        raise InputError(
+            f"'{folder}' holds '{held[0]}' of another run: resume=True, or choose another folder."
+        )
+    make_folder(folder)
+    return folder
 
 
-def _snapshot(parameters: Iterable[Tensor]) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in parameters]
+def _finished(ee: EarlyExitModule, folder: Path, plan: _Plan) -> FitResult | None:
+    """What a run that is over left behind; None where it was not, or never began."""
+    if (folder / checkpoint.FILE).exists() or not (folder / CONFIG).exists():
+        return None
+    kept = read_config(folder).get("fit")
+    if not isinstance(kept, dict) or "plan" not in kept:
+        raise InputError(f"'{folder}' was not written by fit: choose another folder.")
+    checkpoint.check_same_run(folder, _plain(plan), kept["plan"])
+    load(folder, ee).eval()
+    history = [Epoch(**epoch) for epoch in kept["history"]]
+    return FitResult(kept["method"], kept["alpha"], kept["cost"], kept["seed"], history)
 
 
-@torch.no_grad()
-def _restore(parameters: Iterable[Tensor], values: list[Tensor]) -> None:
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)
+def _check_resumable(
+    folder: Path, start: Mapping[str, Any], ee: EarlyExitModule, plan: _Plan
+) -> None:
+    path = folder / checkpoint.FILE
+    checkpoint.check_same_run(path, _plain(plan), start["plan"])
+    for expected, found in zip(start["graph"], fingerprint(ee), strict=False):
+        if expected != found:
+            raise InputError(
+                f"'{path}' is of another network: up to '{found['up_to']}' expected "
+                f"{expected}, found {found}."
+            )
+
+
+def _plain(plan: _Plan) -> dict[str, Any]:
+    return {**asdict(plan), "lengths": list(plan.lengths)}
+
+
+def _cached(ee: EarlyExitModule, data: Any, made: list[FeatureCache]) -> Any:
+    if data is None or isinstance(data, FeatureCache):
+        return data
+    made.append(cache_features(ee, data))
+    return made[-1]
 
 
 @contextmanager
 def _restored_on_error(ee: EarlyExitModule, final: nn.Module | None) -> Iterator[None]:
     """Bad input leaves weights, modes and policy as they were; a failed loss keeps what it had."""
-    parameters = [
-        *ee.exits.parameters(),
-        *ee.exits.buffers(),
-        *(final.parameters() if final is not None else ()),
-    ]
-    values, policy = _snapshot(parameters), ee.policy
+    state = trained_state(ee, final)
+    values, policy = snapshot(state), ee.policy
     modes = {module: module.training for module in ee.modules()}
     try:
         yield
@@ -359,13 +392,16 @@ def _restored_on_error(ee: EarlyExitModule, final: nn.Module | None) -> Iterator
         for module, mode in modes.items():
             module.training = mode
         if not isinstance(error, TrainingError):
-            _restore(parameters, values)
+            restore(state, values)
         raise
 
 
+def _shows(progress: bool | None) -> bool:
+    return sys.stderr.isatty() if progress is None else progress
+
+
 @contextmanager
-def _bars(progress: bool | None) -> Iterator[Callable[[str, float], None]]:
-    show = sys.stderr.isatty() if progress is None else progress
+def _bars(show: bool) -> Iterator[Callable[[str, float], None]]:
     if not show:
         yield lambda text, done: None
         return

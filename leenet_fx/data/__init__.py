@@ -1,0 +1,1 @@
+"""Images with labels, and the four splits that keep fitting, choosing and reporting apart."""

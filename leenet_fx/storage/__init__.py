@@ -1,0 +1,1 @@
+"""What is kept on disk: whole files only, and what is new of a network with exits."""

@@ -1,0 +1,73 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from leenet_fx.errors import StorageError
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file whole or not at all, and so that it outlasts a crash.
+
+    Raises:
+        StorageError: the folder cannot be written to, or the disk is full; what stood at `path`
+            before still does.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        _discard(temporary)
+        raise _storage_error(path, error) from error
+    except BaseException:
+        _discard(temporary)
+        raise
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and checks that it takes a file.
+
+    Raises:
+        StorageError: it does not.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise _storage_error(path, error) from error
+
+
+def read_text(path: Path) -> str:
+    """A text file's content.
+
+    Raises:
+        StorageError: it is missing or cannot be read as UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"Cannot read '{path}': {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise StorageError(f"'{path}' is not a text file.") from error
+
+
+def _discard(temporary: Path | None) -> None:
+    if temporary is not None:
+        temporary.unlink(missing_ok=True)
+
+
+def _storage_error(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"Cannot write '{path}': {error.strerror or error}.")

@@ -1,0 +1,239 @@
+"""Checkpoints: a killed run ends as one that was not; a bad disk costs no good file."""
+
+import csv
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from networks import images, tiny
+from test_fit import attached, loader
+
+import leenet_fx
+from leenet_fx import InputError, StorageError
+from leenet_fx.training.checkpoint import FILE, load_checkpoint, save_checkpoint
+
+SCRIPT = Path(__file__).with_name("resumable.py")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SCRIPT.parent), "OMP_NUM_THREADS": "1"}
+
+
+def start(folder, weights):
+    command = [sys.executable, str(SCRIPT), str(folder), str(weights)]
+    return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+
+
+def finish(folder, weights):
+    process = start(folder, weights)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return torch.load(weights, weights_only=True)
+
+
+def metrics(folder):
+    return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+
+
+def losses(folder):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in metrics(folder)]
+
+
+def epochs_written(folder):
+    try:
+        return len((folder / "metrics.csv").read_text().splitlines()) - 1
+    except FileNotFoundError:
+        return 0
+
+
+def test_a_run_killed_five_times_ends_with_the_same_weights(tmp_path):
+    undisturbed = finish(tmp_path / "whole", tmp_path / "whole.pt")
+    chance = random.Random(11)
+    folder = tmp_path / "killed"
+    seen = 0
+    for _ in range(5):
+        process = start(folder, tmp_path / "never.pt")
+        wanted = seen + chance.randint(1, 8)
+        while epochs_written(folder) < wanted and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(chance.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert epochs_written(folder) >= wanted
+        seen = epochs_written(folder)
+    resumed = finish(folder, tmp_path / "killed.pt")
+    assert resumed.keys() == undisturbed.keys()
+    assert all(torch.equal(resumed[key], value) for key, value in undisturbed.items())
+    whole, killed = (losses(tmp_path / name) for name in ("whole", "killed"))
+    assert whole == killed
+    assert not (folder / FILE).exists()
+    assert not list(folder.glob(".*"))
+
+
+def test_what_fit_leaves_is_what_save_writes(tmp_path):
+    ee = attached()
+    result = leenet_fx.fit(ee, loader(), epochs=2, out=tmp_path / "fit")
+    leenet_fx.save(ee, tmp_path / "saved", fit=None)
+    names = {path.name for path in (tmp_path / "fit").iterdir()}
+    assert names == {"exits.safetensors", "exit_config.json", "metrics.csv"}
+    fitted, saved = (
+        json.loads((tmp_path / name / "exit_config.json").read_text()) for name in ("fit", "saved")
+    )
+    record = fitted.pop("fit")
+    saved.pop("fit")
+    assert fitted == saved
+    assert record["alpha"] == 0.5
+    loaded = leenet_fx.load(tmp_path / "fit", tiny())
+    x = images(8, 3, 16, 16)
+    assert torch.equal(loaded(x), ee(x))
+    assert [float(row["train_loss"]) for row in metrics(tmp_path / "fit")] == [
+        e.train_loss for e in result.history
+    ]
+
+
+def test_a_finished_run_is_read_not_repeated(tmp_path):
+    ee = attached()
+    first = leenet_fx.fit(ee, loader(), epochs=2, out=tmp_path)
+    again = attached()
+    second = leenet_fx.fit(again, loader(), epochs=2, out=tmp_path, resume=True)
+    assert second == first
+    x = images(8, 3, 16, 16)
+    assert torch.equal(again(x), ee(x))
+    with pytest.raises(InputError, match=r"made with alpha=0.5, this run has alpha=0.7"):
+        leenet_fx.fit(attached(), loader(), alpha=0.7, epochs=2, out=tmp_path, resume=True)
+    with pytest.raises(InputError, match=r"holds 'exit_config.json' of another run"):
+        leenet_fx.fit(attached(), loader(), epochs=2, out=tmp_path)
+
+
+class Stops:
+    """Yields so many epochs, then breaks as a machine does."""
+
+    def __init__(self, epochs):
+        self.left = epochs
+
+    def __iter__(self):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return iter(list(loader()))
+
+
+def interrupted(folder, **options):
+    with pytest.raises(KeyboardInterrupt):
+        leenet_fx.fit(attached(), Stops(2), epochs=5, out=folder, **options)
+
+
+def test_resuming_with_other_settings_or_another_network_is_refused(tmp_path):
+    interrupted(tmp_path)
+    with pytest.raises(InputError, match=r"made with lr=None, this run has lr=0.1"):
+        leenet_fx.fit(attached(), loader(), epochs=5, lr=0.1, out=tmp_path, resume=True)
+    other = leenet_fx.attach(tiny(), ["blocks.0"], example_inputs=images(1, 3, 16, 16))
+    with pytest.raises(InputError, match=r"of another network: up to 'final' expected"):
+        leenet_fx.fit(other, loader(), epochs=5, out=tmp_path, resume=True)
+    with pytest.raises(InputError, match=r"holds 'resume.pt' of another run"):
+        leenet_fx.fit(attached(), loader(), epochs=5, out=tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named_and_runs_no_code(tmp_path):
+    (tmp_path / FILE).write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR.")
+    with pytest.raises(StorageError, match="is no checkpoint of fit, or is damaged"):
+        leenet_fx.fit(attached(), loader(), epochs=1, out=tmp_path, resume=True)
+    torch.save({"schema": 99}, tmp_path / FILE)
+    with pytest.raises(StorageError, match="expected a checkpoint of schema 1"):
+        load_checkpoint(tmp_path)
+
+
+def test_an_unwritable_folder_is_named_before_training(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    ee = attached()
+    with pytest.raises(StorageError, match=r"Cannot write '.*file/run'"):
+        leenet_fx.fit(ee, loader(), epochs=1, out=file / "run")
+    assert ee.policy == leenet_fx.Shut()
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
+    interrupted(tmp_path)
+    before = (tmp_path / FILE).read_bytes()
+    kept = load_checkpoint(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    ee = attached()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=r"Cannot write '.*resume.pt': File too large"):
+            leenet_fx.fit(ee, loader(), epochs=5, out=tmp_path, resume=True)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        with pytest.raises(StorageError, match=r"Cannot write '.*exits.safetensors'"):
+            leenet_fx.save(ee, tmp_path / "other")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert (tmp_path / FILE).read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+    assert not list((tmp_path / "other").iterdir())
+    result = leenet_fx.fit(ee, loader(), epochs=5, out=tmp_path, resume=True)
+    assert [e.epoch for e in result.history] == [1, 2, 3, 4, 5] * 2
+    save_checkpoint(tmp_path / "deep", kept)
+    assert load_checkpoint(tmp_path / "deep")["history"] == kept["history"]
+
+
+def test_patience_ends_a_step_and_survives_a_break(tmp_path):
+    """Validation labels that are wrong: the loss only rises, so the first epoch is the best."""
+    x, labels = next(iter(loader(40, 3, batch_size=40)))
+    val = [(x, (labels + 1) % 5)]
+    ee = attached()
+    result = leenet_fx.fit(ee, loader(), val, epochs={"exits": 12, "gates": 0}, lr=0.05, patience=3)
+    losses = [epoch.val_loss for epoch in result.history]
+    best = losses.index(min(losses))
+    assert len(losses) == best + 4 < 12
+    broken = attached()
+    with pytest.raises(KeyboardInterrupt):
+        leenet_fx.fit(
+            broken,
+            Stops(best + 2),
+            val,
+            epochs={"exits": 12, "gates": 0},
+            lr=0.05,
+            patience=3,
+            out=tmp_path,
+        )
+    leenet_fx.fit(
+        broken,
+        loader(),
+        val,
+        epochs={"exits": 12, "gates": 0},
+        lr=0.05,
+        patience=3,
+        out=tmp_path,
+        resume=True,
+    )
+    assert torch.equal(broken.exits[0].classifier.weight, ee.exits[0].classifier.weight)
+    for bad, message in ((0, "whole number from 1"), (1.5, "whole number from 1")):
+        with pytest.raises(InputError, match=message):
+            leenet_fx.fit(attached(), loader(), val, patience=bad)
+    with pytest.raises(InputError, match="patience needs val"):
+        leenet_fx.fit(attached(), loader(), patience=2)
+
+
+def test_resume_and_tensorboard_need_a_folder():
+    for options in ({"resume": True}, {"tensorboard": True}):
+        with pytest.raises(InputError, match="need out="):
+            leenet_fx.fit(attached(), loader(), **options)
+
+
+def test_tensorboard_gets_every_epoch(tmp_path):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    result = leenet_fx.fit(attached(), loader(), loader(), epochs=2, out=tmp_path, tensorboard=True)
+    events = accumulators.EventAccumulator(str(tmp_path)).Reload()
+    for step in ("exits", "gates"):
+        for kind in ("train_loss", "val_loss"):
+            values = [event.value for event in events.Scalars(f"{step}/{kind}")]
+            expected = [getattr(e, kind) for e in result.history if e.step == step]
+            assert values == pytest.approx(expected, rel=1e-6)

@@ -1,0 +1,82 @@
+"""fit on other devices and in several processes."""
+
+import copy
+
+import pytest
+import torch
+from networks import images, tiny
+from test_fit import data
+from torch.utils.data import DataLoader, TensorDataset
+
+import leenet_fx
+from leenet_fx import InputError, TrainingError
+
+
+def attached():
+    return leenet_fx.attach(tiny(), "every", example_inputs=images(1, 3, 16, 16))
+
+
+def shuffled(labels=None):
+    x, y = data(70)
+    generator = torch.Generator().manual_seed(1)
+    return DataLoader(
+        TensorDataset(x, y if labels is None else labels), 23, shuffle=True, generator=generator
+    )
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_two_processes_give_the_result_of_one(kept, tmp_path):
+    """The last batch has one row, so one of the two processes has none."""
+    one, two = attached(), attached()
+    options = {"epochs": 3, "seed": 4, "train_final": True, "cache": kept}
+    val = DataLoader(TensorDataset(*data(21, 9)), 5)
+    first = leenet_fx.fit(one, shuffled(), val, **options)
+    second = leenet_fx.fit(
+        two, shuffled(), val, accelerator="cpu", devices=2, out=tmp_path, **options
+    )
+    for (name, a), b in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
+        assert torch.allclose(a.double(), b.double(), atol=2e-5), name
+    assert len(first.history) == len(second.history)
+    for a, b in zip(first.history, second.history, strict=True):
+        assert a.train_loss == pytest.approx(b.train_loss, rel=1e-4)
+        assert a.val_loss == pytest.approx(b.val_loss, rel=1e-4)
+    assert two.policy == one.policy
+    loaded = leenet_fx.load(tmp_path, tiny())
+    assert torch.equal(loaded.exits[0].classifier.weight, two.exits[0].classifier.weight)
+
+
+def test_an_error_in_a_process_is_the_error_of_one():
+    ee = attached()
+    before = copy.deepcopy(ee.state_dict())
+    bad = torch.full((70,), 9)
+    with pytest.raises(InputError, match="label 9, but the head has 5 classes"):
+        leenet_fx.fit(ee, shuffled(bad), epochs=1, accelerator="cpu", devices=2)
+    assert all(torch.equal(before[key], value) for key, value in ee.state_dict().items())
+
+
+def test_bf16_mixed_trains_float32_weights():
+    ee = attached()
+    leenet_fx.fit(ee, shuffled(), epochs=4, lr=0.03, precision="bf16-mixed")
+    assert {p.dtype for p in ee.parameters()} == {torch.float32}
+    x, labels = data(50, 5)
+    assert float((ee.all_exits(x).logits[-2].argmax(1) == labels).float().mean()) > 0.8
+
+
+def test_a_loss_that_is_not_finite_keeps_the_good_weights_in_mixed_precision():
+    ee = attached()
+    x, labels = data(8)
+    with pytest.raises(TrainingError, match="'exits' is nan in epoch 1"):
+        leenet_fx.fit(ee, [(x * float("nan"), labels)], epochs=1, precision="bf16-mixed")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "bf16-true"}, "precision must be one of 32-true, bf16-mixed, 16-mixed"),
+        ({"accelerator": "abacus"}, "accelerator='abacus'"),
+        ({"devices": -3}, "devices=-3"),
+    ],
+)
+def test_what_is_not_there_is_named(options, message):
+    with pytest.raises(InputError, match=message):
+        leenet_fx.fit(attached(), shuffled(), **options)
