@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo test lint check test-oldest benchmarks coverage clean
+.PHONY: demo test lint check test-oldest benchmarks coverage docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/leenet-fx demo
@@ -32,6 +32,9 @@ benchmarks: $(VENV)/installed
 coverage: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/coverage.py --jobs $(JOBS)
 
+docs: $(VENV)/installed
+	$(BIN)/mkdocs build --strict -f docs/mkdocs.yml
+
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -39,4 +42,4 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest build dist *.egg-info demo-results
+	rm -rf .venv .venv-oldest build dist docs/site *.egg-info demo-results

@@ -31,7 +31,7 @@ _HOMES = {
     ),
     "data.splits": ("Data", "open_data"),
     "data.transforms": ("make_transform",),
-    "evaluation.evaluate": ("ClassRow", "Evaluation", "Outlet", "Timing", "evaluate"),
+    "evaluation.evaluate": ("ClassRow", "Evaluation", "Example", "Outlet", "Timing", "evaluate"),
     "evaluation.sweep": ("Point", "Sweep", "sweep"),
     "graph.catalog": ("create_model", "list_models"),
     "methods": ("Method", "get_method", "list_methods", "register_method"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -115,3 +118,9 @@ def close(a, b, tolerance):
     """Equal within `tolerance` of the largest value."""
     scale = max(1.0, float(b.detach().abs().max()))
     return float((a - b).detach().abs().max()) <= tolerance * scale
+
+
+def shared(name: str) -> Path | None:
+    """A file or folder of the images and weights that benchmarks use, where they are at hand."""
+    root = Path(os.environ.get("LEENET_FX_SHARED", Path(__file__).parents[2] / "shared"))
+    return root / name if (root / name).exists() else None

@@ -1,10 +1,31 @@
 """Each example runs alone."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import leenet_fx
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+SHARED = Path(os.environ.get("LEENET_FX_SHARED", ROOT.parent / "shared"))
+
+
+def run(name, *arguments):
+    """What an example prints; a warning or an error in it fails the test."""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def test_quickstart():
@@ -13,3 +34,52 @@ def test_quickstart():
     assert "3 exits, 'linear' placement" in result.stdout
     assert "1988 images" not in result.stdout
     assert "497 images: accuracy" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "placement", "images"),
+    [
+        ("alexnet.py", "torchvision/alexnet: 3 exits, 'fine' placement", 256),
+        ("vgg.py", "torchvision/vgg11_bn: 3 exits, 'linear' placement", 256),
+        ("resnet.py", "torchvision/resnet18: 3 exits, 'fine' placement", 256),
+        ("densenet.py", "torchvision/densenet121: 3 exits, 'fixed' placement", 256),
+        ("bring_your_own.py", "OddNet: 2 exits, 'linear' placement", 497),
+    ],
+)
+def test_quick(name, placement, images):
+    printed = run(name, "--quick")
+    assert placement in printed
+    assert "FLOPs = 2 x MACs, per image" in printed
+    assert f"{images} images: accuracy" in printed
+    assert "Mean exit" in printed
+
+
+def test_weights_of_a_file_and_other_classes(tmp_path):
+    torch.save(leenet_fx.create_model("resnet18", num_classes=7).state_dict(), tmp_path / "w.pth")
+    weights = ["--weights", str(tmp_path / "w.pth"), "--size", "32"]
+    printed = run("resnet.py", "--quick", "--strategy", "golden", *weights)
+    assert "from scratch" not in printed
+    assert "'golden' placement" in printed
+    assert "256 images: accuracy" in printed
+
+
+@pytest.mark.parametrize(
+    ("factory", "macs", "blocks"), [("resnet20", 40.55e6, 9), ("resnet56", 125.49e6, 27)]
+)
+def test_cifar_resnet(factory, macs, blocks):
+    model = leenet_fx.create_model(f"{EXAMPLES / 'cifar_resnet.py'}:{factory}").eval()
+    ee = leenet_fx.attach(model, "every")
+    assert ee.num_exits == blocks
+    assert ee.spec.image_shape == (3, 32, 32)
+    assert ee.costs.plain.flops == pytest.approx(2 * macs, rel=2e-4)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(ee(images), model(images))
+
+
+@pytest.mark.parametrize("factory", ["resnet20", "resnet56"])
+def test_cifar_resnet_takes_published_weights(factory):
+    file = SHARED / "models" / f"{factory}_cifar10.safetensors"
+    if not file.exists():
+        pytest.skip(f"no {file.name}: LEENET_FX_SHARED names no folder with models/ in it")
+    model = leenet_fx.create_model(f"{EXAMPLES / 'cifar_resnet.py'}:{factory}")
+    model.load_state_dict(load_file(file), strict=True)

@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from leenet_fx.cli import demo, env, inspect, models, strategies
+from leenet_fx.cli import demo, env, evaluate, fit, inspect, models, report, strategies, sweep
 from placement.errors import EarlyExitError, UnknownNameError
 
 app = typer.Typer(
@@ -21,7 +21,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (inspect.inspect, models.models, strategies.strategies, demo.demo, env.env):
+for verb in (
+    inspect.inspect,
+    fit.fit,
+    evaluate.evaluate,
+    sweep.sweep,
+    report.report,
+    models.models,
+    strategies.strategies,
+    demo.demo,
+    env.env,
+):
     app.command()(verb)
 
 

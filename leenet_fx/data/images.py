@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,10 +66,16 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         return [self._name(at) for at in sorted(bad)]
 
     def _open(self, at: int) -> Image.Image:
-        file, _ = self._reader[at]
-        with file:
-            image = Image.open(file)
-            image.load()
+        if self.root.is_dir():
+            with Image.open(self._reader.samples[at][0]) as image:
+                image.load()
+            return image
+        # Opened anew each time: nothing stays open, and worker processes share no position.
+        entry = self._reader.samples[at][0]
+        with self.root.open("rb") as tar:
+            tar.seek(entry.offset_data)
+            image = Image.open(io.BytesIO(tar.read(entry.size)))
+        image.load()
         return image
 
     def _bad(self) -> set[int]:
@@ -237,7 +244,7 @@ def _reader(root: Path) -> Any:
         if root.is_dir():
             return ReaderImageFolder(str(root))
         # A table of contents kept beside the file would be a pickle.
-        reader = ReaderImageInTar(str(root), cache_tarinfo=False)
+        reader = ReaderImageInTar(str(root), cache_tarfiles=False, cache_tarinfo=False)
     except RuntimeError as error:
         raise InputError(f"'{root}' has no images in class folders: {error}") from error
     except Exception as error:

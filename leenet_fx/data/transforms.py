@@ -30,6 +30,9 @@ def make_transform(
         pretrained_cfg={"crop_pct": 1.0, **_torchvision(name), **_own(model)},
     )
     channels, height, width = image_shape
+    for key in ("mean", "std"):
+        if channels == 1:
+            config[key] = (sum(config[key]) / len(config[key]),)
     small = min(height, width) <= 64
     make: Any
     if augment and small:

@@ -22,6 +22,15 @@ EXAMPLES = 6
 
 
 @dataclass(frozen=True)
+class Example:
+    """A sample by its position in the loader, its label, and what was answered."""
+
+    position: int
+    label: int
+    answer: int
+
+
+@dataclass(frozen=True)
 class Outlet:
     """An exit, or the final classifier.
 
@@ -36,8 +45,7 @@ class Outlet:
             samples; None where all are right, or all wrong.
         calibration_error: expected calibration error over all samples, 15 bins.
         confusion: (label, answer, count) of the wrong answers given here, most frequent first.
-        right_examples: the first samples that left here with a right answer, by position.
-        wrong_examples: likewise with a wrong one.
+        examples: the first samples that left here with a right answer, then with a wrong one.
     """
 
     name: str
@@ -49,8 +57,7 @@ class Outlet:
     auroc: float | None
     calibration_error: float | None
     confusion: tuple[tuple[int, int, int], ...]
-    right_examples: tuple[int, ...]
-    wrong_examples: tuple[int, ...]
+    examples: tuple[Example, ...]
 
 
 @dataclass(frozen=True)
@@ -301,8 +308,7 @@ def _outlet(found: Records, index: int, name: str, relative_flops: float) -> Out
         auroc=auroc(confidence, right),
         calibration_error=calibration_error(confidence, right),
         confusion=tuple(confusion),
-        right_examples=_first(here & right),
-        wrong_examples=_first(wrong_here),
+        examples=_examples(found, here & right) + _examples(found, wrong_here),
     )
 
 
@@ -321,8 +327,11 @@ def _classes(found: Records, outlets: int) -> tuple[ClassRow, ...]:
     return tuple(rows)
 
 
-def _first(mask: Tensor) -> tuple[int, ...]:
-    return tuple(mask.nonzero().squeeze(1)[:EXAMPLES].tolist())
+def _examples(found: Records, mask: Tensor) -> tuple[Example, ...]:
+    return tuple(
+        Example(position, int(found.labels[position]), int(found.answered[position]))
+        for position in mask.nonzero().squeeze(1)[:EXAMPLES].tolist()
+    )
 
 
 def _mean(values: Tensor) -> float:

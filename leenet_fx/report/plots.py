@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, told apart under every common colour blindness and in grey.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
 MOST_LABELS = 16
+LABEL_STEP = 0.26
 
 
 def plot_network(ee: EarlyExitModule, path: Path) -> None:
@@ -28,45 +29,78 @@ def plot_network(ee: EarlyExitModule, path: Path) -> None:
     Raises:
         DependencyError: matplotlib is not installed.
     """
-    plt = _pyplot()
     spec = ee.spec
-    shares = [0.0, *spec.profile.shares, 1.0]
-    labelled = ee.num_exits <= MOST_LABELS
-    top = 0.5 + 0.26 * (ee.num_exits + 1 if labelled else 1)
-    figure, axes = plt.subplots(figsize=(10, 1.4 + 1.1 * top), layout="constrained")
-    for i, (start, end) in enumerate(pairwise(shares)):
-        colour = "#cfd8e3" if i % 2 else "#e6ebf2"
-        axes.barh(0, end - start, left=start, height=0.6, color=colour, edgecolor="white")
-        if end - start > 0.02:
-            axes.text((start + end) / 2, 0, str(i), ha="center", va="center", fontsize=8)
-    for index, row in enumerate(ee.costs):
-        last = index == ee.num_exits
-        at = 1.0 if last else spec.profile.shares[spec.placement.indices[index]]
-        # Each line is shorter than the one before, so that no line crosses a label.
-        height = top - 0.26 * index if labelled else top
-        colour = GREEN if last else ORANGE
-        axes.plot([at, at], [-0.3, height], color=colour, lw=1.8)
-        if labelled:
-            title = "final" if last else f"exit {index}: {row.name}"
-            axes.text(
-                at + 0.005,
-                height,
-                f"{title}, {row.relative_flops:.3f}",
-                va="top",
-                fontsize=8,
-                color=colour,
-            )
+    figure, axes = pyplot().subplots(layout="constrained")
+    exits = [
+        (spec.profile.shares[at], f"exit {index}: {row.name}, {row.relative_flops:.3f}")
+        for index, (at, row) in enumerate(zip(spec.placement.indices, ee.costs[:-1], strict=True))
+    ]
+    exits.append((1.0, f"final, {ee.costs[-1].relative_flops:.3f}"))
+    draw_network(axes, spec.profile.shares, exits, width=10)
     axes.set(
         xlim=(0, 1.12),
-        xticks=[0, 0.2, 0.4, 0.6, 0.8, 1.0],
-        ylim=(-0.35, top + 0.1),
-        yticks=[],
         xlabel=f"share of the plain model's {quantity(spec.profile.flops)}FLOPs "
         "(FLOPs = 2 x MACs); numbers: block boundaries, each at its block's end",
         title=f"{spec.profile.model}, '{spec.placement.strategy}' placement",
     )
-    axes.spines[["top", "left", "right"]].set_visible(False)
     save(figure, path)
+
+
+def draw_network(
+    axes: Any,
+    shares: Sequence[float],
+    exits: Sequence[tuple[float, str]],
+    *,
+    width: float,
+    fontsize: float = 8,
+    hang_from: float = 1.0,
+) -> None:
+    """Draws blocks along their cumulative FLOPs with a line for each exit; sets the figure's size.
+
+    Args:
+        axes: where to.
+        shares: of the FLOPs, where each boundary is.
+        exits: share of the FLOPs and label of each, the final classifier last. Labels are left out
+            when there are too many.
+        width: of the figure in inches.
+        fontsize: of the labels.
+        hang_from: exits behind this share hang below the blocks, with their labels to the left;
+            where the width is small, labels to the right would run out of it.
+    """
+    for i, (start, end) in enumerate(pairwise([0.0, *shares, 1.0])):
+        colour = "#cfd8e3" if i % 2 else "#e6ebf2"
+        axes.barh(0, end - start, left=start, height=0.6, color=colour, edgecolor="white", lw=0.4)
+        if end - start > fontsize / 40 / width:
+            axes.text((start + end) / 2, 0, str(i), ha="center", va="center", fontsize=fontsize)
+    labelled = len(exits) <= MOST_LABELS + 1
+    standing = sum(at <= hang_from for at, _ in exits) if labelled else 1
+    hanging = len(exits) - standing if labelled else 0
+    top = 0.5 + LABEL_STEP * standing
+    bottom = -0.35 - (0.2 + LABEL_STEP * hanging if hanging else 0)
+    for index, (at, label) in enumerate(exits):
+        up = at <= hang_from or not labelled
+        # Each line stops before the next label on its side, so that no line crosses a label.
+        if up:
+            end = top - (LABEL_STEP * index if labelled else 0)
+        else:
+            end = -0.5 - LABEL_STEP * (index - standing + 1)
+        final = index == len(exits) - 1
+        colour = GREEN if final else ORANGE
+        axes.plot([at, at], [-0.3 if up else 0.3, end], color=colour, lw=1.8)
+        if labelled:
+            axes.text(
+                at + 0.005 if up else at - 0.012,
+                end,
+                label,
+                ha="left" if up else "right",
+                va="top" if up else "bottom",
+                fontsize=fontsize,
+            )
+    axes.set(
+        xticks=[0, 0.2, 0.4, 0.6, 0.8, 1.0], ylim=(bottom, top + 0.1), yticks=[], xlim=(0, 1.012)
+    )
+    axes.spines[["top", "left", "right"]].set_visible(False)
+    axes.figure.set_size_inches(width, 1.4 + 1.1 * (top - 0.35 - bottom))
 
 
 def plot_tradeoff(
@@ -79,7 +113,7 @@ def plot_tradeoff(
         plain_accuracy: the plain model's, drawn as the reference.
         chosen: the α to mark.
     """
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     points = sorted(points, key=lambda point: point["relative_flops"])
     cost = [point["relative_flops"] for point in points]
@@ -132,7 +166,7 @@ def plot_strip(
         right: (n,) whether its answer was right.
         names: of the outlets.
     """
-    plt = _pyplot()
+    plt = pyplot()
     columns = 14
     figure, grid = plt.subplots(
         len(names), columns, figsize=(columns * 0.72, len(names) * 0.82 + 0.5), squeeze=False
@@ -166,16 +200,21 @@ def save(figure: Any, path: Path) -> None:
     if kind not in known:
         raise unknown_name("picture format", kind, known)
     figure.savefig(buffer, format=kind, dpi=130)
-    _pyplot().close(figure)
+    pyplot().close(figure)
     write_atomically(path, buffer.getvalue())
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib.pyplot, drawing to memory.
+
+    Raises:
+        DependencyError: matplotlib is not installed.
+    """
     try:
         import matplotlib
     except ImportError as error:
         raise DependencyError("Plots need matplotlib: pip install 'leenet-fx[plot]'.") from error
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
-    return pyplot
+    return plt

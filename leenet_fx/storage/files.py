@@ -64,6 +64,12 @@ def read_text(path: Path) -> str:
         raise StorageError(f"'{path}' is not a text file.") from error
 
 
+def check_free(path: Path, overwrite: bool) -> None:
+    """Raises StorageError where a file exists and is not to be overwritten."""
+    if path.exists() and not overwrite:
+        raise StorageError(f"'{path}' exists already; --overwrite replaces it.")
+
+
 def _discard(temporary: Path | None) -> None:
     if temporary is not None:
         temporary.unlink(missing_ok=True)

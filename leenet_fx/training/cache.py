@@ -52,6 +52,9 @@ class FeatureCache:
     Made by `cache_features`; `fit` takes it in the place of the loader, as often as one likes.
     Batches come in the order and size in which the loader would give them. Files, where there are
     any, go with `close`, at the end of a `with` block, or when the cache is no longer used.
+
+    Attributes:
+        epochs_read: how many passes were made; with several views it tells which is next.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class FeatureCache:
         self._views = views
         self._signature = signature
         self._folder = folder
-        self._epochs = 0
+        self.epochs_read = 0
 
     def __len__(self) -> int:
         """Number of images."""
@@ -140,8 +143,8 @@ class FeatureCache:
             processes: how many share the work.
             final: the final classifier, where it may have changed since.
         """
-        start = (self._epochs % self._views) * len(self)
-        self._epochs += 1
+        start = (self.epochs_read % self._views) * len(self)
+        self.epochs_read += 1
         for indices in self._order.batches():
             yield self._take(indices[rank::processes] + start, device, len(indices), final)
 

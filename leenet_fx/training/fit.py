@@ -81,6 +81,7 @@ def fit(
     train: Iterable[Any] | FeatureCache,
     val: Iterable[Any] | FeatureCache | None = None,
     *,
+    gates: Iterable[Any] | FeatureCache | None = None,
     method: str = "leenet",
     alpha: float = 0.5,
     cost: str = "flops",
@@ -109,6 +110,8 @@ def fit(
         train: yields (images (B, …), labels (B,)), read once for each epoch; or what
             `cache_features` made of such a loader.
         val: likewise; where given, each step keeps the weights of its best epoch on it.
+        gates: likewise, what the gates are fitted on; None takes `train`. On images that the
+            backbone knows by heart no exit looks risky, so images it has not seen are better.
         method: a registered method.
         alpha: weight of the cost against the error, in [0, 1].
         cost: what counts as cost: "flops", "params" (as LEENet published) or "bytes".
@@ -135,7 +138,9 @@ def fit(
         StorageError: `out` cannot be written to; the last checkpoint in it is intact.
         TrainingError: the loss is not finite; the weights of the last good epoch are in place.
     """
-    plan = _checked(ee, train, val, method, alpha, cost, epochs, lr, train_final, patience, seed)
+    plan = _checked(
+        ee, train, val, gates, method, alpha, cost, epochs, lr, train_final, patience, seed
+    )
     folder = _folder(out, resume, tensorboard)
     if folder is not None and resume:
         finished = _finished(ee, folder, plan)
@@ -148,9 +153,11 @@ def fit(
     with _restored_on_error(ee, final):
         ee.eval()
         if cache:
-            train, val = _cached(ee, train, made), _cached(ee, val, made)
+            train, val, gates = (_cached(ee, data, made) for data in (train, val, gates))
         try:
-            work = partial(_work, train, val, plan, folder, resume, tensorboard, _shows(progress))
+            work = partial(
+                _work, train, val, gates, plan, folder, resume, tensorboard, _shows(progress)
+            )
             launch.run(fabric, ee, plan.final_path, work, result.history)
         finally:
             for one in made:
@@ -169,6 +176,7 @@ def fit(
 def _work(
     train: Iterable[Any] | FeatureCache,
     val: Iterable[Any] | FeatureCache | None,
+    gates: Iterable[Any] | FeatureCache | None,
     plan: _Plan,
     folder: Path | None,
     resume: bool,
@@ -181,8 +189,10 @@ def _work(
 ) -> None:
     """Every step of the plan, in one of the processes that do it."""
     fed = Source(ee, train, "train", fabric, final)
+    gates_fed = fed if gates is None else Source(ee, gates, "gates", fabric, final)
     held_out = None if val is None else Source(ee, val, "val", fabric, final)
-    loaders = [getattr(data, "loader", data) for data in (train, val) if data is not None]
+    caches = [data for data in (train, val, gates) if isinstance(data, FeatureCache)]
+    loaders = [getattr(data, "loader", data) for data in (train, val, gates) if data is not None]
     generator = torch.Generator().manual_seed(plan.seed)
     costs = _costs(ee, plan, fabric.device)
     writes = folder is not None and fabric.is_global_zero
@@ -194,11 +204,14 @@ def _work(
             history[:] = [Epoch(**epoch) for epoch in start["history"]]
             generator.set_state(start["generator"])
             checkpoint.set_random_state(start["random"], loaders)
+            for cache, epochs_read in zip(caches, start["epochs_read"], strict=True):
+                cache.epochs_read = epochs_read
     board = TensorBoard(folder) if writes and tensorboard and folder is not None else None
     with _bars(show and fabric.is_global_zero) as bar:
         for index, (step, length) in enumerate(plan.steps):
             if not length or (start is not None and index < start["step"]):
                 continue
+            feed = gates_fed if step.trains == "gates" else fed
             step_run = StepRun(
                 ee,
                 step,
@@ -213,7 +226,7 @@ def _work(
             if start is not None and index == start["step"]:
                 step_run.load_state_dict(start["run"])
             else:
-                step_run.prepare(fed, generator)
+                step_run.prepare(feed, generator)
 
             def after_epoch(index: int = index, step_run: StepRun = step_run) -> None:
                 epoch = history[-1]
@@ -230,13 +243,14 @@ def _work(
                         "history": [asdict(epoch) for epoch in history],
                         "generator": generator.get_state(),
                         "random": checkpoint.random_state(loaders),
+                        "epochs_read": [cache.epochs_read for cache in caches],
                     },
                 )
                 write_metrics(folder, history)
                 if board is not None:
                     board.add(epoch)
 
-            step_run.run(fed, held_out, history, after_epoch)
+            step_run.run(feed, held_out, history, after_epoch)
     if board is not None:
         board.close()
 
@@ -259,6 +273,7 @@ def _checked(
     ee: EarlyExitModule,
     train: object,
     val: object,
+    gates: object,
     method: str,
     alpha: float,
     cost: str,
@@ -279,7 +294,7 @@ def _checked(
             raise InputError(f"patience must be a whole number from 1, got {patience!r}.")
         if val is None:
             raise InputError("patience needs val: it counts epochs without a better loss on it.")
-    for name, data in (("train", train), ("val", val)):
+    for name, data in (("train", train), ("val", val), ("gates", gates)):
         if isinstance(data, FeatureCache):
             data.check(ee)
         elif name == "train" or data is not None:

@@ -1,0 +1,170 @@
+"""What alexnet.py, vgg.py, resnet.py and densenet.py share: data, backbone, exits, figures."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import leenet_fx
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+QUICK_BATCHES = 4
+"""How much of each split --quick reads."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained from scratch on small images.
+
+    Attributes:
+        size: side of the images.
+        epochs: passes over the images.
+        lr: highest learning rate.
+    """
+
+    size: int
+    epochs: int
+    lr: float
+
+
+def run(
+    name: str,
+    build: Callable[[int], nn.Module],
+    recipe: Recipe,
+    strategy: str | list[float] = "linear",
+) -> None:
+    """The whole path: data, backbone, exits, fit, evaluate.
+
+    Args:
+        name: `torchvision/NAME`, for --pretrained and --weights.
+        build: number of classes → an untrained network.
+        recipe: how to train that.
+        strategy: where exits go, a name or FLOP shares, unless --strategy says otherwise.
+    """
+    options = parse_options(name, recipe, strategy)
+    torch.manual_seed(options.seed)
+    data = leenet_fx.open_data(options.data, download=options.download)
+    shape = (3, options.size, options.size)
+
+    if options.pretrained or options.weights:
+        model = trained_model(name, options.weights)
+        transform = leenet_fx.make_transform(model, shape, name=name)
+    else:
+        model = build(len(data.classes))
+        transform = leenet_fx.make_transform(model, shape)
+        # A mirrored digit is no digit; photographs may be mirrored and shifted.
+        augment = data.name != "digits"
+        augmented = leenet_fx.make_transform(model, shape, augment=augment)
+        print(f"Training {name} from scratch on {data.name}, {options.epochs} epochs ...")
+        train(model, read(data, "fit", augmented, options), options.epochs, recipe.lr)
+    model.to(DEVICE).eval()
+
+    ee = leenet_fx.attach(
+        model,
+        options.strategy,
+        # A gate on how sure the exit's classifier is: little to learn, so few images suffice.
+        branch="confidence",
+        # Where the data have other classes than the network, the final classifier is replaced.
+        num_classes=len(data.classes),
+        example_inputs=torch.zeros(1, *shape, device=DEVICE),
+        name=name,
+    )
+    print(ee)
+
+    # cache=True runs the frozen backbone once over the images instead of once an epoch.
+    exit_epochs, gate_epochs = (1, 1) if options.quick else (5, 20)
+    leenet_fx.fit(
+        ee,
+        read(data, "fit", transform, options),
+        epochs={
+            "exits": exit_epochs,
+            "final": exit_epochs if ee.spec.classifier_is_new else 0,
+            "gates": 0,
+        },
+        cache=True,
+        seed=options.seed,
+    )
+    # Images the backbone was trained on look easy at every exit, so gates are fitted on others.
+    leenet_fx.fit(
+        ee,
+        read(data, "calibrate", transform, options),
+        epochs={"exits": 0, "final": 0, "gates": gate_epochs},
+        alpha=options.alpha,
+        cache=True,
+        seed=options.seed,
+    )
+    print(leenet_fx.evaluate(ee, read(data, "report", transform, options)))
+
+
+def parse_options(name: str, recipe: Recipe, strategy: str | list[float]) -> argparse.Namespace:
+    """The command line; --quick and weights change the defaults."""
+    parser = argparse.ArgumentParser(description=f"Early exits on {name}, start to end.")
+    add = parser.add_argument
+    add("--data", default="digits", help="folder, tar file, torchvision data set such as CIFAR10")
+    add("--download", action="store_true", help="let torchvision download the data set")
+    add("--pretrained", action="store_true", help="torchvision's ImageNet weights; no training")
+    add("--weights", type=Path, help="a file with a state dict for torchvision's network instead")
+    add("--size", type=int, help=f"side of the images (224 with weights, else {recipe.size})")
+    add("--epochs", type=int, default=recipe.epochs, help="epochs of training from scratch")
+    add("--batch-size", type=int, default=64)
+    add("--strategy", default=strategy, help="where exits go; see leenet-fx strategies")
+    add("--alpha", type=float, default=0.1, help="weight of cost against error, 0 to 1")
+    add("--seed", type=int, default=0)
+    add("--quick", action="store_true", help="a few batches of everything: does it run?")
+    options = parser.parse_args()
+    if options.pretrained and options.weights:
+        parser.error("--pretrained and --weights exclude each other.")
+    if options.size is None:
+        options.size = 224 if options.pretrained or options.weights else recipe.size
+    if options.quick:
+        options.epochs = 1
+    return options
+
+
+def trained_model(name: str, weights: Path | None) -> nn.Module:
+    """torchvision's network with its ImageNet weights, or with those of a file."""
+    if weights is None:
+        return leenet_fx.create_model(name, pretrained=True)
+    state = torch.load(weights, map_location="cpu", weights_only=True)
+    # The last tensor is the bias of the final classifier, one number a class.
+    classes = len(list(state.values())[-1])
+    model = leenet_fx.create_model(name, num_classes=classes)
+    model.load_state_dict(state)
+    return model
+
+
+def read(
+    data: leenet_fx.Data,
+    split: str,
+    transform: Callable[[Any], Tensor],
+    options: argparse.Namespace,
+) -> Iterable[Any]:
+    """Batches (images, labels) of a split in random order; a few of them with --quick."""
+    shuffle = torch.Generator().manual_seed(options.seed)
+    loader = data.loader(split, transform, options.batch_size, shuffle=shuffle)
+    return list(islice(loader, QUICK_BATCHES)) if options.quick else loader
+
+
+def train(model: nn.Module, batches: Iterable[Any], epochs: int, lr: float) -> None:
+    """A plain training loop: AdamW, one cycle of the learning rate."""
+    model.to(DEVICE).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=lr, total_steps=epochs * len(batches)
+    )
+    for _ in range(epochs):
+        for images, labels in batches:
+            loss = F.cross_entropy(model(images.to(DEVICE)), labels.to(DEVICE))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()

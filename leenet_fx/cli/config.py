@@ -1,0 +1,124 @@
+"""--config run.yaml: options from a file, and the resolved ones beside every result."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from leenet_fx.errors import InputError, UnknownNameError
+from leenet_fx.storage.files import check_free, read_text, write_atomically
+from placement.registry import unknown_name
+
+FILE = "run.yaml"
+NOT_KEPT = ("config", "ctx", "format", "as_json", "overwrite", "resume")
+
+
+def _read(ctx: typer.Context, path: Path | None) -> Path | None:
+    if path is not None:
+        known = {str(parameter.name) for parameter in ctx.command.params} - set(NOT_KEPT)
+        ctx.default_map = load_config(path, known)
+    return path
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        callback=_read,
+        is_eager=True,
+        help="YAML file of options by name; what is typed goes before.",
+    ),
+]
+
+
+def load_config(path: Path, known: set[str]) -> dict[str, Any]:
+    """Options from a YAML file.
+
+    Args:
+        path: the file.
+        known: names of the options there are, with underscores.
+
+    Raises:
+        InputError: it is no YAML mapping of plain values; the message names line and key.
+        UnknownNameError: a key that is no option.
+        StorageError: it cannot be read.
+    """
+    import yaml
+
+    text = read_text(path)
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise InputError(f"'{path}', line {line}: {error.problem}.") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"'{path}' is not YAML: {error}.") from error
+    if root is None:
+        return {}
+    if not isinstance(root, yaml.MappingNode):
+        raise InputError(f"'{path}', line 1: expected 'option: value' lines.")
+    options: dict[str, Any] = {}
+    for key, value in root.value:
+        line = key.start_mark.line + 1
+        name = str(key.value).replace("-", "_")
+        if name not in known:
+            options_there = {one.replace("_", "-") for one in known}
+            unknown = unknown_name("option", key.value, options_there)
+            raise UnknownNameError(f"'{path}', line {line}: {unknown}")
+        found = values[yaml.safe_load(key.value)]
+        if isinstance(value, yaml.MappingNode) or (
+            isinstance(found, list) and any(isinstance(item, (list, dict)) for item in found)
+        ):
+            raise InputError(f"'{path}', line {line}, '{key.value}': expected a value or a list.")
+        if found is not None:
+            options[name] = found
+    return options
+
+
+def resolved(ctx: typer.Context) -> dict[str, Any]:
+    """Every option of this call, as plain values, fit for --config."""
+    # In the order they are declared: the file reads like --help.
+    names = [str(parameter.name) for parameter in ctx.command.params]
+    given = {name: ctx.params.get(name) for name in names if name not in NOT_KEPT}
+    return {name: _plain(value) for name, value in given.items() if value not in (None, ())}
+
+
+def write_config(folder: Path, options: dict[str, Any], overwrite: bool = False) -> None:
+    """Writes `run.yaml`.
+
+    Raises:
+        StorageError: it exists already, or cannot be written.
+    """
+    import yaml
+
+    check_free(folder / FILE, overwrite)
+    write_atomically(folder / FILE, yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
+
+
+def command_line(verb: str, ctx: typer.Context) -> str:
+    """What to type to get the same again: every option that is not as by default."""
+    parts = ["leenet-fx", verb]
+    arguments = {str(p.name) for p in ctx.command.params if p.param_type_name == "argument"}
+    for name, value in resolved(ctx).items():
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "DEFAULT":
+            continue
+        option = [] if name in arguments else [f"--{name.replace('_', '-')}"]
+        if isinstance(value, bool):
+            parts += option if value else []
+            continue
+        for item in value if isinstance(value, list) else [value]:
+            parts += [*option, shlex.quote(str(item))]
+    return " ".join(parts)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value if isinstance(value, (bool, int, float, str)) else str(value)

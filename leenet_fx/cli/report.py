@@ -1,0 +1,32 @@
+"""leenet-fx report: one self-contained HTML page of what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leenet_fx.cli import options as o
+
+
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders with evaluation.json or sweep.json.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The page; by default report.html in the first folder.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="The page's title.")] = None,
+    overwrite: o.OverwriteOption = False,
+) -> None:
+    """Write an HTML page: frontier, trends over α, exits per class, the network, samples."""
+    from leenet_fx.report.page import write_page
+    from leenet_fx.report.records import read_records
+    from leenet_fx.storage.files import check_free
+
+    path = folders[0] / "report.html" if out is None else out
+    check_free(path, overwrite)
+    records = [record for folder in folders for record in read_records(folder)]
+    write_page(path, records, title or f"Early exits: {records[0]['network']['model']}")
+    typer.echo(f"Wrote {path}", err=True)

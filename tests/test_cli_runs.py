@@ -1,0 +1,242 @@
+"""fit → evaluate → sweep → report, as a user types them."""
+
+import json
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from test_cli import fails, run
+from test_data import folder
+
+import leenet_fx
+from leenet_fx.cli.config import load_config
+from leenet_fx.cli.sweep import parse_alphas
+from leenet_fx.errors import InputError, UnknownNameError
+
+FACTORY = """
+import torch
+from torch import nn
+def small(classes=3):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU()]
+    for _ in range(3):
+        layers += [nn.Conv2d(6, 6, 3, padding=1), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, classes))
+    model.pretrained_cfg = {"input_size": (3, 16, 16)}
+    return model
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A model file, its weights, images, and a fitted run."""
+    base = tmp_path_factory.mktemp("cli")
+    (base / "net.py").write_text(FACTORY)
+    folder(base / "images", 40)
+    scope = {}
+    exec(FACTORY, scope)
+    torch.manual_seed(5)
+    weights = {key: torch.randn_like(v) for key, v in scope["small"]().state_dict().items()}
+    save_file(weights, base / "net.safetensors")
+    result = run(
+        "fit",
+        f"{base}/net.py:small",
+        *("--out", f"{base}/run", "--data", f"{base}/images", "--weights"),
+        *(f"{base}/net.safetensors", "--strategy", "linear", "--num-exits", "2"),
+        *("--epochs", "3", "--alpha", "0.3", "--batch-size", "16"),
+    )
+    assert result.exit_code == 0, result.output
+    return base
+
+
+def model(place):
+    return ("--model", f"{place}/net.py:small")
+
+
+def test_fit_leaves_exits_metrics_and_its_options(place):
+    names = {path.name for path in (place / "run").iterdir()}
+    assert {"exits.safetensors", "exit_config.json", "metrics.csv", "run.yaml"} <= names
+    options = yaml.safe_load((place / "run" / "run.yaml").read_text())
+    assert options["alpha"] == 0.3
+    assert options["epochs"] == 3
+    assert options["data"] == f"{place}/images"
+    assert options["branch"] == "confidence"
+
+
+def test_a_run_can_be_repeated_from_its_options(place, tmp_path):
+    result = run("fit", "--config", f"{place}/run/run.yaml", "--out", str(tmp_path / "again"))
+    assert result.exit_code == 0, result.output
+    first, second = (
+        (path / "exits.safetensors").read_bytes() for path in (place / "run", tmp_path / "again")
+    )
+    assert first == second
+    other = tmp_path / "other"
+    result = run(
+        "fit", "--config", f"{place}/run/run.yaml", "--out", str(other), "--alpha", "1", "--json"
+    )
+    assert json.loads(result.stdout)["alpha"] == 1.0
+
+
+def test_evaluate_measures_the_report_split_with_the_fitted_weights(place, capsys):
+    arguments = ("evaluate", f"{place}/run", *model(place), "--size", "4", "--size", "12")
+    result = run(*arguments, "--json", "--overwrite")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["samples"] == 12
+    assert found["timing"]["sizes"] == [4, 12]
+    record = json.loads((place / "run" / "evaluation.json").read_text())
+    assert record["kind"] == "evaluation"
+    assert record["evaluation"] == found
+    assert record["classes"] == ["blue", "green", "red"]
+    assert record["command"].startswith(f"leenet-fx evaluate {place}/run --model")
+    assert [len(row) for row in record["images"]] == [
+        len(outlet["examples"]) for outlet in found["outlets"]
+    ]
+    scope = {}
+    exec(FACTORY, scope)
+    base = scope["small"]().eval()
+    from safetensors.torch import load_file
+
+    base.load_state_dict(load_file(place / "net.safetensors"))
+    ee = leenet_fx.load(place / "run", base)
+    data = leenet_fx.open_data(place / "images")
+    transform = leenet_fx.make_transform(base, (3, 16, 16))
+    x, labels = next(iter(data.loader("report", transform, 100)))
+    assert found["accuracy"] == pytest.approx(float((ee(x).argmax(1) == labels).float().mean()))
+    with torch.no_grad():
+        plain = (base(x).argmax(1) == labels).float().mean()
+    assert found["plain_accuracy"] == pytest.approx(float(plain))
+    result = run("evaluate", f"{place}/run", *model(place))
+    assert result.exit_code != 0
+    table = run("evaluate", f"{place}/run", *model(place), "--overwrite").stdout
+    assert max(map(len, table.splitlines())) <= 80
+
+
+def test_sweep_and_report(place, tmp_path):
+    out = tmp_path / "sweep"
+    arguments = (
+        "sweep",
+        f"{place}/net.py:small",
+        *("--out", str(out), "--data", f"{place}/images", "--strategy", "linear"),
+        *("--num-exits", "2", "--epochs", "2", "--alphas", "0,0.5,1", "--seeds", "2"),
+        *("--timed", "4", "--batch-size", "16"),
+    )
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    record = json.loads((out / "sweep.json").read_text())
+    points = record["sweep"]["points"]
+    assert [(p["seed"], p["alpha"]) for p in points] == [
+        (s, a) for s in (0, 1) for a in (0, 0.5, 1)
+    ]
+    assert [row["alpha"] for row in record["sweep"]["medians"]] == [0, 0.5, 1]
+    assert run("report", str(out)).exit_code == 0
+    page = (out / "report.html").read_text()
+    assert page.lower().startswith("<!doctype html>")
+    assert "report.html' exists already" in str(run("report", str(out)).exception)
+    assert run("report", str(out), "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("report", "{place}/images"), 1, "has neither evaluation.json nor sweep.json"),
+        (("evaluate", "{place}/run", "--overwrite"), 1, "name the file that builds it, --model"),
+        (("evaluate", "{place}/images", "--model", "resnet18"), 1, "Cannot read '"),
+        (("evaluate", "{place}/run", "--split", "test"), 2, "Unknown split 'test'"),
+        (("fit", "resnet18", "--out", "{place}/run"), 1, "has 10 classes, the head"),
+        (
+            ("fit", "{place}/net.py:small", "--out", "{place}/run", "--data", "{place}/images"),
+            1,
+            "holds 'exit_config.json' of another run",
+        ),
+        (
+            ("fit", "{place}/net.py:small", "--out", "{place}/x", "--data", "{place}/nowhere"),
+            1,
+            "No folder or file",
+        ),
+        (
+            ("fit", "{place}/net.py:small", "--out", "{place}/x", "--weights", "{place}/no.pt"),
+            1,
+            "No weights",
+        ),
+        (
+            ("fit", "{place}/net.py:small", "--out", "{place}/x", "--weights", "{place}/net.py"),
+            1,
+            "cannot be read",
+        ),
+        (
+            ("fit", "resnet18", "--out", "{place}/x", "--weights", "{place}/net.safetensors"),
+            1,
+            "'conv1.weight': expected (64, 3, 7, 7), found nothing",
+        ),
+        (("sweep", "resnet18", "--out", "{place}/x", "--alphas", "0:2:1"), 1, "lie in [0, 1]"),
+    ],
+)
+def test_bad_input_is_one_clear_error(place, capsys, monkeypatch, arguments, code, message):
+    found, error = fails(capsys, monkeypatch, *(a.format(place=place) for a in arguments))
+    assert found == code
+    assert message in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("alpha: 0.5\nepoch: 3\n", UnknownNameError, r"line 2: .*'epoch'.*Did you mean 'epochs'"),
+        ("alpha: [0.5\nepochs: 3\n", InputError, r"line \d+: expected"),
+        ("alpha:\n  deep: 3\n", InputError, r"line 1, 'alpha': expected a value or a list"),
+        ("- 3\n", InputError, r"expected 'option: value' lines"),
+    ],
+)
+def test_an_unreadable_config_is_named_by_line_and_key(tmp_path, text, error, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(error, match=message):
+        load_config(path, {"alpha", "epochs"})
+
+
+def test_a_config_value_of_the_wrong_kind_is_named(place, capsys, monkeypatch, tmp_path):
+    (tmp_path / "run.yaml").write_text("epochs: many\n")
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["leenet-fx", "fit", "m", "--out", "x", "--config", str(tmp_path / "run.yaml")],
+    )
+    from leenet_fx.cli import app
+
+    with pytest.raises(SystemExit) as stop:
+        app.main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "'--epochs'" in error
+    assert "integer" in error
+
+
+def test_a_config_is_read_as_yaml_says(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("num-exits: 3\nat: [a, 0.5]\ndownload: yes\nlr: null\n")
+    known = {"num_exits", "at", "download", "lr"}
+    assert load_config(path, known) == {"num_exits": 3, "at": ["a", 0.5], "download": True}
+    path.write_text("")
+    assert load_config(path, known) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("0:1:0.05", [round(0.05 * k, 2) for k in range(21)]),
+        ("0.2,0.4", [0.2, 0.4]),
+        ("0.5", [0.5]),
+    ],
+)
+def test_alphas(text, values):
+    assert parse_alphas(text) == values
+
+
+@pytest.mark.parametrize("text", ["", "a", "1:0:0.1", "0:1:0", "0:1", "-0.1", "0,2"])
+def test_alphas_that_are_none(text):
+    with pytest.raises(InputError):
+        parse_alphas(text)

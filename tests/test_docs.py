@@ -1,0 +1,65 @@
+"""The documentation: its code runs, its outputs are real, its API page is whole."""
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import leenet_fx
+
+DOCS = Path(__file__).parents[1] / "docs"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def run(page):
+    """Executes a page's Python; yields what each block printed and the output shown, if any."""
+    blocks = BLOCK.findall((DOCS / "pages" / page).read_text())
+    scope = {}
+    for index, (language, code) in enumerate(blocks):
+        if language != "python":
+            continue
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, page, "exec"), scope)
+        follows = blocks[index + 1] if index + 1 < len(blocks) else ("", "")
+        yield printed.getvalue(), follows[1] if follows[0] == "text" else None
+
+
+def test_how_it_works_shows_what_is_printed():
+    shown = [(printed, output) for printed, output in run("how.md") if output is not None]
+    assert len(shown) == 7
+    for printed, output in shown:
+        assert printed == output
+
+
+def test_ten_minutes_run_as_they_stand(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    printed = [text for text, _ in run("start.md")]
+    assert any("3 exits" in text for text in printed)
+    assert any("accuracy" in text and "at random" in text for text in printed)
+    assert (tmp_path / "my-exits" / "exits.safetensors").exists()
+
+
+def test_the_api_page_has_every_public_name():
+    text = (DOCS / "pages" / "api.md").read_text()
+    listed = re.findall(r"^::: leenet_fx\.[\w.]+\.(\w+)$", text, re.MULTILINE)
+    aliases = set(re.findall(r"`(\w+)`", text))
+    assert len(listed) == len(set(listed))
+    missing = set(leenet_fx.__all__) - set(listed) - aliases - {"__version__"}
+    assert not missing
+
+
+def test_the_pages_build_without_warnings(tmp_path):
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+    command += ["-f", str(DOCS / "mkdocs.yml"), "-d", str(tmp_path / "site")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    pages = {path.stem for path in (DOCS / "pages").glob("*.md")}
+    assert pages <= {path.stem for path in (tmp_path / "site").glob("*.html")}
+    api = (tmp_path / "site" / "api.html").read_text()
+    assert "cross-entropy" in api.lower()
