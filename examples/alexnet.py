@@ -20,4 +20,4 @@ def build(num_classes: int) -> nn.Module:
 
 
 if __name__ == "__main__":
-    run("torchvision/alexnet", build, Recipe(size=64, epochs=3, lr=3e-4), strategy="fine")
+    run("torchvision/alexnet", build, Recipe(size=64, epochs=3, lr=3e-4))

@@ -40,7 +40,7 @@ def run(
     name: str,
     build: Callable[[int], nn.Module],
     recipe: Recipe,
-    strategy: str | list[float] = "linear",
+    strategy: str | list[float] = "fine",
 ) -> None:
     """The whole path: data, backbone, exits, fit, evaluate.
 

@@ -20,4 +20,4 @@ def build(num_classes: int) -> nn.Module:
 
 
 if __name__ == "__main__":
-    run("torchvision/resnet18", build, Recipe(size=32, epochs=3, lr=3e-3), strategy="fine")
+    run("torchvision/resnet18", build, Recipe(size=32, epochs=3, lr=3e-3))

@@ -40,7 +40,7 @@ def test_quickstart():
     ("name", "placement", "images"),
     [
         ("alexnet.py", "torchvision/alexnet: 3 exits, 'fine' placement", 256),
-        ("vgg.py", "torchvision/vgg11_bn: 3 exits, 'linear' placement", 256),
+        ("vgg.py", "torchvision/vgg11_bn: 3 exits, 'fine' placement", 256),
         ("resnet.py", "torchvision/resnet18: 3 exits, 'fine' placement", 256),
         ("densenet.py", "torchvision/densenet121: 3 exits, 'fixed' placement", 256),
         ("bring_your_own.py", "OddNet: 2 exits, 'linear' placement", 497),
