@@ -43,8 +43,8 @@ LEENET = {
 """LEENet's published sweep (ResNet-50, Imagenette): accuracy and seconds a batch."""
 
 OPTIONS: dict[str, Any] = {"strategy": "every", "branch": "confidence"}
-EPOCHS = {"exits": 10, "gates": 20}
-BATCH = 128
+EPOCHS = {"exits": 8, "gates": 30}
+BATCH = 512
 
 
 def run(

@@ -43,6 +43,9 @@ from leenet_fx.evaluation.evaluate import (
     Evaluation as Evaluation,
 )
 from leenet_fx.evaluation.evaluate import (
+    Example as Example,
+)
+from leenet_fx.evaluation.evaluate import (
     Outlet as Outlet,
 )
 from leenet_fx.evaluation.evaluate import (

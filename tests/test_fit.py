@@ -159,7 +159,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_weights():
     ee = attached()
 
     class Turning:
-        """Good for two epochs and a batch, then NaN; notes the weights each epoch starts from."""
+        """Good for a look, two epochs and a batch, then NaN; notes what each reading starts from."""
 
         def __init__(self):
             self.starts = []
@@ -168,13 +168,13 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_weights():
             self.starts.append(ee.exits[0].classifier.weight.detach().clone())
             x, labels = data(32)
             yield x, labels
-            yield (x * float("nan") if len(self.starts) == 3 else x), labels
+            yield (x * float("nan") if len(self.starts) == 4 else x), labels
 
     train = Turning()
     with pytest.raises(TrainingError, match=r"'exits' is nan in epoch 3 \(train batch 2\)"):
         leenet_fx.fit(ee, train, epochs={"exits": 5, "gates": 0})
-    assert torch.equal(ee.exits[0].classifier.weight, train.starts[2])
-    assert not torch.equal(train.starts[2], train.starts[0])
+    assert torch.equal(ee.exits[0].classifier.weight, train.starts[3])
+    assert not torch.equal(train.starts[3], train.starts[1])
     assert ee.policy == Shut()
 
 

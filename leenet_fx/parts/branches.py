@@ -74,8 +74,17 @@ class Branch(nn.Module, ABC):
         """Parameters trained by the classifiers' objective."""
 
     @abstractmethod
-    def reset_gate(self, generator: torch.Generator) -> None:
-        """Draws the gate anew, near an even chance of leaving."""
+    def reset_gate(self, generator: torch.Generator, chance: float) -> None:
+        """Draws the gate anew, so that it opens for about a share of `chance` of the samples."""
+
+    def standardise_inputs(self, *reduced: Tensor) -> None:
+        """Lets the branch scale what `reduce` leaves by what it is on training images; optional.
+
+        Called before classifiers are trained; a branch that has trained keeps the scale it has.
+
+        Args:
+            reduced: each (n, …).
+        """
 
     def standardise(self, embedded: Tensor) -> None:
         """Lets the gate scale its inputs by what they are on training images; optional.
@@ -102,45 +111,62 @@ list_branches = _branches.names
 get_branch = _branches.get
 
 
-class Gate(nn.Module):
-    """A linear map n→1 on standardised inputs.
+class Scale(nn.Module):
+    """Brings n inputs to mean 0 and spread n^−power, as measured on training images.
 
-    Mean and scale are measured on training images when gates are fitted: without them, features of
-    unlike scale leave a gate that sends all samples one way. The scale counts in the width, √n, for
-    a step of the optimizer moves the sum of n inputs n times as far, and a sigmoid that has
-    saturated learns no more.
+    Features of unlike scale train slowly, and leave a gate that sends all samples one way. The
+    width n counts, for a step of the optimizer moves a sum of n inputs up to n times as far.
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, power: float) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, 1)
+        self.power = power
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(B, n) → (B,)."""
-        return torch.squeeze(self.linear((inputs - self.mean) * self.scale), 1)
+        """(B, n) → (B, n)."""
+        return (inputs - self.mean) * self.scale
+
+    @property
+    def measured(self) -> bool:
+        """Whether `measure` was called."""
+        return bool((self.mean != 0).any()) or bool((self.scale != 1).any())
 
     @torch.no_grad()
-    def standardise(self, inputs: Tensor) -> None:
+    def measure(self, inputs: Tensor) -> None:
         """Sets mean and scale by (samples, n) inputs; constant inputs count for nothing."""
-        spread = inputs.std(0, correction=0) * math.sqrt(inputs.shape[1])
+        spread = inputs.std(0, correction=0) * inputs.shape[1] ** self.power
         self.mean.copy_(inputs.mean(0))
         self.scale.copy_(torch.where(spread > 1e-6, 1 / spread.clamp(min=1e-6), 0))
 
+
+class Gate(nn.Module):
+    """A linear map n→1 on standardised inputs."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        # Weights move no faster than the bias: a sigmoid that has saturated learns no more.
+        self.inputs = Scale(width, power=1)
+        self.linear = nn.Linear(width, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, n) → (B,)."""
+        return torch.squeeze(self.linear(self.inputs(inputs)), 1)
+
     @torch.no_grad()
-    def reset(self, generator: torch.Generator) -> None:
-        """Draws the weights anew."""
-        _reset_rows(self.linear.weight, self.linear.bias, generator)
+    def reset(self, generator: torch.Generator, chance: float) -> None:
+        """Draws the weights anew; the gate opens for about `chance` of the samples."""
+        _reset_rows(self.linear.weight, self.linear.bias, generator, chance)
 
 
 class _Separate(Branch):
     """A gate and a classifier that share no parameter.
 
-    By default two linear maps, n→1 and n→m, on the same embedding (LEENet).
+    By default two linear maps, n→1 and n→m, on the same standardised features (LEENet).
     """
 
     def __init__(
@@ -151,8 +177,13 @@ class _Separate(Branch):
         gate_width: int | None = None,
     ) -> None:
         super().__init__(features, num_classes)
+        self.inputs = Scale(width, power=0.5)
         self.gate = Gate(width if gate_width is None else gate_width)
         self.classifier = nn.Linear(width, num_classes)
+
+    def embed(self, *reduced: Tensor) -> Tensor:
+        embedded: Tensor = self.inputs(*reduced)
+        return embedded
 
     def score(self, embedded: Tensor) -> Tensor:
         scores: Tensor = self.gate(embedded)
@@ -168,11 +199,15 @@ class _Separate(Branch):
     def classifier_parameters(self) -> list[nn.Parameter]:
         return list(self.classifier.parameters())
 
-    def reset_gate(self, generator: torch.Generator) -> None:
-        self.gate.reset(generator)
+    def reset_gate(self, generator: torch.Generator, chance: float) -> None:
+        self.gate.reset(generator, chance)
+
+    def standardise_inputs(self, *reduced: Tensor) -> None:
+        if not self.inputs.measured:
+            self.inputs.measure(*reduced)
 
     def standardise(self, embedded: Tensor) -> None:
-        self.gate.standardise(embedded)
+        self.gate.inputs.measure(embedded)
 
 
 @register_branch("pool")
@@ -192,9 +227,6 @@ class PoolBranch(_Separate):
     def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
         return (_pool(features, self.features, self.grid),)
 
-    def embed(self, *reduced: Tensor) -> Tensor:
-        return reduced[0]
-
 
 @register_branch("flatten")
 class FlattenBranch(_Separate):
@@ -212,9 +244,6 @@ class FlattenBranch(_Separate):
             )
         return (joined,)
 
-    def embed(self, *reduced: Tensor) -> Tensor:
-        return reduced[0]
-
 
 @register_branch("projection")
 class ProjectionBranch(Branch):
@@ -223,13 +252,15 @@ class ProjectionBranch(Branch):
     def __init__(self, features: Sequence[FeatureShape], num_classes: int) -> None:
         super().__init__(features, num_classes)
         self.grid = _grid(features, num_classes)
-        self.projection = nn.Linear(_pooled_width(features, self.grid), num_classes + 1)
+        width = _pooled_width(features, self.grid)
+        self.inputs = Scale(width, power=0.5)
+        self.projection = nn.Linear(width, num_classes + 1)
 
     def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
         return (_pool(features, self.features, self.grid),)
 
     def embed(self, *reduced: Tensor) -> Tensor:
-        embedded: Tensor = self.projection(*reduced)
+        embedded: Tensor = self.projection(self.inputs(*reduced))
         return embedded
 
     def score(self, embedded: Tensor) -> Tensor:
@@ -244,8 +275,12 @@ class ProjectionBranch(Branch):
     def classifier_parameters(self) -> list[nn.Parameter]:
         return list(self.projection.parameters())
 
-    def reset_gate(self, generator: torch.Generator) -> None:
-        _reset_rows(self.projection.weight[:1], self.projection.bias[:1], generator)
+    def reset_gate(self, generator: torch.Generator, chance: float) -> None:
+        _reset_rows(self.projection.weight[:1], self.projection.bias[:1], generator, chance)
+
+    def standardise_inputs(self, *reduced: Tensor) -> None:
+        if not self.inputs.measured:
+            self.inputs.measure(*reduced)
 
 
 @register_branch("confidence")
@@ -266,7 +301,7 @@ class ConfidenceBranch(_Separate):
         return (_pool(features, self.features, self.grid),)
 
     def embed(self, *reduced: Tensor) -> Tensor:
-        embedded: Tensor = self.classifier(*reduced)
+        embedded: Tensor = self.classifier(self.inputs(*reduced))
         return embedded
 
     def score(self, embedded: Tensor) -> Tensor:
@@ -334,9 +369,9 @@ def _join(vectors: list[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def _reset_rows(weight: Tensor, bias: Tensor, generator: torch.Generator) -> None:
+def _reset_rows(weight: Tensor, bias: Tensor, generator: torch.Generator, chance: float) -> None:
     # Drawn where the generator lives and copied, so that a seed means the same on every device.
     bound = 1 / math.sqrt(weight.shape[1])
     drawn = torch.empty(weight.shape, device=generator.device)
     weight.copy_(drawn.uniform_(-bound, bound, generator=generator))
-    bias.zero_()
+    bias.fill_(math.log(chance / (1 - chance)))

@@ -23,13 +23,17 @@ class Step:
         trains: what moves: the exits' classifiers, the final classifier, or the gates.
         loss: what is minimised. The losses are those of the N exits for "classifiers", of the final
             classifier for "final", and of all N+1, held constant, for "gates".
-        lr: Adam's learning rate where the user gives none. Gates have scaled inputs and bear more.
+        lr: Adam's learning rate where the user gives none.
+        tempered: whether the losses held constant are those of logits whose temperature was fitted
+            first (Guo et al. 2017): a classifier that knows its training images by heart is too
+            sure of itself, and its cross-entropy says more of that than of its errors.
     """
 
     name: str
     trains: Trains
     loss: Loss
-    lr: float = 0.01
+    lr: float = 0.1
+    tempered: bool = False
 
 
 def sum_of_losses(losses: Tensor, gates: Tensor, costs: Tensor, alpha: float) -> Tensor:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from leenet_fx.errors import StorageError
 
+TEMPORARY = ".unfinished."
+"""In the names of files that are being written."""
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file whole or not at all, and so that it outlasts a crash.
@@ -20,7 +23,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{TEMPORARY}")
         temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -48,6 +51,12 @@ def make_folder(path: Path) -> None:
             pass
     except OSError as error:
         raise _storage_error(path, error) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a writer that was killed left half-written."""
+    for path in folder.glob(f".*{TEMPORARY}*"):
+        path.unlink(missing_ok=True)
 
 
 def read_text(path: Path) -> str:

@@ -12,15 +12,15 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from leenet_fx.errors import InputError, TrainingError
-from leenet_fx.parts.objectives import exit_losses
+from leenet_fx.parts.objectives import exit_losses, fit_temperature
 from leenet_fx.parts.recipes import Step, Trains
 from leenet_fx.surgery.model import EarlyExitModule
 from leenet_fx.training.cache import FeatureCache, Rows
 from leenet_fx.training.loaders import batches
 from leenet_fx.training.log import Epoch
 
-STANDARDISE_ON = 2048
-"""How many training images tell the scale of the gates' inputs."""
+MEASURED_ON = 2048
+"""How many training images tell the scale of inputs, and the temperatures."""
 
 AfterEpoch: TypeAlias = Callable[["StepRun"], None]
 
@@ -124,13 +124,20 @@ class StepRun:
         self.best_loss = math.inf
         self.stale = 0
         self.done = 0
+        self.temperatures = torch.ones(ee.num_exits + 1, device=fabric.device)
 
     def prepare(self, train: Source, generator: torch.Generator) -> None:
-        """Brings the gates to their start; the other steps go on from where they are."""
-        if self.step.trains == "gates":
-            self._standardise(train)
-            for branch in self.ee.exits.branches():
-                branch.reset_gate(generator)
+        """Scales of inputs, temperatures, and gates at their start; weights go on as they are."""
+        branches = list(self.ee.exits.branches())
+        if self.step.trains == "classifiers":
+            reduced, _ = self._some(train)
+            for branch, read in zip(branches, reduced, strict=True):
+                branch.standardise_inputs(*read)
+        elif self.step.trains == "gates":
+            self._prepare_gates(train)
+            for index, branch in enumerate(branches):
+                # So that every outlet has the same share to begin with.
+                branch.reset_gate(generator, 1 / (len(branches) + 1 - index))
         self.best = snapshot(self.parameters)
 
     def run(
@@ -185,6 +192,7 @@ class StepRun:
             "best_loss": self.best_loss,
             "stale": self.stale,
             "done": self.done,
+            "temperatures": self.temperatures,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -195,6 +203,7 @@ class StepRun:
         device = self.parameters[0].device
         self.best = [value.to(device) for value in state["best"]]
         self.best_loss, self.stale, self.done = state["best_loss"], state["stale"], state["done"]
+        self.temperatures = state["temperatures"].to(device)
 
     def _stopped(self) -> bool:
         return self.patience is not None and self.stale >= self.patience
@@ -224,24 +233,48 @@ class StepRun:
         return float(loss)
 
     @torch.no_grad()
-    def _standardise(self, train: Source) -> None:
+    def _prepare_gates(self, train: Source) -> None:
         branches = list(self.ee.exits.branches())
-        seen: list[list[Tensor]] = [[] for _ in branches]
-        count = 0
-        for rows in train.epoch("classifiers"):
-            for branch, kept, reduced in zip(branches, seen, rows.reduced, strict=True):
-                kept.append(branch.embed(*reduced))
-            count += rows.total
-            if count >= STANDARDISE_ON:
-                break
-        embedded = [_gather(torch.cat(kept), self.fabric) for kept in seen]
-        if not all(bool(values.isfinite().all()) for values in embedded):
-            raise TrainingError(
-                f"The features of step '{self.step.name}' are not finite: no gate was changed. "
-                "Look for NaN in the images."
-            )
+        reduced, (final, labels) = self._some(train)
+        embedded = [b.embed(*read) for b, read in zip(branches, reduced, strict=True)]
+        self._check_finite(embedded)
+        if self.step.tempered:
+            logits = [b.classify(e) for b, e in zip(branches, embedded, strict=True)]
+            found = [fit_temperature(at, labels) for at in (*logits, final)]
+            self.temperatures = torch.tensor(found, device=final.device, dtype=final.dtype)
         for branch, values in zip(branches, embedded, strict=True):
             branch.standardise(values)
+
+    @torch.no_grad()
+    def _some(self, train: Source) -> tuple[list[list[Tensor]], tuple[Tensor, Tensor]]:
+        """The first images of all processes: what exits read, final logits, labels."""
+        parts: list[Rows] = []
+        count = 0
+        for rows in train.epoch(self.step.trains):
+            parts.append(rows)
+            count += rows.total
+            if count >= MEASURED_ON:
+                break
+        widths = [len(tensors) for tensors in parts[0].reduced]
+        reduced = [
+            [self._gathered([part.reduced[i][j] for part in parts]) for j in range(width)]
+            for i, width in enumerate(widths)
+        ]
+        for tensors in reduced:
+            self._check_finite(tensors)
+        finals = [part.final for part in parts if part.final is not None]
+        labels = self._gathered([part.labels for part in parts])
+        return reduced, (self._gathered(finals) if finals else torch.empty(0), labels)
+
+    def _gathered(self, parts: list[Tensor]) -> Tensor:
+        return _gather(torch.cat(parts), self.fabric)
+
+    def _check_finite(self, tensors: Iterable[Tensor]) -> None:
+        if not all(bool(values.isfinite().all()) for values in tensors):
+            raise TrainingError(
+                f"The features of step '{self.step.name}' are not finite: nothing was changed. "
+                "Look for NaN in the images."
+            )
 
     @torch.no_grad()
     def _loss_on(self, val: Source) -> float:
@@ -272,7 +305,8 @@ class StepRun:
         if self.step.trains == "gates":
             assert rows.final is not None
             held = [at.detach() for at in logits_of_all]
-            losses = exit_losses([*held, rows.final], rows.labels)
+            at_all = zip([*held, rows.final], self.temperatures, strict=True)
+            losses = exit_losses([logits / t for logits, t in at_all], rows.labels)
         else:
             losses = exit_losses(logits_of_all, rows.labels)
         return self.step.loss(losses, gates, self.costs.to(losses.dtype), self.alpha)

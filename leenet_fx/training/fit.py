@@ -19,7 +19,7 @@ from leenet_fx.errors import InputError, TrainingError
 from leenet_fx.methods import Method, get_method
 from leenet_fx.parts.recipes import Step
 from leenet_fx.storage.exits import CONFIG, fingerprint, load, read_config, save
-from leenet_fx.storage.files import make_folder
+from leenet_fx.storage.files import make_folder, remove_leftovers
 from leenet_fx.surgery.costs import check_cost_kind
 from leenet_fx.surgery.model import EarlyExitModule
 from leenet_fx.training import checkpoint, launch
@@ -354,6 +354,7 @@ def _folder(out: str | Path | None, resume: bool, tensorboard: bool) -> Path | N
             f"'{folder}' holds '{held[0]}' of another run: resume=True, or choose another folder."
         )
     make_folder(folder)
+    remove_leftovers(folder)
     return folder
 
 
