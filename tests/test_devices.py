@@ -65,8 +65,11 @@ def test_bf16_mixed_trains_float32_weights():
 def test_a_loss_that_is_not_finite_keeps_the_good_weights_in_mixed_precision():
     ee = attached()
     x, labels = data(8)
-    with pytest.raises(TrainingError, match="'exits' is nan in epoch 1"):
-        leenet_fx.fit(ee, [(x * float("nan"), labels)], epochs=1, precision="bf16-mixed")
+    late = [(x, labels)] * 260 + [(x * float("nan"), labels)]
+    before = copy.deepcopy(ee.state_dict())
+    with pytest.raises(TrainingError, match=r"'exits' is nan in epoch 1 \(train batch 261\)"):
+        leenet_fx.fit(ee, late, epochs=1, precision="bf16-mixed")
+    assert all(torch.equal(before[key], value) for key, value in ee.state_dict().items())
 
 
 @pytest.mark.parametrize(

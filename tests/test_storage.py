@@ -91,7 +91,7 @@ def test_a_library_model_is_found_by_name(tmp_path, caplog):
     ee = leenet_fx.attach(model, "linear", num_exits=2, example_inputs=x)
     assert ee.spec.profile.model.startswith("timm/resnet18")
     leenet_fx.save(ee, tmp_path, backbone=True)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, "leenet_fx"):
         loaded = leenet_fx.load(tmp_path)
     assert torch.equal(loaded(x), ee(x))
     assert not loaded.training
@@ -148,14 +148,16 @@ def test_another_network_is_refused_with_path_expected_and_found(tmp_path):
 
 def test_not_strict_loads_another_function_with_a_warning(tmp_path, caplog):
     leenet_fx.save(fitted(), tmp_path)
-    loaded = leenet_fx.load(tmp_path, Other().eval(), strict=False)
+    with caplog.at_level(logging.WARNING, "leenet_fx"):
+        loaded = leenet_fx.load(tmp_path, Other().eval(), strict=False)
     assert loaded(X).shape == (12, 5)
     assert "is another one" in caplog.text
 
 
 def test_other_weights_are_warned_of(tmp_path, caplog):
     leenet_fx.save(fitted(), tmp_path)
-    leenet_fx.load(tmp_path, tiny(seed=3))
+    with caplog.at_level(logging.WARNING, "leenet_fx"):
+        leenet_fx.load(tmp_path, tiny(seed=3))
     assert "not those the exits were fitted on" in caplog.text
 
 

@@ -96,7 +96,8 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
         return (
             f"{len(bad)} of {len(self)} images in '{self.root}' cannot be read: {names}{more} "
-            f"({self._name(at)}: {error}). Mend them, or leave them out with --skip-bad."
+            f"({self._name(at)}: {error}). Mend them, or leave them out with skip_bad=True "
+            "(--skip-bad)."
         )
 
 
@@ -212,7 +213,7 @@ def open_torchvision(name: str, root: Path, train: bool, download: bool) -> Data
     except Exception as error:
         raise InputError(
             f"Data set '{name}' cannot be read from '{root}': {error} "
-            "--download gets it, --root says where it is."
+            "download=True (--download) gets it, root= (--root) says where it is."
         ) from error
     assert isinstance(found, Dataset)
     return found

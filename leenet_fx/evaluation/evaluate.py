@@ -145,8 +145,9 @@ class Evaluation:
         """A table of text."""
         caption = (
             f"Mean exit {self.mean_exit:.2f}; time {self.seconds:.3f} s, plain model "
-            f"{self.plain_seconds:.3f} s. AUROC: whether confidence tells right from wrong "
-            f"(answers given: {_percent(self.auroc)}); ECE: calibration error (answers given: "
+            f"{self.plain_seconds:.3f} s. FLOPs: relative to the plain model; of all: accuracy % "
+            "if every image left here; AUROC %: whether confidence tells right from wrong (answers "
+            f"given: {_percent(self.auroc)}); ECE %: calibration error (answers given: "
             f"{_percent(self.calibration_error)})."
         )
         if self.timing is not None:
@@ -161,12 +162,12 @@ class Evaluation:
             f"{100 * self.time_ratio:.0f} % of the time",
             "exit",
             "after",
-            "FLOPs rel.",
+            "FLOPs",
             "share %",
             "acc. %",
-            "if all left here %",
-            "AUROC %",
-            "ECE %",
+            "of all",
+            "AUROC",
+            "ECE",
             caption=caption,
         )
         for index, outlet in enumerate(self.outlets):

@@ -73,7 +73,8 @@ def capture(
         except (TraceError, InputError) as by_export:
             if isinstance(by_fx, InputError):
                 raise by_fx from None
-            raise TraceError(f"{by_fx} {by_export}") from by_fx
+            both = dict.fromkeys((str(by_fx), str(by_export)))
+            raise TraceError(" ".join(both)) from by_fx
     logger.warning(
         "%s was captured by torch.export: it takes images of %s only, and its backbone stays as it "
         "is in evaluation mode and cannot be trained. torch.fx: %s",

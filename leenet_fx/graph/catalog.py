@@ -115,8 +115,16 @@ def _from_file(name: str, options: dict[str, Any]) -> nn.Module:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
-    spec.loader.exec_module(module)
+    # Known by its name while it runs, as an import would have it, unless that name is taken.
+    free = path.stem not in sys.modules
+    if free:
+        sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        if free:
+            del sys.modules[path.stem]
+        raise InputError(f"'{path}' failed: {type(error).__name__}: {error}.") from error
     if not callable(getattr(module, factory, None)):
         public = [n for n in vars(module) if not n.startswith("_") and callable(vars(module)[n])]
         raise unknown_name(f"factory of {path}", factory, public)
