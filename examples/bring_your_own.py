@@ -110,12 +110,14 @@ def main() -> None:
 
     epochs = 1 if options.quick else 10
     shuffle = torch.Generator().manual_seed(0)
-    train_loader = digits["train"].loader(64, shuffle)
-    leenet_fx.fit(ee, train_loader, epochs={"exits": epochs, "gates": 0}, cache=True)
-    # Gates are fitted on images that the network has not learned by heart.
-    held_out = digits["gates"].loader(64, shuffle)
     leenet_fx.fit(
-        ee, held_out, epochs={"exits": 0, "gates": epochs}, alpha=options.alpha, cache=True
+        ee,
+        digits["train"].loader(64, shuffle),
+        # Gates are fitted on images that the network has not learned by heart.
+        gates=digits["gates"].loader(64, shuffle),
+        alpha=options.alpha,
+        epochs=epochs,
+        cache=True,
     )
     print(leenet_fx.evaluate(ee, digits["test"].loader(64)))
 

@@ -80,25 +80,19 @@ def run(
     )
     print(ee)
 
-    # cache=True runs the frozen backbone once over the images instead of once an epoch.
     exit_epochs, gate_epochs = (1, 1) if options.quick else (5, 20)
     leenet_fx.fit(
         ee,
         read(data, "fit", transform, options),
+        # Images the backbone was trained on look easy at every exit, so gates are fitted on others.
+        gates=read(data, "calibrate", transform, options),
         epochs={
             "exits": exit_epochs,
             "final": exit_epochs if ee.spec.classifier_is_new else 0,
-            "gates": 0,
+            "gates": gate_epochs,
         },
-        cache=True,
-        seed=options.seed,
-    )
-    # Images the backbone was trained on look easy at every exit, so gates are fitted on others.
-    leenet_fx.fit(
-        ee,
-        read(data, "calibrate", transform, options),
-        epochs={"exits": 0, "final": 0, "gates": gate_epochs},
         alpha=options.alpha,
+        # Runs the frozen backbone once over the images instead of once an epoch.
         cache=True,
         seed=options.seed,
     )

@@ -34,8 +34,7 @@ def main() -> None:
 
     train = digits["train"].loader(64, shuffle)
     held_out = digits["gates"].loader(64, shuffle)
-    leenet_fx.fit(ee, train, epochs={"exits": 2, "gates": 0})
-    leenet_fx.fit(ee, held_out, epochs={"exits": 0, "gates": 2}, alpha=options.alpha)
+    leenet_fx.fit(ee, train, gates=held_out, epochs=2, alpha=options.alpha, cache=True)
     print(leenet_fx.evaluate(ee, digits["test"].loader(64), plain=model))
 
 
