@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from io import StringIO
 from typing import TYPE_CHECKING
 
@@ -46,3 +47,8 @@ def quantity(value: float) -> str:
         if value >= size:
             return f"{value / size:.3g} {prefix}"
     return f"{value:.0f}"
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """A share in percent, without the sign; a dash where it is not known."""
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import shared
 from safetensors.torch import load_file
 
 import leenet_fx
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
-SHARED = Path(os.environ.get("LEENET_FX_SHARED", ROOT.parent / "shared"))
 
 
 def run(name, *arguments):
@@ -78,8 +78,9 @@ def test_cifar_resnet(factory, macs, blocks):
 
 @pytest.mark.parametrize("factory", ["resnet20", "resnet56"])
 def test_cifar_resnet_takes_published_weights(factory):
-    file = SHARED / "models" / f"{factory}_cifar10.safetensors"
-    if not file.exists():
-        pytest.skip(f"no {file.name}: LEENET_FX_SHARED names no folder with models/ in it")
+    name = f"{factory}_cifar10.safetensors"
+    file = shared(f"models/{name}")
+    if file is None:
+        pytest.skip(f"no {name}: LEENET_FX_SHARED names no folder with models/ in it")
     model = leenet_fx.create_model(f"{EXAMPLES / 'cifar_resnet.py'}:{factory}")
     model.load_state_dict(load_file(file), strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from statistics import linear_regression
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from leenet_fx import text
 from leenet_fx.errors import InputError, ModeError
 from leenet_fx.evaluation.records import Records, auroc, calibration_error, joined, record
 from leenet_fx.parts.policies import Shut
-from leenet_fx.surgery.model import EarlyExitModule
+from leenet_fx.surgery.model import EarlyExitModule, device_of
 from leenet_fx.training.loaders import batches
 
 EXAMPLES = 6
@@ -147,8 +148,8 @@ class Evaluation:
             f"Mean exit {self.mean_exit:.2f}; time {self.seconds:.3f} s, plain model "
             f"{self.plain_seconds:.3f} s. FLOPs: relative to the plain model; of all: accuracy % "
             "if every image left here; AUROC %: whether confidence tells right from wrong (answers "
-            f"given: {_percent(self.auroc)}); ECE %: calibration error (answers given: "
-            f"{_percent(self.calibration_error)})."
+            f"given: {text.percent(self.auroc)}); ECE %: calibration error (answers given: "
+            f"{text.percent(self.calibration_error)})."
         )
         if self.timing is not None:
             caption += (
@@ -176,10 +177,10 @@ class Evaluation:
                 outlet.name,
                 f"{outlet.relative_flops:.3f}",
                 f"{100 * outlet.share:.1f}",
-                _percent(outlet.accuracy),
+                text.percent(outlet.accuracy),
                 f"{100 * outlet.accuracy_of_all:.2f}",
-                _percent(outlet.auroc),
-                _percent(outlet.calibration_error),
+                text.percent(outlet.auroc),
+                text.percent(outlet.calibration_error),
             )
         return text.render(table)
 
@@ -212,7 +213,7 @@ def evaluate(
     if ee.training or (plain is not None and plain.training):
         raise ModeError("evaluate needs evaluation mode: call .eval() first.")
     wanted = _checked_sizes(sizes)
-    device = next(ee.exits.parameters()).device
+    device = device_of(ee)
     shut = Shut()
 
     def run_plain(images: Tensor) -> Tensor:
@@ -339,10 +340,6 @@ def _mean(values: Tensor) -> float:
     return float(values.double().mean())
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f}"
-
-
 def _checked_sizes(sizes: Sequence[int] | None) -> tuple[int, ...]:
     if sizes is None:
         return ()
@@ -383,8 +380,8 @@ class _Clock:
             sizes=tuple(sizes),
             seconds=tuple(times["ee"]),
             plain_seconds=tuple(times["plain"]),
-            slope=_slope(sizes, times["ee"]),
-            plain_slope=_slope(sizes, times["plain"]),
+            slope=linear_regression(sizes, times["ee"]).slope,
+            plain_slope=linear_regression(sizes, times["plain"]).slope,
         )
 
     def _until(self, name: str, size: int) -> float:
@@ -399,9 +396,3 @@ class _Clock:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def _slope(sizes: Sequence[int], seconds: Sequence[float]) -> float:
-    x = torch.tensor(sizes, dtype=torch.float64)
-    y = torch.tensor(seconds, dtype=torch.float64)
-    return float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())

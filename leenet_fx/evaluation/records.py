@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from leenet_fx.parts.policies import Policy
-from leenet_fx.surgery.model import EarlyExitModule
+from leenet_fx.surgery.model import EarlyExitModule, device_of, final_classifier
 from leenet_fx.training.cache import FeatureCache
 
 BINS = 15
@@ -110,10 +110,8 @@ def replay(ee: EarlyExitModule, kept: FeatureCache) -> Records:
         InputError: the cache is of another network.
     """
     kept.check(ee)
-    path = ee.spec.final_classifier
-    final = ee.get_submodule(path) if path is not None else None
     parts = []
-    for rows in kept.in_order(next(ee.exits.parameters()).device, final=final):
+    for rows in kept.in_order(device_of(ee), final=final_classifier(ee)):
         answers = [
             branch.answer(*read)
             for branch, read in zip(ee.exits.branches(), rows.reduced, strict=True)

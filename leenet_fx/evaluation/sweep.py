@@ -7,10 +7,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any
-
-from torch.utils.data import DataLoader, Subset
 
 from leenet_fx import text
 from leenet_fx.errors import InputError
@@ -252,11 +249,8 @@ def _point(alpha: float, seed: int, found: Evaluation, times: Evaluation | None)
 
 def _first(loader: Iterable[Any], count: int) -> list[Any]:
     """The first images as batches in memory, so that reading them is not timed."""
-    if isinstance(loader, DataLoader) and hasattr(loader.dataset, "__len__"):
-        some = Subset(loader.dataset, range(min(count, len(loader.dataset))))
-        loader = DataLoader(some, batch_size=loader.batch_size, collate_fn=loader.collate_fn)
     found, seen = [], 0
-    for images, labels in islice(((b[0], b[1]) for b in loader), count):
+    for images, labels, *_ in loader:
         found.append((images[: count - seen], labels[: count - seen]))
         seen += len(images)
         if seen >= count:

@@ -13,7 +13,7 @@ import jinja2
 from leenet_fx.errors import InputError
 from leenet_fx.report import figures
 from leenet_fx.storage.files import write_atomically
-from leenet_fx.text import quantity
+from leenet_fx.text import percent, quantity
 
 MOST_CONFUSIONS = 5
 """How many confusions of each outlet are listed."""
@@ -78,9 +78,9 @@ def _evaluation(record: Mapping[str, Any], number: int) -> dict[str, Any]:
         "heading": f"Evaluation of {record['network']['model']}",
         "key_figures": _key_figures(found, found["plain_accuracy"]),
         "lead": f"{found['samples']:,} images. If the same shares of them left at random, "
-        f"{_percent(found['random_accuracy'])} % would be right instead of "
-        f"{_percent(found['accuracy'])} %; the plain model answers "
-        f"{_percent(found['plain_accuracy'])} % rightly, so exits lose "
+        f"{percent(found['random_accuracy'])} % would be right instead of "
+        f"{percent(found['accuracy'])} %; the plain model answers "
+        f"{percent(found['plain_accuracy'])} % rightly, so exits lose "
         f"{_points(lost)} points. Images leave at exit {found['mean_exit']:.2f} on average.",
         "departures": figures.departures(found, f"departures-{number}"),
         "by_class": figures.departures_by_class(found, classes, f"by-class-{number}"),
@@ -132,12 +132,12 @@ def _key_figures(found: Mapping[str, Any], plain: float) -> list[tuple[str, str,
     """(name, value, remark) of what is asked first."""
     known = found["time_ratio"] is not None and not isnan(found["time_ratio"])
     return [
-        ("Accuracy", f"{_percent(found['accuracy'])} %", f"plain model {_percent(plain)}\u00a0%"),
+        ("Accuracy", f"{percent(found['accuracy'])} %", f"plain model {percent(plain)}\u00a0%"),
         ("Accuracy lost", _points(plain - found["accuracy"]), "percentage points"),
-        ("FLOPs", f"{_percent(found['relative_flops'], 1)} %", "of the plain model's"),
+        ("FLOPs", f"{percent(found['relative_flops'], 1)} %", "of the plain model's"),
         (
             "Time",
-            f"{_percent(found['time_ratio'], 0)} %" if known else "–",
+            f"{percent(found['time_ratio'], 0)} %" if known else "–",
             "of the plain model's, measured" if known else "not measured",
         ),
     ]
@@ -189,13 +189,9 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=_percent, points=_points, quantity=quantity, pretty=_pretty, outlet=_outlet
+        percent=percent, points=_points, quantity=quantity, pretty=_pretty, outlet=_outlet
     )
     return environment
-
-
-def _percent(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None or isnan(value) else f"{100 * value:.{digits}f}"
 
 
 def _points(share: float) -> str:

@@ -15,7 +15,7 @@ from leenet_fx.evaluation.evaluate import Evaluation
 from leenet_fx.evaluation.sweep import Sweep
 from leenet_fx.report.results import environment
 from leenet_fx.storage.files import check_free, read_text, write_atomically
-from leenet_fx.surgery.model import EarlyExitModule
+from leenet_fx.surgery.model import EarlyExitModule, device_of
 
 SCHEMA = 1
 FILES = {"evaluation": "evaluation.json", "sweep": "sweep.json"}
@@ -65,7 +65,7 @@ def make_record(
     measured = found.to_dict()
     if isinstance(found, Sweep):
         measured["medians"] = found.medians()
-    device = next(ee.exits.parameters()).device
+    device = device_of(ee)
     return {
         "kind": kind,
         "schema": SCHEMA,

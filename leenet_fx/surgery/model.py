@@ -452,6 +452,17 @@ class EarlyExitModule(fx.GraphModule):
         return images.new_empty(0, self.spec.num_classes)
 
 
+def device_of(ee: EarlyExitModule) -> torch.device:
+    """Where the exits are, and so where images are needed."""
+    return next(ee.exits.parameters()).device
+
+
+def final_classifier(ee: EarlyExitModule) -> nn.Module | None:
+    """The layer that the logits come from; None where it is no single layer."""
+    path = ee.spec.final_classifier
+    return None if path is None else ee.get_submodule(path)
+
+
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from leenet_fx.errors import InputError, StorageError
-from leenet_fx.surgery.model import EarlyExitModule
+from leenet_fx.surgery.model import EarlyExitModule, device_of, final_classifier
 from leenet_fx.training.loaders import batches, check_loader
 
 LIMIT = 4 * 2**30
@@ -208,7 +208,7 @@ def cache_features(
     keeps_inputs = True
     try:
         for _ in range(views):
-            device = next(ee.exits.parameters()).device
+            device = device_of(ee)
             for images, labels in batches(order.read(), "loader", ee.spec.num_classes, device):
                 reduced, final, inputs = read(ee, images)
                 keeps_inputs &= inputs is not None
@@ -236,14 +236,13 @@ def read(
     The last is None where the logits are not exactly what one linear layer answers.
     """
     seen: list[Tensor] = []
-    path = ee.spec.final_classifier
-    final = ee.get_submodule(path) if path is not None else None
+    final = final_classifier(ee)
     hook = None
     if isinstance(final, nn.Linear):
         hook = final.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     try:
         stages = ee.exit_features(images)
-        reduced = tuple(tuple(branch.reduce(*next(stages))) for branch in ee.exits.branches())
+        reduced = reduce_features(ee, stages)
         logits = next(stages)[0]
     finally:
         if hook is not None:
@@ -255,6 +254,18 @@ def read(
         and torch.equal(final(seen[0]), logits)
     )
     return reduced, logits, seen[0] if exact else None
+
+
+def reduce_features(
+    ee: EarlyExitModule, stages: Iterator[tuple[Tensor, ...]]
+) -> tuple[tuple[Tensor, ...], ...]:
+    """What every branch needs of a batch; leaves `stages` in front of the final logits.
+
+    Args:
+        ee: the network.
+        stages: as `ee.exit_features` yields them.
+    """
+    return tuple(tuple(branch.reduce(*next(stages))) for branch in ee.exits.branches())
 
 
 class _Order:

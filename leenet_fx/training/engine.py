@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from leenet_fx.errors import InputError, TrainingError
 from leenet_fx.parts.objectives import exit_losses, fit_temperature
 from leenet_fx.parts.recipes import Step, Trains
-from leenet_fx.surgery.model import EarlyExitModule
-from leenet_fx.training.cache import FeatureCache, Rows
+from leenet_fx.surgery.model import EarlyExitModule, final_classifier
+from leenet_fx.training.cache import FeatureCache, Rows, reduce_features
 from leenet_fx.training.loaders import batches
 from leenet_fx.training.log import Epoch
 
@@ -52,8 +52,7 @@ class Source:
     def epoch(self, trains: Trains) -> Iterator[Rows]:
         """One pass; this process's rows of each batch."""
         if isinstance(self.data, FeatureCache):
-            path = self.ee.spec.final_classifier
-            final = self.ee.get_submodule(path) if path is not None else None
+            final = final_classifier(self.ee)
             return self.data.epoch(self.device, self.rank, self.processes, final)
         return self._run(self.data, trains)
 
@@ -65,9 +64,7 @@ class Source:
             stages = self.ee.exit_features(images)
             final = None
             with torch.no_grad():
-                reduced = tuple(
-                    tuple(branch.reduce(*next(stages))) for branch in self.ee.exits.branches()
-                )
+                reduced = reduce_features(self.ee, stages)
                 if trains == "gates":
                     final = next(stages)[0]
             if trains == "final":

@@ -19,7 +19,7 @@ from torch import nn
 
 from leenet_fx import errors
 from leenet_fx.errors import EarlyExitError, InputError
-from leenet_fx.surgery.model import EarlyExitModule
+from leenet_fx.surgery.model import EarlyExitModule, device_of
 from leenet_fx.training.engine import restore, snapshot, trained_state
 from leenet_fx.training.log import Epoch
 
@@ -59,7 +59,7 @@ def make_fabric(
     if precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     if accelerator is None:
-        device = next(ee.exits.parameters()).device
+        device = device_of(ee)
         accelerator = device.type
         if devices == 1 and device.index is not None:
             devices = [device.index]
@@ -160,7 +160,7 @@ def _module(ee: EarlyExitModule, path: str | None) -> nn.Module | None:
 @contextmanager
 def _moved(ee: EarlyExitModule, device: torch.device) -> Iterator[None]:
     """The network on another device for as long as it trains."""
-    before = next(ee.exits.parameters()).device
+    before = device_of(ee)
     if before == device:
         yield
         return
