@@ -38,10 +38,9 @@ def evaluate(
     as_json: JsonFlag = False,
 ) -> None:
     """Measure accuracy, cost and time beside the plain model; writes FOLDER/evaluation.json."""
-    from leenet_fx.cli.setup import load_weights, open_images
+    from leenet_fx.cli.setup import build, open_images
     from leenet_fx.data.splits import NAMES
     from leenet_fx.evaluation.evaluate import evaluate as measure
-    from leenet_fx.graph.catalog import create_model
     from leenet_fx.report.records import FILES, make_record, sample_images, write_record
     from leenet_fx.storage.exits import load
     from leenet_fx.storage.files import check_free
@@ -53,9 +52,7 @@ def evaluate(
     kept = _kept(folder)
     name = model or _library_model(kept, folder)
     weights = weights or (Path(kept["weights"]) if kept.get("weights") else None)
-    backbone = create_model(name, pretrained=bool(kept.get("pretrained"))).eval()
-    if weights is not None:
-        load_weights(backbone, weights)
+    backbone = build(name, pretrained=bool(kept.get("pretrained")), weights=weights)
     ee = load(folder, backbone)
     images, transform = open_images(
         ee, backbone, data or kept.get("data", "digits"), root, download, skip_bad

@@ -60,7 +60,7 @@ def fit(
     """
     import torch
 
-    from leenet_fx.cli.setup import attach_by_name, open_images
+    from leenet_fx.cli.setup import attach_by_name, open_images, step_epochs
     from leenet_fx.data.transforms import make_transform
     from leenet_fx.training.fit import fit as fit_exits
 
@@ -85,9 +85,6 @@ def fit(
     train = images.loader("fit", training, batch_size, shuffle=generator, workers=workers)
     val = images.loader("validate", transform, batch_size, workers=workers)
     gates = images.loader("calibrate", transform, batch_size, shuffle=generator, workers=workers)
-    lengths = {"exits": epochs, "gates": epochs if gate_epochs is None else gate_epochs}
-    if ee.spec.classifier_is_new:
-        lengths["final"] = epochs
     result = fit_exits(
         ee,
         train,
@@ -96,7 +93,7 @@ def fit(
         method=method,
         alpha=alpha,
         cost=cost,
-        epochs=lengths,
+        epochs=step_epochs(ee, epochs, gate_epochs),
         lr=lr,
         patience=patience,
         cache=not augment,

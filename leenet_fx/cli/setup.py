@@ -42,24 +42,13 @@ def attach_by_name(
     Returns:
         The backbone and the network with exits; they share weights.
     """
-    from leenet_fx.graph.catalog import create_model
     from leenet_fx.surgery.attach import attach
     from placement import get_strategy
 
     get_strategy(strategy)
     if at and strategy != "fixed":
         raise typer.BadParameter("--at goes with --strategy fixed.")
-    network: nn.Module
-    try:
-        network = create_model(model, device="meta" if meta else None, pretrained=pretrained)
-    except (RuntimeError, NotImplementedError):
-        if not meta:
-            raise
-        # Some models compute with their weights while they are built.
-        network = create_model(model)
-    if weights is not None:
-        load_weights(network, weights)
-    network.eval()
+    network = build(model, pretrained=pretrained, weights=weights, meta=meta)
     made = attach(
         network,
         [_position(text) for text in at] if at else strategy,
@@ -73,6 +62,31 @@ def attach_by_name(
         name=name or model,
     )
     return network, made
+
+
+def build(
+    model: str, *, pretrained: bool = False, weights: Path | None = None, meta: bool = False
+) -> nn.Module:
+    """A backbone by name, in evaluation mode."""
+    from leenet_fx.graph.catalog import create_model
+
+    network: nn.Module
+    try:
+        network = create_model(model, device="meta" if meta else None, pretrained=pretrained)
+    except (RuntimeError, NotImplementedError):
+        if not meta:
+            raise
+        # Some models compute with their weights while they are built.
+        network = create_model(model)
+    if weights is not None:
+        load_weights(network, weights)
+    return network.eval()
+
+
+def step_epochs(ee: EarlyExitModule, epochs: int, gate_epochs: int | None) -> dict[str, int]:
+    """Epochs of each step that there is: a final classifier is trained where it is new."""
+    lengths = {"exits": epochs, "gates": epochs if gate_epochs is None else gate_epochs}
+    return {**lengths, "final": epochs} if ee.spec.classifier_is_new else lengths
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

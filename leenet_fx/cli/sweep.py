@@ -56,7 +56,7 @@ def sweep(
     """
     import torch
 
-    from leenet_fx.cli.setup import attach_by_name, open_images
+    from leenet_fx.cli.setup import attach_by_name, open_images, step_epochs
     from leenet_fx.evaluation.sweep import sweep as run_sweep
     from leenet_fx.report.records import FILES, make_record, write_record
     from leenet_fx.storage.files import check_free
@@ -80,9 +80,6 @@ def sweep(
     generator = torch.Generator().manual_seed(seed)
     train = images.loader("fit", transform, batch_size, shuffle=generator, workers=workers)
     gates = images.loader("calibrate", transform, batch_size, shuffle=generator, workers=workers)
-    lengths = {"exits": epochs, "gates": epochs if gate_epochs is None else gate_epochs}
-    if ee.spec.classifier_is_new:
-        lengths["final"] = epochs
     found = run_sweep(
         ee,
         train,
@@ -92,7 +89,7 @@ def sweep(
         seeds=range(seed, seed + seeds),
         method=method,
         cost=cost,
-        epochs=lengths,
+        epochs=step_epochs(ee, epochs, gate_epochs),
         lr=lr,
         timed=timed,
         progress=True,
