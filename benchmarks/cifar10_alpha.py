@@ -42,7 +42,7 @@ LEENET = {
 }
 """LEENet's published sweep (ResNet-50, Imagenette): accuracy and seconds a batch."""
 
-OPTIONS: dict[str, Any] = {"strategy": "every", "branch": "confidence"}
+OPTIONS: dict[str, Any] = {"strategy": "every", "gate": "confidence"}
 EPOCHS = {"exits": 8, "gates": 30}
 BATCH = 512
 

@@ -93,7 +93,6 @@ def main() -> None:
     ee = leenet_fx.attach(
         model,
         "linear",
-        branch="confidence",
         # Exits stand behind cells. By itself the library looks for repeated blocks of two or more
         # weighted layers; these have one each. Names do as well: blocks=["cells.*"].
         blocks=[Cell],

@@ -72,7 +72,6 @@ def run(
         model,
         options.strategy,
         # A gate on how sure the exit's classifier is: little to learn, so few images suffice.
-        branch="confidence",
         # Where the data have other classes than the network, the final classifier is replaced.
         num_classes=len(data.classes),
         example_inputs=torch.zeros(1, *shape, device=DEVICE),

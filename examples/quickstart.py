@@ -27,9 +27,7 @@ def main() -> None:
     shuffle = torch.Generator().manual_seed(0)
     model = train_backbone(digits["train"], epochs=2, seed=0)
 
-    ee = leenet_fx.attach(
-        model, "linear", branch="confidence", example_inputs=digits["train"].images[:1]
-    )
+    ee = leenet_fx.attach(model, "linear", example_inputs=digits["train"].images[:1])
     print(ee)
 
     train = digits["train"].loader(64, shuffle)

@@ -36,6 +36,9 @@ from leenet_fx.errors import (
 from leenet_fx.errors import (
     UnknownNameError as UnknownNameError,
 )
+from leenet_fx.evaluation.budgets import (
+    set_budget as set_budget,
+)
 from leenet_fx.evaluation.evaluate import (
     ClassRow as ClassRow,
 )
@@ -79,13 +82,16 @@ from leenet_fx.methods.method import (
     list_methods as list_methods,
 )
 from leenet_fx.methods.method import (
+    list_overrides as list_overrides,
+)
+from leenet_fx.methods.method import (
     register_method as register_method,
+)
+from leenet_fx.parts.bodies import (
+    Body as Body,
 )
 from leenet_fx.parts.branches import (
     Branch as Branch,
-)
-from leenet_fx.parts.branches import (
-    FeatureShape as FeatureShape,
 )
 from leenet_fx.parts.branches import (
     get_branch as get_branch,
@@ -96,6 +102,36 @@ from leenet_fx.parts.branches import (
 from leenet_fx.parts.branches import (
     register_branch as register_branch,
 )
+from leenet_fx.parts.gates import (
+    Gate as Gate,
+)
+from leenet_fx.parts.gates import (
+    get_gate as get_gate,
+)
+from leenet_fx.parts.gates import (
+    list_gates as list_gates,
+)
+from leenet_fx.parts.gates import (
+    register_gate as register_gate,
+)
+from leenet_fx.parts.heads import (
+    Head as Head,
+)
+from leenet_fx.parts.heads import (
+    get_head as get_head,
+)
+from leenet_fx.parts.heads import (
+    list_heads as list_heads,
+)
+from leenet_fx.parts.heads import (
+    register_head as register_head,
+)
+from leenet_fx.parts.objectives import (
+    Objective as Objective,
+)
+from leenet_fx.parts.objectives import (
+    Outputs as Outputs,
+)
 from leenet_fx.parts.objectives import (
     exit_log_probabilities as exit_log_probabilities,
 )
@@ -103,19 +139,49 @@ from leenet_fx.parts.objectives import (
     exit_losses as exit_losses,
 )
 from leenet_fx.parts.objectives import (
+    get_objective as get_objective,
+)
+from leenet_fx.parts.objectives import (
     leenet_loss as leenet_loss,
+)
+from leenet_fx.parts.objectives import (
+    list_objectives as list_objectives,
+)
+from leenet_fx.parts.objectives import (
+    register_objective as register_objective,
+)
+from leenet_fx.parts.objectives import (
+    soft_probabilities as soft_probabilities,
+)
+from leenet_fx.parts.policies import (
+    ClassMeanDistance as ClassMeanDistance,
+)
+from leenet_fx.parts.policies import (
+    Dial as Dial,
+)
+from leenet_fx.parts.policies import (
+    Entropy as Entropy,
 )
 from leenet_fx.parts.policies import (
     LearnedGate as LearnedGate,
 )
 from leenet_fx.parts.policies import (
+    Margin as Margin,
+)
+from leenet_fx.parts.policies import (
     MaxProbability as MaxProbability,
+)
+from leenet_fx.parts.policies import (
+    Patience as Patience,
 )
 from leenet_fx.parts.policies import (
     Policy as Policy,
 )
 from leenet_fx.parts.policies import (
     Shut as Shut,
+)
+from leenet_fx.parts.policies import (
+    Vote as Vote,
 )
 from leenet_fx.parts.policies import (
     get_policy as get_policy,
@@ -128,6 +194,27 @@ from leenet_fx.parts.policies import (
 )
 from leenet_fx.parts.recipes import (
     Step as Step,
+)
+from leenet_fx.parts.recipes import (
+    Turn as Turn,
+)
+from leenet_fx.parts.recipes import (
+    one_turn as one_turn,
+)
+from leenet_fx.parts.sites import (
+    FeatureShape as FeatureShape,
+)
+from leenet_fx.parts.sites import (
+    Site as Site,
+)
+from leenet_fx.parts.thresholds import (
+    get_solver as get_solver,
+)
+from leenet_fx.parts.thresholds import (
+    list_solvers as list_solvers,
+)
+from leenet_fx.parts.thresholds import (
+    register_solver as register_solver,
 )
 from leenet_fx.storage.exits import (
     load as load,

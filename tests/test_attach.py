@@ -152,7 +152,7 @@ def test_the_seed_alone_decides_the_new_weights():
         for seed in (1, 1, 2)
     )
     assert torch.equal(state, torch.get_rng_state())
-    for key in ("exits.0.classifier.weight", "fc.weight"):
+    for key in ("exits.0.head.linear.weight", "fc.weight"):
         assert torch.equal(one.state_dict()[key], two.state_dict()[key])
         assert not torch.equal(one.state_dict()[key], other.state_dict()[key])
 
@@ -334,18 +334,19 @@ def test_heads_pool_over_the_right_axes(name, options, axis, width):
     ee = leenet_fx.attach(model, [0], example_inputs=images(1, 3, 64, 64))
     branch = ee.exits[0]
     assert branch.features[0].channel_axis == axis
-    assert branch.classifier.in_features == width
+    assert branch.body.width == width
     feature = next(ee.exit_features(images(2, 3, 64, 64)))[0]
     others = tuple(a for a in range(1, feature.ndim) if a != axis)
-    assert torch.allclose(branch.embed(*branch.reduce(feature)), feature.mean(others))
+    assert torch.allclose(branch.body(*branch.reduce(feature)), feature.mean(others))
 
 
 def test_a_finer_grid_sees_each_quarter_of_either_layout():
-    from leenet_fx.parts.branches import FeatureShape, PoolBranch
+    from leenet_fx.parts.bodies import Pool
+    from leenet_fx.parts.sites import FeatureShape, Site
 
     nchw = images(2, 6, 8, 8)
-    first = PoolBranch([FeatureShape((1, 6, 8, 8), 1)], 10)
-    last = PoolBranch([FeatureShape((1, 8, 8, 6), 3)], 10)
+    first = Pool(Site((FeatureShape((1, 6, 8, 8), 1),), 10))
+    last = Pool(Site((FeatureShape((1, 8, 8, 6), 3),), 10))
     expected = torch.stack(
         [
             nchw[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((2, 3))
@@ -355,8 +356,8 @@ def test_a_finer_grid_sees_each_quarter_of_either_layout():
         2,
     ).flatten(1)
     assert first.grid == 4
-    assert torch.allclose(first.embed(*first.reduce(nchw)), expected, atol=1e-6)
-    assert torch.allclose(last.embed(*last.reduce(nchw.permute(0, 2, 3, 1))), expected, atol=1e-6)
+    assert torch.allclose(first(*first.reduce(nchw)), expected, atol=1e-6)
+    assert torch.allclose(last(*last.reduce(nchw.permute(0, 2, 3, 1))), expected, atol=1e-6)
 
 
 class Windows(TinyNet):

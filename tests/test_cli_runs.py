@@ -62,7 +62,7 @@ def test_fit_leaves_exits_metrics_and_its_options(place):
     assert options["alpha"] == 0.3
     assert options["epochs"] == 3
     assert options["data"] == f"{place}/images"
-    assert options["branch"] == "confidence"
+    assert options["method"] == "leenet"
 
 
 def test_a_run_can_be_repeated_from_its_options(place, tmp_path):

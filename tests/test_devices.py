@@ -42,7 +42,7 @@ def test_two_processes_give_the_result_of_one(kept, tmp_path):
         assert a.val_loss == pytest.approx(b.val_loss, rel=1e-4)
     assert two.policy == one.policy
     loaded = leenet_fx.load(tmp_path, tiny())
-    assert torch.equal(loaded.exits[0].classifier.weight, two.exits[0].classifier.weight)
+    assert torch.equal(loaded.exits[0].head.linear.weight, two.exits[0].head.linear.weight)
 
 
 def test_an_error_in_a_process_is_the_error_of_one():

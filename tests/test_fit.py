@@ -87,7 +87,7 @@ def test_classifiers_are_fitted_apart_from_each_other():
     for ee in (together, alone):
         leenet_fx.fit(ee, loader(), epochs={"exits": 3, "gates": 0})
     assert torch.allclose(
-        together.exits[1].classifier.weight, alone.exits[0].classifier.weight, atol=1e-6
+        together.exits[1].head.linear.weight, alone.exits[0].head.linear.weight, atol=1e-6
     )
 
 
@@ -112,11 +112,11 @@ def test_global_random_state_is_left_alone():
 def test_steps_can_be_left_out():
     ee = attached()
     leenet_fx.fit(ee, loader(), epochs={"exits": 2, "gates": 0})
-    classifiers = [e.classifier.weight.clone() for e in ee.exits]
+    classifiers = [e.head.linear.weight.clone() for e in ee.exits]
     result = leenet_fx.fit(ee, loader(), alpha=0.7, epochs={"exits": 0, "gates": 2})
     assert [epoch.step for epoch in result.history] == ["gates", "gates"]
     assert all(
-        torch.equal(w, e.classifier.weight) for w, e in zip(classifiers, ee.exits, strict=True)
+        torch.equal(w, e.head.linear.weight) for w, e in zip(classifiers, ee.exits, strict=True)
     )
     with pytest.raises(UnknownNameError, match="Did you mean 'gates'"):
         leenet_fx.fit(ee, loader(), epochs={"gate": 2})
@@ -167,7 +167,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_weights():
             self.starts = []
 
         def __iter__(self):
-            self.starts.append(ee.exits[0].classifier.weight.detach().clone())
+            self.starts.append(ee.exits[0].head.linear.weight.detach().clone())
             x, labels = data(32)
             yield x, labels
             yield (x * float("nan") if len(self.starts) == 4 else x), labels
@@ -175,7 +175,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_weights():
     train = Turning()
     with pytest.raises(TrainingError, match=r"'exits' is nan in epoch 3 \(train batch 2\)"):
         leenet_fx.fit(ee, train, epochs={"exits": 5, "gates": 0})
-    assert torch.equal(ee.exits[0].classifier.weight, train.starts[3])
+    assert torch.equal(ee.exits[0].head.linear.weight, train.starts[3])
     assert not torch.equal(train.starts[3], train.starts[1])
     assert ee.policy == Shut()
 
@@ -273,7 +273,7 @@ def test_a_bad_batch_late_in_an_epoch_undoes_what_was_trained():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"alpha": 1.2}, InputError, r"alpha must lie in \[0, 1\], got 1.2"),
+        ({"alpha": 1.2}, InputError, r"must lie in \[0, 1\], got 1.2"),
         ({"alpha": -0.1}, InputError, "alpha"),
         ({"alpha": float("nan")}, InputError, "alpha"),
         ({"alpha": "high"}, InputError, "alpha"),
@@ -295,11 +295,19 @@ def test_bad_arguments(options, error, message):
 
 def test_a_users_own_method_and_branch():
     name = "test-own-method"
-    steps = (leenet_fx.Step("heads", "classifiers", lambda losses, gates, costs, a: losses.mean()),)
-    leenet_fx.register_method(name)(
-        leenet_fx.Method(name, steps, leenet_fx.MaxProbability(0.9), "a test")
-    )
+
+    class FirstExit(leenet_fx.Objective):
+        def __call__(self, outputs):
+            return outputs.losses[:, 0].mean()
+
+    @leenet_fx.register_method(name)
+    def own(threshold=0.9):
+        steps = (leenet_fx.one_turn("heads", "classifiers", FirstExit()),)
+        return leenet_fx.Method(steps, leenet_fx.MaxProbability(threshold), "a test")
+
     ee = attached()
-    result = leenet_fx.fit(ee, loader(), method=name, epochs=2)
+    result = leenet_fx.fit(ee, loader(), method=name, epochs=2, threshold=0.7)
     assert [epoch.step for epoch in result.history] == ["heads", "heads"]
-    assert ee.policy == leenet_fx.MaxProbability(0.9)
+    assert ee.policy == leenet_fx.MaxProbability(0.7)
+    with pytest.raises(UnknownNameError, match="Did you mean 'threshold'"):
+        leenet_fx.fit(ee, loader(), method=name, epochs=1, treshold=0.7)

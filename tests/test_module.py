@@ -88,7 +88,7 @@ def test_survivors_keep_channels_last():
 
 
 def test_nothing_is_computed_for_samples_that_left():
-    ee = attached()
+    ee = attached(branch_options={"gate": "features"})
     rows: dict[str, list[int]] = {}
 
     def watch(path):
@@ -97,7 +97,7 @@ def test_nothing_is_computed_for_samples_that_left():
 
         ee.get_submodule(path).register_forward_hook(hook)
 
-    for path in ("blocks.1.conv1", "blocks.2.conv1", "fc", "exits.0.classifier", "exits.1.gate"):
+    for path in ("blocks.1.conv1", "blocks.2.conv1", "fc", "exits.0.head", "exits.1.gate"):
         watch(path)
     ee.policy = LearnedGate([float("inf"), -float("inf"), 0.0, 0.0])
     ee(images(5, 3, 16, 16))
@@ -105,7 +105,7 @@ def test_nothing_is_computed_for_samples_that_left():
     rows.clear()
     ee.predict(images(5, 3, 16, 16), exit_index=torch.tensor([0, 4, 0, 2, 0]))
     assert rows == {
-        "exits.0.classifier": [3],
+        "exits.0.head": [3],
         "blocks.1.conv1": [2],
         "blocks.2.conv1": [2],
         "fc": [1],
@@ -113,9 +113,9 @@ def test_nothing_is_computed_for_samples_that_left():
 
 
 def test_heads_run_only_for_those_who_leave_at_a_gate():
-    ee = attached()
+    ee = attached(branch_options={"gate": "features"})
     sizes = []
-    ee.get_submodule("exits.0.classifier").register_forward_hook(
+    ee.get_submodule("exits.0.head").register_forward_hook(
         lambda module, inputs, output: sizes.append(len(inputs[0]))
     )
     x = images(8, 3, 16, 16)

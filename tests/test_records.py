@@ -17,7 +17,7 @@ from leenet_fx.evaluation.records import Records, auroc, calibration_error, repl
 
 @pytest.fixture(scope="module")
 def fitted():
-    ee = attached(branch="confidence")
+    ee = attached()
     leenet_fx.fit(ee, loader(), alpha=0.3, epochs={"exits": 4, "gates": 8})
     # Thresholds in the middle of what the gates say: somebody leaves everywhere.
     gates = ee.all_exits(data(150, 5)[0]).gates

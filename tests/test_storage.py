@@ -186,13 +186,13 @@ def test_tensors_that_do_not_fit_change_nothing(tmp_path):
 
     leenet_fx.save(fitted(), tmp_path)
     weights = load_file(tmp_path / "exits.safetensors")
-    weights["exits.0.classifier.weight"] = torch.zeros(2, 2)
+    weights["exits.0.head.linear.weight"] = torch.zeros(2, 2)
     save_file(weights, tmp_path / "exits.safetensors")
     digest = hashlib.sha256((tmp_path / "exits.safetensors").read_bytes()).hexdigest()
     edit(tmp_path, weights_sha256=digest)
     bare = attached()
     before = {key: value.clone() for key, value in bare.state_dict().items()}
-    with pytest.raises(StorageError, match=r"'exits.0.classifier.weight' has shape \(2, 2\)"):
+    with pytest.raises(StorageError, match=r"'exits.0.head.linear.weight' has shape \(2, 2\)"):
         leenet_fx.load(tmp_path, bare)
     assert all(torch.equal(before[key], value) for key, value in bare.state_dict().items())
 

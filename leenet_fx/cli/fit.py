@@ -26,11 +26,15 @@ def fit(
     num_exits: o.NumExitsOption = None,
     at: o.AtOption = None,
     block: o.BlockOption = None,
-    branch: o.BranchOption = "confidence",
+    branch: o.BranchOption = None,
+    head: o.HeadOption = None,
+    gate: o.GateOption = None,
+    conv_blocks: o.BlocksOption = None,
     num_classes: o.NumClassesOption = None,
     input_size: o.InputSizeOption = None,
     method: o.MethodOption = "leenet",
-    alpha: Annotated[float, typer.Option(help="Weight of cost against error, 0 to 1.")] = 0.5,
+    set_: o.SetOption = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight of cost against error.")] = None,
     cost: o.CostOption = "flops",
     epochs: o.EpochsOption = 10,
     gate_epochs: o.GateEpochsOption = None,
@@ -60,7 +64,12 @@ def fit(
     """
     import torch
 
-    from leenet_fx.cli.setup import attach_by_name, open_images, step_epochs
+    from leenet_fx.cli.setup import (
+        attach_by_name,
+        method_options,
+        open_images,
+        step_epochs,
+    )
     from leenet_fx.data.transforms import make_transform
     from leenet_fx.training.fit import fit as fit_exits
 
@@ -71,6 +80,10 @@ def fit(
         at=at,
         block=block,
         branch=branch,
+        head=head,
+        gate=gate,
+        conv_blocks=conv_blocks,
+        method=method,
         num_classes=num_classes,
         input_size=input_size,
         pretrained=pretrained,
@@ -93,7 +106,7 @@ def fit(
         method=method,
         alpha=alpha,
         cost=cost,
-        epochs=step_epochs(ee, epochs, gate_epochs),
+        epochs=step_epochs(ee, method, epochs, gate_epochs),
         lr=lr,
         patience=patience,
         cache=not augment,
@@ -104,6 +117,7 @@ def fit(
         devices=devices,
         precision=precision,
         seed=seed,
+        **method_options(method, set_),
     )
     write_config(out, resolved(ctx), overwrite=resume)
     if wants_json(format, as_json):

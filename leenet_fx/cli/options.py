@@ -40,7 +40,20 @@ BlockOption = Annotated[
     list[str] | None,
     typer.Option(help="Modules that are blocks, such as 'layer?.*'; repeatable."),
 ]
-BranchOption = Annotated[str, typer.Option(help="What hangs on an exit.")]
+BranchOption = Annotated[
+    str | None, typer.Option(help="What hangs on an exit: pool, flatten, bnpool, conv, …")
+]
+HeadOption = Annotated[
+    str | None, typer.Option(help="Its head: linear, projection, cascade, additive, means.")
+]
+GateOption = Annotated[
+    str | None, typer.Option(help="Its gate: confidence, history, features, dial.")
+]
+BlocksOption = Annotated[int | None, typer.Option(min=0, help="Convolutions of a 'conv' branch.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="An option of the method, as NAME=VALUE; repeatable."),
+]
 NumClassesOption = Annotated[int | None, typer.Option(help="Classes, if not the model's.")]
 InputSizeOption = Annotated[
     str | None, typer.Option(help="Image size as CxHxW, for example 3x224x224.")

@@ -24,7 +24,11 @@ def attach_by_name(
     num_exits: int | None = None,
     at: list[str] | None = None,
     block: list[str] | None = None,
-    branch: str = "pool",
+    branch: str | None = None,
+    head: str | None = None,
+    gate: str | None = None,
+    conv_blocks: int | None = None,
+    method: str | None = None,
     num_classes: int | None = None,
     input_size: str | None = None,
     pretrained: bool = False,
@@ -36,6 +40,8 @@ def attach_by_name(
     """Builds a backbone by name and puts exits into it.
 
     Args:
+        head, gate, conv_blocks: options of branches; None leaves them out.
+        method: whose branches to take where none are named.
         meta: whether to do without weights, where only shapes and costs are asked for.
         name: what tables call it; None takes `model`.
 
@@ -56,6 +62,12 @@ def attach_by_name(
         example_inputs=_example(input_size, meta),
         blocks=block or None,
         branch=branch,
+        branch_options={
+            name: value
+            for name, value in (("head", head), ("gate", gate), ("blocks", conv_blocks))
+            if value is not None
+        },
+        method=method,
         num_classes=num_classes,
         copy=False,
         seed=seed,
@@ -83,10 +95,42 @@ def build(
     return network.eval()
 
 
-def step_epochs(ee: EarlyExitModule, epochs: int, gate_epochs: int | None) -> dict[str, int]:
+def step_epochs(
+    ee: EarlyExitModule, method: str, epochs: int, gate_epochs: int | None
+) -> dict[str, int]:
     """Epochs of each step that there is: a final classifier is trained where it is new."""
-    lengths = {"exits": epochs, "gates": epochs if gate_epochs is None else gate_epochs}
-    return {**lengths, "final": epochs} if ee.spec.classifier_is_new else lengths
+    from leenet_fx.methods import get_method
+
+    lengths = {}
+    for step in get_method(method).steps:
+        if step.trains == {"gates"} and gate_epochs is not None:
+            lengths[step.name] = gate_epochs
+        elif step.trains != {"final"} or ee.spec.classifier_is_new:
+            lengths[step.name] = epochs
+    return lengths
+
+
+def method_options(method: str, given: list[str] | None) -> dict[str, Any]:
+    """`NAME=VALUE` texts as options of a method; values are read as YAML reads them.
+
+    Raises:
+        InputError, UnknownNameError: not of that form, or not an option of the method.
+    """
+    import yaml
+
+    from leenet_fx.methods import get_method
+
+    options: dict[str, Any] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InputError(f"--set is like recipe=joint, got '{text}'.")
+        try:
+            options[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {text}: {first_line(error)}") from error
+    get_method(method, **options)
+    return options
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

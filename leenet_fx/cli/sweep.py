@@ -32,10 +32,14 @@ def sweep(
     num_exits: o.NumExitsOption = None,
     at: o.AtOption = None,
     block: o.BlockOption = None,
-    branch: o.BranchOption = "confidence",
+    branch: o.BranchOption = None,
+    head: o.HeadOption = None,
+    gate: o.GateOption = None,
+    conv_blocks: o.BlocksOption = None,
     num_classes: o.NumClassesOption = None,
     input_size: o.InputSizeOption = None,
     method: o.MethodOption = "leenet",
+    set_: o.SetOption = None,
     cost: o.CostOption = "flops",
     epochs: o.EpochsOption = 10,
     gate_epochs: o.GateEpochsOption = None,
@@ -56,7 +60,12 @@ def sweep(
     """
     import torch
 
-    from leenet_fx.cli.setup import attach_by_name, open_images, step_epochs
+    from leenet_fx.cli.setup import (
+        attach_by_name,
+        method_options,
+        open_images,
+        step_epochs,
+    )
     from leenet_fx.evaluation.sweep import sweep as run_sweep
     from leenet_fx.report.records import FILES, make_record, write_record
     from leenet_fx.storage.files import check_free
@@ -70,6 +79,10 @@ def sweep(
         at=at,
         block=block,
         branch=branch,
+        head=head,
+        gate=gate,
+        conv_blocks=conv_blocks,
+        method=method,
         num_classes=num_classes,
         input_size=input_size,
         pretrained=pretrained,
@@ -89,8 +102,9 @@ def sweep(
         seeds=range(seed, seed + seeds),
         method=method,
         cost=cost,
-        epochs=step_epochs(ee, epochs, gate_epochs),
+        epochs=step_epochs(ee, method, epochs, gate_epochs),
         lr=lr,
+        **method_options(method, set_),
         timed=timed,
         progress=True,
     )

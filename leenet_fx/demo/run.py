@@ -122,7 +122,6 @@ def _run_seed(seed: int, effort: Effort, output: Path) -> DemoRun:
     ee = attach(
         backbone,
         "linear",
-        branch="confidence",
         example_inputs=test.images[:1],
         name="digits net",
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 from leenet_fx.parts.policies import Policy
 from leenet_fx.surgery.model import EarlyExitModule, device_of, final_classifier
 from leenet_fx.training.cache import FeatureCache
+from leenet_fx.training.evidence import evidence_of
 
 BINS = 15
 """Bins of the calibration error."""
@@ -97,9 +98,16 @@ def who_leaves_where(policy: Policy, logits: Sequence[Tensor], gates: Tensor) ->
     count = len(logits) - 1
     exit_index = torch.full((len(gates),), count, device=gates.device)
     for index in reversed(range(count)):
-        scores = logits[index] if policy.reads == "logits" else gates[:, index]
+        scores = read_by(policy, index, logits, gates)
         exit_index = torch.where(policy.leaves(index, scores), index, exit_index)
     return exit_index
+
+
+def read_by(policy: Policy, index: int, logits: Sequence[Tensor], gates: Tensor) -> Tensor:
+    """What a policy reads at an exit: of `logits` (B, classes) each, and `gates` (B, N)."""
+    if policy.reads == "history":
+        return torch.stack(list(logits[: index + 1]), 1)
+    return logits[index] if policy.reads == "logits" else gates[:, index]
 
 
 @torch.no_grad()
@@ -111,15 +119,13 @@ def replay(ee: EarlyExitModule, kept: FeatureCache) -> Records:
     """
     kept.check(ee)
     parts = []
+    branches = list(ee.exits.branches())
     for rows in kept.in_order(device_of(ee), final=final_classifier(ee)):
-        answers = [
-            branch.answer(*read)
-            for branch, read in zip(ee.exits.branches(), rows.reduced, strict=True)
-        ]
-        assert rows.final is not None
-        logits = [*(at for at, _ in answers), rows.final]
-        gates = torch.stack([gate for _, gate in answers], 1)
-        parts.append(record(logits, who_leaves_where(ee.policy, logits, gates), rows.labels))
+        found = evidence_of(branches, rows)
+        scored = zip(branches, found.evidence, strict=True)
+        gates = torch.stack([branch.score(at, ee.policy.alpha) for branch, at in scored], 1)
+        left = who_leaves_where(ee.policy, found.logits, gates)
+        parts.append(record(found.logits, left, rows.labels))
     return joined(parts)
 
 

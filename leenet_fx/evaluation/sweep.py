@@ -13,6 +13,7 @@ from leenet_fx import text
 from leenet_fx.errors import InputError
 from leenet_fx.evaluation.evaluate import Evaluation, evaluate, summarise
 from leenet_fx.evaluation.records import replay
+from leenet_fx.methods import get_method
 from leenet_fx.surgery.model import EarlyExitModule
 from leenet_fx.training.cache import FeatureCache, cache_features
 from leenet_fx.training.fit import fit
@@ -144,6 +145,7 @@ def sweep(
     timed: int = 0,
     keep: Callable[[Point, EarlyExitModule], None] | None = None,
     progress: bool | None = None,
+    **overrides: Any,
 ) -> Sweep:
     """Fits exits once for each seed and gates for each α, and measures each on the report images.
 
@@ -163,12 +165,15 @@ def sweep(
             for none.
         keep: called with each point and the network fitted for it.
         progress: whether to tell of each point on stderr; None does so on a terminal.
+        overrides: options of the method, as `fit` takes them.
 
     Raises:
+        InputError: the method has no step that trains gates alone.
         InputError, UnknownNameError, StorageError, TrainingError: as `fit` and `cache_features`.
     """
     if not alphas or not seeds:
         raise InputError("A sweep needs at least one alpha and one seed.")
+    before, gate_epochs = _phases(method, overrides, epochs, ee.spec.classifier_is_new)
     made: list[FeatureCache] = []
 
     def kept(data: Any) -> FeatureCache:
@@ -188,7 +193,7 @@ def sweep(
         for turn, seed in enumerate(seeds):
             work = copy.deepcopy(ee)
             options: dict[str, Any] = {"method": method, "cost": cost, "lr": lr, "seed": seed}
-            before, gate_epochs = _phases(epochs, ee.spec.classifier_is_new)
+            options.update(overrides)
             fit(work, fitted_on, epochs=before, progress=False, **options)
             for alpha in alphas:
                 fit(work, gates_on, alpha=alpha, epochs=gate_epochs, progress=False, **options)
@@ -223,14 +228,20 @@ def sweep(
 
 
 def _phases(
-    epochs: int | dict[str, int], train_final: bool
+    method: str, overrides: dict[str, Any], epochs: int | dict[str, int], train_final: bool
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Epochs of what comes before the gates, and of the gates alone."""
+    steps = get_method(method, **overrides).steps
+    if steps[-1].trains != {"gates"}:
+        raise InputError(
+            f"Method '{method}' has no last step that trains gates alone, so α cannot vary on the "
+            "same exits; 'leenet-fx compare' draws its frontier."
+        )
     if isinstance(epochs, int):
-        epochs = dict.fromkeys(("exits", "final") if train_final else ("exits",), epochs)
-        epochs["gates"] = epochs["exits"]
-    gates = epochs.get("gates", 10)
-    return {**epochs, "gates": 0}, {"exits": 0, "final": 0, "gates": gates}
+        epochs = {s.name: epochs for s in steps if s.trains != {"final"} or train_final}
+    last = steps[-1].name
+    none = {step.name: 0 for step in steps if step.trains != {"final"} or train_final}
+    return {**epochs, last: 0}, {**none, last: epochs.get(last, 10)}
 
 
 def _point(alpha: float, seed: int, found: Evaluation, times: Evaluation | None) -> Point:

@@ -1,50 +1,53 @@
-"""Branches: what hangs on an exit: an embedding of the features, a gate, a classifier."""
+"""Branches: what hangs on an exit: a body, a head, a gate."""
 
 from __future__ import annotations
 
-import math
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leenet_fx.errors import InputError
+from leenet_fx.parts.bodies import Body, BodyFactory, Conv, Flatten, NormPool, Pool
+from leenet_fx.parts.gates import Gate, get_gate, reset_row
+from leenet_fx.parts.heads import Head, LinearHead, MeansHead, get_head
+from leenet_fx.parts.sites import FeatureShape, Site
 from placement import Registry
+from placement.registry import unknown_name
 
-
-@dataclass(frozen=True)
-class FeatureShape:
-    """A tensor an exit reads: its shape for one image, batch axis included; its channel axis."""
-
-    shape: tuple[int, ...]
-    channel_axis: int
-
-    @property
-    def channels(self) -> int:
-        """Number of channels."""
-        return self.shape[self.channel_axis]
-
-    @property
-    def numel(self) -> int:
-        """Values for one image."""
-        return math.prod(self.shape[1:])
+__all__ = ["Branch", "FeatureShape", "Site"]
 
 
 class Branch(nn.Module, ABC):
     """An exit in steps, so that each runs only for the samples that need it.
 
-    reduce → embed → score → classify. Subclasses take `(features: Sequence[FeatureShape],
-    num_classes: int)` and define `embed`, `score`, `classify` and the two parameter groups.
+    reduce → embed → evidence → score, and embed → classify. A branch of one's own takes a `Site`
+    (and options by name, if any) and defines `embed`, `score`, `classify` and the groups of
+    parameters.
+
+    Attributes:
+        site: where it stands.
+        reads_earlier: whether `embed` and `evidence` need what earlier exits said.
     """
 
-    def __init__(self, features: Sequence[FeatureShape], num_classes: int) -> None:
+    def __init__(self, site: Site, *, reads_earlier: bool = False) -> None:
         super().__init__()
-        self.features = tuple(features)
-        self.num_classes = num_classes
+        self.site = site
+        self.reads_earlier = reads_earlier and site.position > 0
+
+    @property
+    def features(self) -> tuple[FeatureShape, ...]:
+        """The tensors it reads."""
+        return self.site.features
+
+    @property
+    def reduction(self) -> str:
+        """What `reduce` does, in words: branches that agree in it can share what was kept."""
+        return type(self).__qualname__
 
     def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
         """What the branch needs of its features, each batch first; uses no parameter.
@@ -54,16 +57,38 @@ class Branch(nn.Module, ABC):
         return features
 
     @abstractmethod
-    def embed(self, *reduced: Tensor) -> Tensor:
-        """What `reduce` left, each batch first → (B, n)."""
+    def embed(self, *reduced: Tensor, earlier: Tensor | None = None) -> Tensor:
+        """The state of each sample.
+
+        Args:
+            reduced: what `reduce` left.
+            earlier: (B, position, m) what earlier exits `said`, where `reads_earlier`.
+
+        Returns:
+            (B, n).
+        """
+
+    def evidence(self, state: Tensor, earlier: Tensor | None = None) -> Tensor:
+        """What the gate judges by, (B, k); uses no parameter that gates train."""
+        del earlier
+        return state
 
     @abstractmethod
-    def score(self, embedded: Tensor) -> Tensor:
-        """(B, n) → gate logits (B,), before the sigmoid."""
+    def score(self, evidence: Tensor, alpha: Tensor | float | None = None) -> Tensor:
+        """(B, k) → gate logits (B,), before the sigmoid.
+
+        Args:
+            evidence: what `evidence` gave.
+            alpha: weight of the cost, for gates with a dial: a number, or one for each sample.
+        """
 
     @abstractmethod
-    def classify(self, embedded: Tensor) -> Tensor:
+    def classify(self, state: Tensor) -> Tensor:
         """(B, n) → class logits (B, num_classes)."""
+
+    def said(self, state: Tensor) -> Tensor:
+        """(B, n) → what later exits are told (B, num_classes)."""
+        return self.classify(state)
 
     @abstractmethod
     def gate_parameters(self) -> list[nn.Parameter]:
@@ -73,11 +98,19 @@ class Branch(nn.Module, ABC):
     def classifier_parameters(self) -> list[nn.Parameter]:
         """Parameters trained by the classifiers' objective."""
 
+    def deep_parameters(self) -> list[nn.Parameter]:
+        """Those of the classifiers' that learn at the rate of a deep network."""
+        return []
+
+    def ensemble_parameters(self) -> list[nn.Parameter]:
+        """Parameters trained once classifiers are."""
+        return []
+
     @abstractmethod
     def reset_gate(self, generator: torch.Generator, chance: float) -> None:
         """Draws the gate anew, so that it opens for about a share of `chance` of the samples."""
 
-    def standardise_inputs(self, *reduced: Tensor) -> None:
+    def measure_inputs(self, *reduced: Tensor) -> None:
         """Lets the branch scale what `reduce` leaves by what it is on training images; optional.
 
         Called before classifiers are trained; a branch that has trained keeps the scale it has.
@@ -86,24 +119,54 @@ class Branch(nn.Module, ABC):
             reduced: each (n, …).
         """
 
-    def standardise(self, embedded: Tensor) -> None:
+    def measure_evidence(self, evidence: Tensor) -> None:
         """Lets the gate scale its inputs by what they are on training images; optional.
 
         Args:
-            embedded: (n, width) embeddings.
+            evidence: (n, k).
         """
 
-    def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features → class logits (B, num_classes) and gate logits (B,)."""
-        return self.answer(*self.reduce(*features))
+    def begin(self, group: str) -> None:
+        """Told before a step which group of `leenet_fx.parts.recipes.Group` it trains; optional."""
 
-    def answer(self, *reduced: Tensor) -> tuple[Tensor, Tensor]:
-        """What `reduce` left → class logits (B, num_classes) and gate logits (B,)."""
-        embedded = self.embed(*reduced)
-        return self.classify(embedded), self.score(embedded)
+    def count(self, labels: Tensor, *reduced: Tensor) -> None:
+        """Takes a batch into account, for branches whose classifier is counted, not trained.
+
+        Args:
+            labels: (B,).
+            reduced: what `reduce` left.
+
+        Raises:
+            InputError: the branch counts nothing.
+        """
+        raise InputError(
+            f"{type(self).__name__} has no class means: attach with branch_options={{'head': "
+            "'means'}."
+        )
+
+    def counted(self, summed: Callable[[Tensor], Tensor]) -> None:
+        """Told once every batch was counted.
+
+        Args:
+            summed: sums a tensor over processes.
+        """
+
+    def forward(
+        self, *features: Tensor, earlier: Sequence[tuple[Tensor, ...]] = ()
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features → class logits (B, m), gate logits (B,), what later exits are told (B, m).
+
+        Args:
+            features: what the exit reads.
+            earlier: what this method gave at each exit before.
+        """
+        heard = torch.stack([said for _, _, said in earlier], 1) if earlier else None
+        state = self.embed(*self.reduce(*features), earlier=heard)
+        return self.classify(state), self.score(self.evidence(state, heard)), self.said(state)
 
 
-BranchFactory: TypeAlias = Callable[[Sequence[FeatureShape], int], Branch]
+BranchFactory: TypeAlias = Callable[..., Branch]
+"""(site, **options) → branch."""
 
 _branches: Registry[BranchFactory] = Registry("branch", "leenet_fx.branches")
 register_branch = _branches.register
@@ -111,267 +174,205 @@ list_branches = _branches.names
 get_branch = _branches.get
 
 
-class Scale(nn.Module):
-    """Brings n inputs to mean 0 and spread n^−power, as measured on training images.
+class _Composed(Branch):
+    """What all branches on a body share."""
 
-    Features of unlike scale train slowly, and leave a gate that sends all samples one way. The
-    width n counts, for a step of the optimizer moves a sum of n inputs up to n times as far.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, width: int, power: float) -> None:
-        super().__init__()
-        self.power = power
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(width))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(B, n) → (B, n)."""
-        return (inputs - self.mean) * self.scale
+    def __init__(self, body: Body, *, reads_earlier: bool = False) -> None:
+        super().__init__(body.site, reads_earlier=reads_earlier)
+        self.body = body
 
     @property
-    def measured(self) -> bool:
-        """Whether `measure` was called."""
-        return bool((self.mean != 0).any()) or bool((self.scale != 1).any())
+    def reduction(self) -> str:
+        return self.body.reduction
 
-    @torch.no_grad()
-    def measure(self, inputs: Tensor) -> None:
-        """Sets mean and scale by (samples, n) inputs; constant inputs count for nothing."""
-        spread = inputs.std(0, correction=0) * inputs.shape[1] ** self.power
-        self.mean.copy_(inputs.mean(0))
-        self.scale.copy_(torch.where(spread > 1e-6, 1 / spread.clamp(min=1e-6), 0))
+    def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
+        return self.body.reduce(*features)
 
+    def deep_parameters(self) -> list[nn.Parameter]:
+        return list(self.body.parameters())
 
-class Gate(nn.Module):
-    """A linear map n→1 on standardised inputs."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        # Weights move no faster than the bias: a sigmoid that has saturated learns no more.
-        self.inputs = Scale(width, power=1)
-        self.linear = nn.Linear(width, 1)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(B, n) → (B,)."""
-        return torch.squeeze(self.linear(self.inputs(inputs)), 1)
-
-    @torch.no_grad()
-    def reset(self, generator: torch.Generator, chance: float) -> None:
-        """Draws the weights anew; the gate opens for about `chance` of the samples."""
-        _reset_rows(self.linear.weight, self.linear.bias, generator, chance)
+    def measure_inputs(self, *reduced: Tensor) -> None:
+        self.body.measure(*reduced)
 
 
-class _Separate(Branch):
-    """A gate and a classifier that share no parameter.
+class _Gated(_Composed):
+    """What branches with a gate of its own share."""
 
-    By default two linear maps, n→1 and n→m, on the same standardised features (LEENet).
-    """
+    def __init__(self, body: Body, head: Head, gate: Gate, *, reads_earlier: bool = False) -> None:
+        super().__init__(body, reads_earlier=reads_earlier)
+        self.head, self.gate = head, gate
 
-    def __init__(
-        self,
-        features: Sequence[FeatureShape],
-        num_classes: int,
-        width: int,
-        gate_width: int | None = None,
-    ) -> None:
-        super().__init__(features, num_classes)
-        self.inputs = Scale(width, power=0.5)
-        self.gate = Gate(width if gate_width is None else gate_width)
-        self.classifier = nn.Linear(width, num_classes)
-
-    def embed(self, *reduced: Tensor) -> Tensor:
-        embedded: Tensor = self.inputs(*reduced)
-        return embedded
-
-    def score(self, embedded: Tensor) -> Tensor:
-        scores: Tensor = self.gate(embedded)
+    def score(self, evidence: Tensor, alpha: Tensor | float | None = None) -> Tensor:
+        scores: Tensor = self.gate(evidence, alpha)
         return scores
-
-    def classify(self, embedded: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(embedded)
-        return logits
 
     def gate_parameters(self) -> list[nn.Parameter]:
         return list(self.gate.parameters())
 
     def classifier_parameters(self) -> list[nn.Parameter]:
-        return list(self.classifier.parameters())
+        return [*self.body.parameters(), *self.head.classifier_parameters()]
 
     def reset_gate(self, generator: torch.Generator, chance: float) -> None:
         self.gate.reset(generator, chance)
 
-    def standardise_inputs(self, *reduced: Tensor) -> None:
-        if not self.inputs.measured:
-            self.inputs.measure(*reduced)
-
-    def standardise(self, embedded: Tensor) -> None:
-        self.gate.inputs.measure(embedded)
+    def measure_evidence(self, evidence: Tensor) -> None:
+        self.gate.measure(evidence)
 
 
-@register_branch("pool")
-class PoolBranch(_Separate):
-    """Average pooling, then gate and classifier (EENets' `pool`).
+class LazyBranch(_Gated):
+    """Body, then a gate and a linear head side by side: the head runs only for who leaves."""
 
-    Maps are pooled to a grid of 4 x 4, 2 x 2 or 1 x 1 cells, the finest that keeps the classifier
-    within 100,000 weights: few classes afford a finer look, 1000 classes get the global average.
-    Tokens are averaged. Several features are pooled each and joined.
-    """
-
-    def __init__(self, features: Sequence[FeatureShape], num_classes: int) -> None:
-        grid = _grid(features, num_classes)
-        super().__init__(features, num_classes, _pooled_width(features, grid))
-        self.grid = grid
-
-    def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
-        return (_pool(features, self.features, self.grid),)
-
-
-@register_branch("flatten")
-class FlattenBranch(_Separate):
-    """Every value of the features, flattened, then gate and classifier, as LEENet published it."""
-
-    def __init__(self, features: Sequence[FeatureShape], num_classes: int) -> None:
-        super().__init__(features, num_classes, sum(f.numel for f in features))
-
-    def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
-        joined = _join([feature.flatten(1) for feature in features])
-        if isinstance(joined, Tensor) and joined.shape[1] != self.classifier.in_features:
-            raise InputError(
-                f"A 'flatten' branch made for {self.classifier.in_features} values got "
-                f"{joined.shape[1]}: it fits one image size only; 'pool' fits any."
-            )
-        return (joined,)
-
-
-@register_branch("projection")
-class ProjectionBranch(Branch):
-    """Pooled features through one projection n→m+1, gate first (LEENet's proposal)."""
-
-    def __init__(self, features: Sequence[FeatureShape], num_classes: int) -> None:
-        super().__init__(features, num_classes)
-        self.grid = _grid(features, num_classes)
-        width = _pooled_width(features, self.grid)
-        self.inputs = Scale(width, power=0.5)
-        self.projection = nn.Linear(width, num_classes + 1)
-
-    def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
-        return (_pool(features, self.features, self.grid),)
-
-    def embed(self, *reduced: Tensor) -> Tensor:
-        embedded: Tensor = self.projection(self.inputs(*reduced))
+    def embed(self, *reduced: Tensor, earlier: Tensor | None = None) -> Tensor:
+        embedded: Tensor = self.body(*reduced)
         return embedded
 
-    def score(self, embedded: Tensor) -> Tensor:
-        return embedded[:, 0]
+    def classify(self, state: Tensor) -> Tensor:
+        return self.head.classify(self.head(state, None))
 
-    def classify(self, embedded: Tensor) -> Tensor:
-        return embedded[:, 1:]
+
+class ConfidentBranch(_Gated):
+    """Body, head, then a gate on the head's answer: the head runs for all that arrive."""
+
+    def __init__(self, body: Body, head: Head, gate: Gate) -> None:
+        earlier = head.reads_earlier or gate.reads_earlier
+        super().__init__(body, head, gate, reads_earlier=earlier)
+
+    def embed(self, *reduced: Tensor, earlier: Tensor | None = None) -> Tensor:
+        state: Tensor = self.head(self.body(*reduced), earlier)
+        return state
+
+    def evidence(self, state: Tensor, earlier: Tensor | None = None) -> Tensor:
+        return self.gate.evidence(self.classify(state), earlier)
+
+    def classify(self, state: Tensor) -> Tensor:
+        return self.head.classify(state)
+
+    def said(self, state: Tensor) -> Tensor:
+        return self.head.said(state)
+
+    def ensemble_parameters(self) -> list[nn.Parameter]:
+        return self.head.ensemble_parameters()
+
+    def begin(self, group: str) -> None:
+        self.head.begin(group)
+
+    def count(self, labels: Tensor, *reduced: Tensor) -> None:
+        if not isinstance(self.head, MeansHead):
+            super().count(labels, *reduced)
+        else:
+            self.head.count(self.body(*reduced), labels)
+
+    def counted(self, summed: Callable[[Tensor], Tensor]) -> None:
+        if isinstance(self.head, MeansHead):
+            self.head.counted(summed)
+
+
+class ProjectionBranch(_Composed):
+    """A body, then one projection n→m+1, gate first (LEENet's proposal)."""
+
+    def __init__(self, body: Body) -> None:
+        super().__init__(body)
+        self.projection = nn.Linear(body.width, body.site.num_classes + 1)
+
+    def embed(self, *reduced: Tensor, earlier: Tensor | None = None) -> Tensor:
+        state: Tensor = self.projection(self.body(*reduced))
+        return state
+
+    def score(self, evidence: Tensor, alpha: Tensor | float | None = None) -> Tensor:
+        return evidence[:, 0]
+
+    def classify(self, state: Tensor) -> Tensor:
+        return state[:, 1:]
 
     def gate_parameters(self) -> list[nn.Parameter]:
         return list(self.projection.parameters())
 
     def classifier_parameters(self) -> list[nn.Parameter]:
-        return list(self.projection.parameters())
+        return [*self.body.parameters(), *self.projection.parameters()]
 
     def reset_gate(self, generator: torch.Generator, chance: float) -> None:
-        _reset_rows(self.projection.weight[:1], self.projection.bias[:1], generator, chance)
-
-    def standardise_inputs(self, *reduced: Tensor) -> None:
-        if not self.inputs.measured:
-            self.inputs.measure(*reduced)
+        reset_row(self.projection.weight[:1], self.projection.bias[:1], generator, chance)
 
 
-@register_branch("confidence")
-class ConfidenceBranch(_Separate):
-    """Pooled features, a classifier, and a gate on how sure the classifier is.
+def compose(
+    body: BodyFactory,
+    site: Site,
+    *,
+    head: str = "linear",
+    gate: str | None = None,
+    **options: Any,
+) -> Branch:
+    """A branch of parts.
 
-    The gate reads the largest class probability, the margin to the second, the entropy, and the
-    log-odds of the largest (JEI-DNN, Regol et al. 2024, with log-odds for power entropy). The
-    classifier runs for every sample that arrives, and is counted so.
+    Args:
+        body: makes the body.
+        site: where the branch stands.
+        head: a registered head, or "projection": one map n→m+1 with the gate in it.
+        gate: a registered gate; None takes "confidence". A gate on features goes with a linear
+            head, which then runs only for samples that leave.
+        options: for the body.
+
+    Raises:
+        InputError: parts that do not go together, an option that the body does not take.
+        UnknownNameError: no such head or gate.
     """
-
-    def __init__(self, features: Sequence[FeatureShape], num_classes: int) -> None:
-        grid = _grid(features, num_classes)
-        super().__init__(features, num_classes, _pooled_width(features, grid), gate_width=4)
-        self.grid = grid
-
-    def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
-        return (_pool(features, self.features, self.grid),)
-
-    def embed(self, *reduced: Tensor) -> Tensor:
-        embedded: Tensor = self.classifier(self.inputs(*reduced))
-        return embedded
-
-    def score(self, embedded: Tensor) -> Tensor:
-        return super().score(_uncertainty(embedded))
-
-    def classify(self, embedded: Tensor) -> Tensor:
-        return embedded
-
-    def standardise(self, embedded: Tensor) -> None:
-        super().standardise(_uncertainty(embedded))
-
-
-def _uncertainty(logits: Tensor) -> Tensor:
-    """Class logits (B, m) → (B, 4): largest probability, margin, entropy, log-odds."""
-    logs = logits.log_softmax(1)
-    probabilities = logs.exp()
-    ordered = logs.sort(1, descending=True).values
-    first = ordered[:, 0]
-    second = ordered[:, 1] if logits.shape[1] > 1 else torch.full_like(first, -torch.inf)
-    rest = ordered[:, 1:].logsumexp(1) if logits.shape[1] > 1 else torch.zeros_like(first)
-    entropy = -(probabilities * logs).sum(1)
-    return torch.stack([first.exp(), first.exp() - second.exp(), entropy, first - rest], 1)
+    known = list(inspect.signature(body).parameters)[1:]
+    for name in options:
+        if name not in known:
+            raise unknown_name("branch option", name, ("head", "gate", *known))
+    if head == "projection":
+        if gate is not None:
+            raise InputError(f"head='projection' has a gate of its own: leave out gate={gate!r}.")
+        return ProjectionBranch(body(site, **options))
+    made = body(site, **options)
+    head_type, gate_type = get_head(head), get_gate("confidence" if gate is None else gate)
+    made_head = head_type(site, made.width)
+    made_gate = gate_type(site, made.width)
+    if gate_type.reads == "features":
+        if not isinstance(made_head, LinearHead):
+            raise InputError(
+                f"gate='{gate}' reads features, and goes with head='linear'; with head='{head}' "
+                "take a gate that reads the head's answer: 'confidence' or 'history'."
+            )
+        return LazyBranch(made, made_head, made_gate)
+    return ConfidentBranch(made, made_head, made_gate)
 
 
-GRIDS = (4, 2, 1)
-MOST_WEIGHTS = 100_000
+for _name, _body in (("pool", Pool), ("flatten", Flatten), ("bnpool", NormPool), ("conv", Conv)):
+    register_branch(_name)(partial(compose, _body))
 
 
-def _grid(features: Sequence[FeatureShape], num_classes: int) -> int:
-    maps = [f for f in features if len(f.shape) == 4]
-    smallest = min((min(_map_size(f)) for f in maps), default=1)
-    return next(
-        (
-            grid
-            for grid in GRIDS
-            if grid <= smallest and _pooled_width(features, grid) * num_classes <= MOST_WEIGHTS
-        ),
-        1,
-    )
+def make_branch(factory: BranchFactory, site: Site, options: Mapping[str, Any]) -> Branch:
+    """A branch; options that its factory does not take are named.
+
+    Raises:
+        InputError, UnknownNameError: options that do not fit.
+    """
+    takes = inspect.signature(factory).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
+        for name in options:
+            if name not in takes:
+                raise unknown_name("branch option", name, list(takes)[1:])
+    return factory(site, **options)
 
 
-def _map_size(feature: FeatureShape) -> list[int]:
-    return [size for a, size in enumerate(feature.shape) if a not in (0, feature.channel_axis)]
+def answer_all(
+    branches: Iterable[Branch], reduced: Iterable[Sequence[Tensor]]
+) -> list[tuple[Tensor, Tensor | None, Tensor]]:
+    """Every exit's state, what earlier exits said, and its evidence, for samples that pass all.
 
+    Args:
+        branches: in order.
+        reduced: what `reduce` left at each.
 
-def _pooled_width(features: Sequence[FeatureShape], grid: int) -> int:
-    return sum(f.channels * (grid * grid if len(f.shape) == 4 else 1) for f in features)
-
-
-def _pool(features: Sequence[Tensor], shapes: Sequence[FeatureShape], grid: int) -> Tensor:
-    pooled = []
-    for feature, spec in zip(features, shapes, strict=True):
-        rank = len(spec.shape)
-        if rank == 4 and grid > 1:
-            maps = feature.movedim(spec.channel_axis, 1)
-            pooled.append(F.adaptive_avg_pool2d(maps, grid).flatten(1))
-        else:
-            axes = [a for a in range(1, rank) if a != spec.channel_axis]
-            pooled.append(feature.mean(axes) if axes else feature)
-    return _join(pooled)
-
-
-def _join(vectors: list[Tensor]) -> Tensor:
-    return vectors[0] if len(vectors) == 1 else torch.cat(vectors, 1)
-
-
-@torch.no_grad()
-def _reset_rows(weight: Tensor, bias: Tensor, generator: torch.Generator, chance: float) -> None:
-    # Drawn where the generator lives and copied, so that a seed means the same on every device.
-    bound = 1 / math.sqrt(weight.shape[1])
-    drawn = torch.empty(weight.shape, device=generator.device)
-    weight.copy_(drawn.uniform_(-bound, bound, generator=generator))
-    bias.fill_(math.log(chance / (1 - chance)))
+    Returns:
+        For each exit (state, earlier, evidence).
+    """
+    heard: list[Tensor] = []
+    answers = []
+    for branch, read in zip(branches, reduced, strict=True):
+        earlier = torch.stack(heard, 1) if branch.reads_earlier else None
+        state = branch.embed(*read, earlier=earlier)
+        heard.append(branch.said(state))
+        answers.append((state, earlier, branch.evidence(state, earlier)))
+    return answers

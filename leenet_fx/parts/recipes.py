@@ -2,41 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from torch import Tensor
+from leenet_fx.errors import InputError
+from leenet_fx.parts.objectives import FinalClassifier, Objective
 
-Trains: TypeAlias = Literal["classifiers", "final", "gates"]
+Group: TypeAlias = Literal["classifiers", "ensembles", "means", "gates", "final", "backbone"]
+"""What may move: the exits' classifiers with their bodies; ensembles of classifiers; class means;
+gates; the final classifier; all of the backbone, the final classifier included."""
 
-Loss: TypeAlias = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-"""(losses (B, K), gate logits (B, N), relative costs (N+1,), alpha) → scalar."""
+
+@dataclass(frozen=True)
+class Turn:
+    """What moves, and by what.
+
+    Attributes:
+        trains: the groups that move.
+        objective: what is minimised; None for class means, which are counted.
+    """
+
+    trains: tuple[Group, ...]
+    objective: Objective | None
 
 
 @dataclass(frozen=True)
 class Step:
-    """One phase of training with the backbone frozen.
+    """One phase of training.
 
     Attributes:
         name: what users call it, for instance in `epochs={"gates": 5}`.
-        trains: what moves: the exits' classifiers, the final classifier, or the gates.
-        loss: what is minimised. The losses are those of the N exits for "classifiers", of the final
-            classifier for "final", and of all N+1, held constant, for "gates".
-        lr: Adam's learning rate where the user gives none.
-        tempered: whether the losses held constant are those of logits whose temperature was fitted
-            first (Guo et al. 2017): a classifier that knows its training images by heart is too
-            sure of itself, and its cross-entropy says more of that than of its errors.
+        turns: what moves, `period` batches each in turn.
+        lr: Adam's learning rate where the user gives none, of what is linear in scaled inputs.
+        deep_lr: that of the backbone and of bodies with weights; with a learning rate of the
+            user's it keeps its ratio to `lr`.
+        tempered: whether logits held constant are tempered first (Guo et al. 2017): a classifier
+            that knows its training images by heart is too sure of itself, and its cross-entropy
+            says more of that than of its errors.
+        labels: "given", or "backbone": the class that the backbone predicts.
+        dials: whether each sample draws a weight of the cost of its own.
+        period: batches of a turn, where there are several.
     """
 
     name: str
-    trains: Trains
-    loss: Loss
+    turns: tuple[Turn, ...]
     lr: float = 0.1
+    deep_lr: float = 0.003
     tempered: bool = False
+    labels: Literal["given", "backbone"] = "given"
+    dials: bool = False
+    period: int = 200
+
+    @property
+    def trains(self) -> frozenset[Group]:
+        """All that moves."""
+        return frozenset(group for turn in self.turns for group in turn.trains)
 
 
-def sum_of_losses(losses: Tensor, gates: Tensor, costs: Tensor, alpha: float) -> Tensor:
-    """Σᵢ mean CEᵢ. Exits share no parameter, so each is trained as if alone."""
-    del gates, costs, alpha
-    return losses.mean(0).sum()
+def one_turn(
+    name: str, trains: Group | Sequence[Group], objective: Objective | None, **options: object
+) -> Step:
+    """A step with one turn.
+
+    Args:
+        name: of the step.
+        trains: the groups that move.
+        objective: what is minimised.
+        options: the other fields of `Step`.
+    """
+    groups: tuple[Group, ...] = (trains,) if isinstance(trains, str) else tuple(trains)
+    return Step(name, (Turn(groups, objective),), **options)  # type: ignore[arg-type]
+
+
+RECIPES = ("disjoint", "joint", "mixed")
+"""Training regimes (Kubaty et al. 2025). "disjoint": the backbone is frozen. "joint": it trains
+with its exits. "mixed": exits are fitted on the frozen backbone first, then all train together."""
+
+
+def classifier_steps(recipe: str, exits: Objective, together: Objective) -> tuple[Step, ...]:
+    """How exits without gates are trained.
+
+    Args:
+        recipe: one of `RECIPES`.
+        exits: the exits' objective on a frozen backbone.
+        together: the objective of all N+1 outlets where the backbone trains too.
+
+    Raises:
+        InputError: another recipe.
+    """
+    check_recipe(recipe)
+    alone = one_turn("exits", "classifiers", exits)
+    final = one_turn("final", "final", FinalClassifier())
+    joint = one_turn("together", ("classifiers", "backbone"), together, lr=0.03, deep_lr=0.001)
+    return {"disjoint": (alone, final), "joint": (joint,), "mixed": (alone, final, joint)}[recipe]
+
+
+def check_recipe(recipe: str) -> None:
+    """Raises InputError for a recipe that is not one."""
+    if recipe not in RECIPES:
+        raise InputError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}.")

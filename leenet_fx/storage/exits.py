@@ -38,6 +38,7 @@ CONFIG = "exit_config.json"
 SCHEMA = 1
 KEYS = (
     "branch",
+    "branch_options",
     "changed",
     "classifier_is_new",
     "graph",
@@ -163,6 +164,7 @@ def describe(ee: EarlyExitModule) -> dict[str, Any]:
         "changed": list(spec.changed),
         "captured": spec.captured,
         "branch": spec.branch,
+        "branch_options": spec.branch_options,
         "blocks": None if spec.blocks is None else list(spec.blocks),
         "placement": asdict(spec.placement),
         "policy": policy_to_dict(ee.policy),
@@ -242,6 +244,7 @@ def _attached(config: Mapping[str, Any], model: nn.Module, folder: Path) -> Earl
             list(placement.names),
             example_inputs=torch.empty(1, *shape, dtype=weight.dtype, device="meta"),
             branch=config["branch"],
+            branch_options=config["branch_options"],
             num_classes=config["num_classes"],
             blocks=config.get("blocks"),
             name=config["model"],
@@ -272,6 +275,7 @@ def _check_same(config: Mapping[str, Any], ee: EarlyExitModule, folder: Path, st
     for key, found in (
         ("num_classes", ee.spec.num_classes),
         ("branch", ee.spec.branch),
+        ("branch_options", ee.spec.branch_options),
         ("image_shape", list(ee.spec.image_shape)),
     ):
         if config[key] != found:

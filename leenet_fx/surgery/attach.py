@@ -13,7 +13,8 @@ from leenet_fx.errors import InputError, PlacementError
 from leenet_fx.graph.catalog import library_name
 from leenet_fx.graph.traced import TracedModel, trace_model
 from leenet_fx.graph.tracer import check_module
-from leenet_fx.parts.branches import Branch, BranchFactory, get_branch
+from leenet_fx.methods import get_method
+from leenet_fx.parts.branches import Branch, BranchFactory, Site, get_branch, make_branch
 from leenet_fx.surgery.model import EarlyExitModule
 from leenet_fx.surgery.rewriter import feature_shapes, rewrite
 from placement import Placement, get_strategy, place
@@ -31,7 +32,9 @@ def attach(
     *,
     num_exits: int | None = None,
     example_inputs: object = None,
-    branch: str | BranchFactory = "pool",
+    branch: str | BranchFactory | None = None,
+    branch_options: Mapping[str, Any] | None = None,
+    method: str | None = None,
     num_classes: int | None = None,
     copy: bool = True,
     leaf_modules: Iterable[type[nn.Module]] = (),
@@ -54,8 +57,14 @@ def attach(
             fixes. See `placement.default_num_exits`.
         example_inputs: a batch of images of the size to count costs for; None takes the size the
             model names.
-        branch: what hangs on an exit: "pool", "flatten", "projection", a registered name, or a
-            function of (features, num_classes).
+        branch: what hangs on an exit: "pool", "flatten", "bnpool", "conv", a registered name, or
+            a function of a `leenet_fx.Site`; None takes the method's, or "pool".
+        branch_options: of the branch, by name. Those above take head= ("linear", "projection",
+            "cascade", "additive", "means"), gate= ("confidence", "history", "features", "dial")
+            and what `leenet_fx.parts.bodies` says of each. With gate="features", as LEENet has it,
+            a classifier runs only for samples that leave.
+        method: a registered method, whose branches and their options are taken where none are
+            given; `fit` by that method needs them.
         num_classes: number of classes; where it differs from the model's, the final classifier is
             replaced by a new one, and a model without class head (an encoder) gets one; `fit`
             trains it.
@@ -71,7 +80,7 @@ def attach(
     Raises:
         InputError: not a module, images that do not fit, a classifier that cannot be replaced, an
             encoder without `num_classes`.
-        UnknownNameError: no such strategy, branch, block or argument.
+        UnknownNameError: no such strategy, method, branch, option of a branch, block or argument.
         PlacementError: the model has no usable boundary, or fewer than asked for.
         TraceError: the model cannot become a graph.
     """
@@ -88,6 +97,12 @@ def attach(
             "every module on.",
             type(model).__name__,
         )
+    options = dict(branch_options or {})
+    if method is not None:
+        preset = get_method(method)
+        if branch is None or branch == preset.branch:
+            branch, options = preset.branch, {**preset.branch_options, **options}
+    branch = "pool" if branch is None else branch
     factory = get_branch(branch) if isinstance(branch, str) else branch
     generator = torch.Generator().manual_seed(seed)
     traced = trace_model(
@@ -105,7 +120,7 @@ def attach(
         reasons = "; ".join(f"{at}: {why}" for at, why in traced.refused.items())
         raise PlacementError(f"{traced.profile.model} has no usable block boundary ({reasons}).")
     placement = place(traced.profile, strategy, num_exits)
-    branches = _build(traced, placement, factory, seed)
+    branches = _build(traced, placement, factory, options, seed)
     branch_name = branch if isinstance(branch, str) else getattr(branch, "__name__", repr(branch))
     if branch_name == "flatten":
         _warn_if_large(traced, branches)
@@ -115,23 +130,29 @@ def attach(
         placement,
         branches,
         branch=branch_name,
+        branch_options=options,
         shares_weights=not copy,
         blocks=tuple(patterns) or None,
     )
 
 
 def _build(
-    traced: TracedModel, placement: Placement, factory: BranchFactory, seed: int
+    traced: TracedModel,
+    placement: Placement,
+    factory: BranchFactory,
+    options: Mapping[str, Any],
+    seed: int,
 ) -> list[Branch]:
     root = traced.trace.root
     weight = next((p for p in root.parameters() if p.is_floating_point()), torch.empty(0))
     on_meta = weight.device.type == "meta"
     with torch.random.fork_rng(devices=[]), torch.device("meta" if on_meta else "cpu"):
         torch.default_generator.manual_seed(seed)
-        branches = [
-            factory(feature_shapes(traced.boundaries[index]), traced.num_classes)
-            for index in placement.indices
+        sites = [
+            Site(feature_shapes(traced.boundaries[index]), traced.num_classes, position)
+            for position, index in enumerate(placement.indices)
         ]
+        branches = [make_branch(factory, site, options) for site in sites]
     return [made.to(weight.device, weight.dtype) for made in branches]
 
 

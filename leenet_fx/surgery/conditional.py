@@ -112,11 +112,41 @@ def _stage(
     return Stage(graph, python.src, scope["forward"])
 
 
-Decide: TypeAlias = Callable[
-    [int, Branch, Sequence[Tensor], Tensor | None],
-    tuple[Tensor, Callable[[Tensor | None], Tensor]],
-]
-"""(exit, branch, features, rows) → who leaves (B,), and a function from rows to their logits."""
+@dataclass(frozen=True)
+class Asked:
+    """What an exit is asked about the samples that are still inside.
+
+    Attributes:
+        index: which exit.
+        branch: its branch.
+        features: what it reads.
+        rows: which samples these are; None for all.
+        earlier: (B, index, m) what earlier exits said; None where nobody needs it.
+    """
+
+    index: int
+    branch: Branch
+    features: Sequence[Tensor]
+    rows: Tensor | None
+    earlier: Tensor | None
+
+
+@dataclass(frozen=True)
+class Told:
+    """An exit's answer.
+
+    Attributes:
+        leave: (B,) who leaves.
+        classify: from rows to their class logits; None stands for all rows.
+        said: (B, m) what later exits are told, where one of them needs it.
+    """
+
+    leave: Tensor
+    classify: Callable[[Tensor | None], Tensor]
+    said: Callable[[], Tensor]
+
+
+Decide: TypeAlias = Callable[[Asked], Told]
 
 
 def by_policy(policy: Policy) -> Decide | None:
@@ -124,15 +154,24 @@ def by_policy(policy: Policy) -> Decide | None:
     if policy.reads == "nothing":
         return None
 
-    def decide(
-        index: int, branch: Branch, features: Sequence[Tensor], rows: Tensor | None
-    ) -> tuple[Tensor, Callable[[Tensor | None], Tensor]]:
-        embedded = branch.embed(*branch.reduce(*features))
+    def decide(asked: Asked) -> Told:
+        branch, earlier = asked.branch, asked.earlier if asked.branch.reads_earlier else None
+        state = branch.embed(*branch.reduce(*asked.features), earlier=earlier)
+
+        def said() -> Tensor:
+            return branch.said(state)
+
         if policy.reads == "gate":
-            leave = policy.leaves(index, branch.score(embedded))
-            return leave, lambda taken: branch.classify(_pick(embedded, taken))
-        logits = branch.classify(embedded)
-        return policy.leaves(index, logits), lambda taken: _pick(logits, taken)
+            scores = branch.score(branch.evidence(state, earlier), policy.alpha)
+            leave = policy.leaves(asked.index, scores)
+            return Told(leave, lambda taken: branch.classify(_pick(state, taken)), said)
+        logits = branch.classify(state)
+        scores = logits
+        if policy.reads == "history":
+            own = logits.unsqueeze(1)
+            scores = own if asked.earlier is None else torch.cat([asked.earlier, own], 1)
+        leave = policy.leaves(asked.index, scores)
+        return Told(leave, lambda taken: _pick(logits, taken), said)
 
     return decide
 
@@ -140,14 +179,19 @@ def by_policy(policy: Policy) -> Decide | None:
 def by_index(exit_index: Tensor) -> Decide:
     """Lets sample b leave at `exit_index[b]`; no gate is asked."""
 
-    def decide(
-        index: int, branch: Branch, features: Sequence[Tensor], rows: Tensor | None
-    ) -> tuple[Tensor, Callable[[Tensor | None], Tensor]]:
-        def classify(taken: Tensor | None) -> Tensor:
-            reduced = branch.reduce(*(_pick(f, taken) for f in features))
-            return branch.classify(branch.embed(*reduced))
+    def decide(asked: Asked) -> Told:
+        branch, earlier = asked.branch, asked.earlier if asked.branch.reads_earlier else None
 
-        return _pick(exit_index, rows) == index, classify
+        def state(taken: Tensor | None) -> Tensor:
+            reduced = branch.reduce(*(_pick(f, taken) for f in asked.features))
+            return branch.embed(*reduced, earlier=_pick(earlier, taken))
+
+        leave = _pick(exit_index, asked.rows) == asked.index
+        return Told(
+            leave,
+            lambda taken: branch.classify(state(taken)),
+            lambda: branch.said(state(None)),
+        )
 
     return decide
 
@@ -159,12 +203,14 @@ def run(
     branches: Sequence[Branch],
     images: Tensor,
     decide: Decide | None,
+    keeps_history: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Runs each stage on the samples that are still inside.
 
     Args:
         images: (B, …), B ≥ 1.
         decide: who leaves where; None runs the plain network.
+        keeps_history: whether to keep what earlier exits said.
 
     Returns:
         Logits (B, classes) and exit indices (B,), in the order of `images`.
@@ -173,6 +219,7 @@ def run(
     rows: Tensor | None = None
     inside = images.shape[0]
     left: list[tuple[int, Tensor | None, Tensor]] = []
+    earlier: Tensor | None = None
     for index, (stage, cut, branch) in enumerate(zip(stages, cuts, branches, strict=False)):
         live = stage.run(network, *live)
         if decide is None:
@@ -180,17 +227,21 @@ def run(
         features = [live[i] for i in cut.features]
         for at in cut.features:
             check_rows(live[at], cut.carried[at], inside)
-        leave, classify = decide(index, branch, features, rows)
-        leaving = leave.nonzero().squeeze(1)
+        told = decide(Asked(index, branch, features, rows, earlier))
+        leaving = told.leave.nonzero().squeeze(1)
         gone = leaving.shape[0]
-        if gone == 0:
-            continue
         if gone == inside:
-            left.append((index, rows, classify(None)))
+            left.append((index, rows, told.classify(None)))
             inside = 0
             break
-        left.append((index, _pick(rows, leaving, leaving), classify(leaving)))
-        staying = (~leave).nonzero().squeeze(1)
+        if keeps_history:
+            said = told.said().unsqueeze(1)
+            earlier = said if earlier is None else torch.cat([earlier, said], 1)
+        if gone == 0:
+            continue
+        left.append((index, _pick(rows, leaving, leaving), told.classify(leaving)))
+        staying = (~told.leave).nonzero().squeeze(1)
+        earlier = _pick(earlier, staying)
         live = tuple(
             take_rows(value, how, staying, inside)
             for value, how in zip(live, cut.carried, strict=True)

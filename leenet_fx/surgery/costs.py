@@ -58,9 +58,15 @@ def branch_cost(branch: Branch) -> BranchCost:
     meta = clone(branch, "meta").eval()
     assert isinstance(meta, Branch)
     features = [torch.empty(f.shape, dtype=dtype, device="meta") for f in branch.features]
-    embedded, *embed = measure_call(lambda *given: meta.embed(*meta.reduce(*given)), *features)
-    _, *gate = measure_call(meta.score, embedded)
-    _, *classify = measure_call(meta.classify, embedded)
+    site = branch.site
+    earlier = None
+    if branch.reads_earlier:
+        earlier = torch.empty(1, site.position, site.num_classes, dtype=dtype, device="meta")
+    state, *embed = measure_call(
+        lambda *given: meta.embed(*meta.reduce(*given), earlier=earlier), *features
+    )
+    _, *gate = measure_call(lambda given: meta.score(meta.evidence(given, earlier)), state)
+    _, *classify = measure_call(meta.classify, state)
     return BranchCost(
         embed=Cost(embed[0], params["embed"], embed[1]),
         gate=Cost(gate[0], params["gate"], gate[1]),

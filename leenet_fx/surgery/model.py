@@ -63,6 +63,7 @@ class ExitSpec:
         placement: the boundaries that got an exit.
         cuts: what crosses at each exit.
         branch: name of the branches' type.
+        branch_options: what they were made with.
         branch_costs: what each branch costs.
         image_shape: shape of one input without the batch axis.
         num_classes: width of the logits.
@@ -80,6 +81,7 @@ class ExitSpec:
     placement: Placement
     cuts: tuple[Cut, ...]
     branch: str
+    branch_options: dict[str, Any]
     branch_costs: tuple[BranchCost, ...]
     image_shape: tuple[int, ...]
     num_classes: int
@@ -91,10 +93,10 @@ class ExitSpec:
     changed: tuple[str, ...] = ()
 
 
-def collect_exits(final: Tensor, *exits: tuple[Tensor, Tensor]) -> ExitOutputs:
+def collect_exits(final: Tensor, *exits: tuple[Tensor, ...]) -> ExitOutputs:
     """Joins what the exits and the final classifier answered; the last node of `ee.graph`."""
-    logits = (*(logits for logits, _ in exits), final)
-    return ExitOutputs(logits, torch.stack([gate for _, gate in exits], 1))
+    logits = (*(answer[0] for answer in exits), final)
+    return ExitOutputs(logits, torch.stack([answer[1] for answer in exits], 1))
 
 
 class Exits(nn.ModuleList):
@@ -215,30 +217,38 @@ class EarlyExitModule(fx.GraphModule):
         return cast(ExitOutputs, self._compute_all(images))  # type: ignore[operator]
 
     @torch.no_grad()
-    def predict(self, images: Tensor, exit_index: Tensor | int | None = None) -> Prediction:
+    def predict(
+        self,
+        images: Tensor,
+        exit_index: Tensor | int | None = None,
+        *,
+        alpha: float | None = None,
+    ) -> Prediction:
         """Runs the conditional network and tells where each sample left and what it cost.
 
         Args:
             images: (B, …).
             exit_index: where each sample is to leave, (B,) integers in 0..N or one for all, through
                 the same conditional path; None lets the policy decide.
+            alpha: where the policy has a dial, the weight of the cost for this call.
 
         The cost of a sample is the row of `costs` it left at. While the gates are shut no branch
         runs, and a cost of 1 is charged to samples nobody sends elsewhere.
 
         Raises:
             ModeError: the module is in training mode.
-            InputError: images or indices that do not fit.
+            InputError: images or indices that do not fit; `alpha` for a policy without a dial.
         """
         if self.training:
             raise ModeError("predict needs evaluation mode: call ee.eval() first.")
-        shut = exit_index is None and self.policy.reads == "nothing"
+        policy = self.policy if alpha is None else self.policy.turned(alpha)
+        shut = exit_index is None and policy.reads == "nothing"
         if exit_index is None:
-            logits, left_at = self.run_with(images, self.policy)
+            logits, left_at = self.run_with(images, policy)
         else:
             self._check_images(images)
             decide = conditional.by_index(self._check_indices(exit_index, images))
-            logits, left_at = self._run(images, decide)
+            logits, left_at = self._run(images, decide, tells=False)
         table = torch.tensor(self.costs.relative("flops"), device=images.device)
         cost = torch.ones(left_at.shape, device=images.device) if shut else table[left_at]
         confidence = logits.float().softmax(1).amax(1) if len(logits) else cost.new_empty(0)
@@ -250,7 +260,7 @@ class EarlyExitModule(fx.GraphModule):
         Returns:
             Logits (B, classes) and where each sample left (B,).
         """
-        return self._run(images, conditional.by_policy(policy))
+        return self._run(images, conditional.by_policy(policy), policy.reads == "history")
 
     def exit_features(self, images: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """What each exit reads, one tuple an exit, then the final logits; nobody leaves.
@@ -264,14 +274,17 @@ class EarlyExitModule(fx.GraphModule):
             yield tuple(live[i] for i in cut.features)
         yield (self.conditional_stages[-1].run(self, *live),)
 
-    def _run(self, images: Tensor, decide: conditional.Decide | None) -> tuple[Tensor, Tensor]:
+    def _run(
+        self, images: Tensor, decide: conditional.Decide | None, tells: bool
+    ) -> tuple[Tensor, Tensor]:
         self._check_images(images)
         if images.shape[0] == 0:
             empty = self._no_rows(images)
             return empty, torch.empty(0, dtype=torch.int64, device=images.device)
         branches = list(self.exits.branches())
+        tells = tells or any(branch.reads_earlier for branch in branches)
         return conditional.run(
-            self, self.conditional_stages, self.spec.cuts, branches, images, decide
+            self, self.conditional_stages, self.spec.cuts, branches, images, decide, tells
         )
 
     # --- what it is ----------------------------------------------------------------------------
@@ -314,7 +327,7 @@ class EarlyExitModule(fx.GraphModule):
 
         Counted under the active policy; while shut, under the learned gates about to be fitted.
         """
-        reads = "logits" if self.policy.reads == "logits" else "gate"
+        reads = "logits" if self.policy.reads in ("logits", "history") else "gate"
         tables: dict[str, CostTable] = self.__dict__.setdefault("_costs", {})
         if reads not in tables:
             spec = self.spec

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import fx
 
@@ -15,9 +16,9 @@ from leenet_fx.surgery.model import EarlyExitModule, Exits, ExitSpec, collect_ex
 from placement import Placement
 
 
-def feature_shapes(boundary: Boundary) -> list[FeatureShape]:
+def feature_shapes(boundary: Boundary) -> tuple[FeatureShape, ...]:
     """What a branch at a boundary reads."""
-    return [FeatureShape(f.shape, f.channel_axis) for f in boundary.features]
+    return tuple(FeatureShape(f.shape, f.channel_axis) for f in boundary.features)
 
 
 def rewrite(
@@ -26,6 +27,7 @@ def rewrite(
     branches: Sequence[Branch],
     *,
     branch: str,
+    branch_options: Mapping[str, Any],
     shares_weights: bool,
     blocks: tuple[str, ...] | None = None,
 ) -> EarlyExitModule:
@@ -36,6 +38,7 @@ def rewrite(
         placement: which boundaries get an exit.
         branches: one for each, in order.
         branch: name of their type.
+        branch_options: what they were made with.
         shares_weights: whether the backbone's tensors belong to the caller's model.
         blocks: patterns that said which modules are blocks.
     """
@@ -46,7 +49,10 @@ def rewrite(
     for index, boundary in enumerate(chosen):
         with graph.inserting_after(nodes[boundary.position]):
             features = tuple(feature.node for feature in boundary.features)
-            calls.append(graph.call_module(f"exits.{index}", features))
+            earlier: dict[str, Any] = {}
+            if branches[index].reads_earlier:
+                earlier["earlier"] = tuple(calls)
+            calls.append(graph.call_module(f"exits.{index}", features, earlier))
     output = nodes[-1]
     with graph.inserting_before(output):
         collected = graph.call_function(collect_exits, (traced.trace.logits, *calls))
@@ -57,6 +63,7 @@ def rewrite(
         placement=placement,
         cuts=tuple(_cut(boundary) for boundary in chosen),
         branch=branch,
+        branch_options=dict(branch_options),
         branch_costs=tuple(branch_cost(made) for made in branches),
         image_shape=traced.image_shape,
         num_classes=traced.num_classes,

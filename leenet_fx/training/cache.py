@@ -35,8 +35,10 @@ class Rows:
         reduced: for each exit what its branch's `reduce` leaves, tensors (B, …).
         final: logits of the final classifier (B, classes); None where nobody asked.
         final_inputs: what the final classifier reads; None where it is not known.
-        labels: (B,).
+        labels: (B,); −1 where there are none.
         total: size of the whole batch, of which other processes may hold rows.
+        images: (B, …), where the backbone trains too; nothing is kept of them then.
+        numbers: (B,) which rows of a cache these are, where only that was asked.
     """
 
     reduced: tuple[tuple[Tensor, ...], ...]
@@ -44,6 +46,8 @@ class Rows:
     final_inputs: Tensor | None
     labels: Tensor
     total: int
+    images: Tensor | None = None
+    numbers: Tensor | None = None
 
 
 class FeatureCache:
@@ -113,6 +117,14 @@ class FeatureCache:
         """Whether the final classifier can be trained on it."""
         return self._final_inputs.numel() > 0
 
+    def check_labelled(self, name: str) -> None:
+        """Raises InputError where the images came without labels."""
+        if len(self._labels) and int(self._labels.min()) < 0:
+            raise InputError(
+                f"{name}: the images were kept without labels (labelled=False), and this method "
+                "needs labels."
+            )
+
     @property
     def loader(self) -> object:
         """The loader it was made from, whose generators decide the order of the batches."""
@@ -148,6 +160,28 @@ class FeatureCache:
         for indices in self._order.batches():
             yield self._take(indices[rank::processes] + start, device, len(indices), final)
 
+    @property
+    def rows(self) -> int:
+        """Number of images times views."""
+        return len(self._labels)
+
+    def numbers(self, device: torch.device, rank: int = 0, processes: int = 1) -> Iterator[Rows]:
+        """One pass in the loader's order, as `epoch`, but only which rows, and their labels."""
+        start = (self.epochs_read % self._views) * len(self)
+        self.epochs_read += 1
+        for indices in self._order.batches():
+            mine = indices[rank::processes] + start
+            labels = self._labels[mine].to(device)
+            yield Rows((), None, None, labels, len(indices), numbers=mine.to(device))
+
+    def everything(
+        self, device: torch.device, final: nn.Module | None = None, size: int = 1024
+    ) -> Iterator[Rows]:
+        """Every view of every image, view by view, in the order of the data set."""
+        for start in range(0, self.rows, size):
+            indices = torch.arange(start, min(start + size, self.rows))
+            yield self._take(indices, device, len(indices), final)
+
     def in_order(
         self, device: torch.device, size: int = 1024, final: nn.Module | None = None
     ) -> Iterator[Rows]:
@@ -175,6 +209,7 @@ def cache_features(
     loader: Iterable[Any],
     *,
     views: int = 1,
+    labelled: bool = True,
     limit: int = LIMIT,
     folder: str | Path | None = None,
 ) -> FeatureCache:
@@ -188,6 +223,7 @@ def cache_features(
         loader: yields (images (B, …), labels (B,)). Of a DataLoader with a map-style data set the
             order is drawn anew each epoch, as it would be; anything else is replayed as read.
         views: how many times to read a data set that augments; epoch e trains on view e mod views.
+        labelled: False for a loader of images alone, for methods that do without labels.
         limit: bytes above which the cache is kept in files.
         folder: where those files go; None takes the system's folder for temporary files.
 
@@ -209,7 +245,9 @@ def cache_features(
     try:
         for _ in range(views):
             device = device_of(ee)
-            for images, labels in batches(order.read(), "loader", ee.spec.num_classes, device):
+            for images, labels in batches(
+                order.read(), "loader", ee.spec.num_classes, device, labelled=labelled
+            ):
                 reduced, final, inputs = read(ee, images)
                 keeps_inputs &= inputs is not None
                 flat = [tensor for tensors in reduced for tensor in tensors]
@@ -464,7 +502,7 @@ def _signature(ee: EarlyExitModule, without_final: bool) -> str:
     final = f"{spec.final_classifier}." if without_final else "exits."
     digest = hashlib.sha256(repr((spec.placement.names, spec.cuts, spec.image_shape)).encode())
     for branch in ee.exits.branches():
-        digest.update(repr((type(branch).__qualname__, branch.features)).encode())
+        digest.update(repr((branch.reduction, branch.features)).encode())
     for name, tensor in ee.state_dict().items():
         if not name.startswith(("exits.", final)):
             values = tensor.detach().double()

@@ -1,10 +1,11 @@
-"""One step of a recipe: what it reads, its optimizer, its epochs, its best weights."""
+"""One step of a recipe: what it reads, its optimizers, its epochs, its best weights."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -12,10 +13,12 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from leenet_fx.errors import InputError, TrainingError
-from leenet_fx.parts.objectives import exit_losses, fit_temperature
-from leenet_fx.parts.recipes import Step, Trains
+from leenet_fx.parts.branches import answer_all
+from leenet_fx.parts.objectives import Outputs, SumOfExits, fit_temperature
+from leenet_fx.parts.recipes import Group, Step, Turn
 from leenet_fx.surgery.model import EarlyExitModule, final_classifier
 from leenet_fx.training.cache import FeatureCache, Rows, reduce_features
+from leenet_fx.training.evidence import Evidence, evidence_of, keep_evidence
 from leenet_fx.training.loaders import batches
 from leenet_fx.training.log import Epoch
 
@@ -35,41 +38,63 @@ class Source:
         name: str,
         fabric: Fabric,
         final: nn.Module | None,
+        labelled: bool = True,
     ) -> None:
         self.ee = ee
         self.data = data
         self.name = name
+        self.labelled = labelled
         self.rank, self.processes = fabric.global_rank, fabric.world_size
         self.device = fabric.device
         if isinstance(data, FeatureCache):
             data.check(ee)
+            if labelled:
+                data.check_labelled(name)
             if final is not None and not data.keeps_final_inputs:
                 raise InputError(
                     "The final classifier cannot be trained on this feature cache, for the logits "
                     "are not what one linear layer answers: train it without a cache first."
                 )
 
-    def epoch(self, trains: Trains) -> Iterator[Rows]:
-        """One pass; this process's rows of each batch."""
-        if isinstance(self.data, FeatureCache):
-            final = final_classifier(self.ee)
-            return self.data.epoch(self.device, self.rank, self.processes, final)
-        return self._run(self.data, trains)
+    def images(self) -> Iterator[Rows]:
+        """One pass; this process's rows of each batch, as images."""
+        for images, labels, total in self._batches():
+            yield Rows((), None, None, labels, total, images)
 
-    def _run(self, loader: Iterable[Any], trains: Trains) -> Iterator[Rows]:
-        classes = self.ee.spec.num_classes
-        for images, labels in batches(loader, self.name, classes, self.device):
-            mine = slice(self.rank, None, self.processes)
-            total, images, labels = len(labels), images[mine], labels[mine]
+    def features(self, *, final: bool, trains_final: bool = False) -> Iterator[Rows]:
+        """One pass; this process's rows of each batch, as what exits read.
+
+        Args:
+            final: whether the final logits are needed.
+            trains_final: whether the final classifier's gradient is.
+        """
+        if isinstance(self.data, FeatureCache):
+            classifier = final_classifier(self.ee)
+            yield from self.data.epoch(self.device, self.rank, self.processes, classifier)
+            return
+        for images, labels, total in self._batches():
             stages = self.ee.exit_features(images)
-            final = None
+            logits = None
             with torch.no_grad():
                 reduced = reduce_features(self.ee, stages)
-                if trains == "gates":
-                    final = next(stages)[0]
-            if trains == "final":
-                final = next(stages)[0]
-            yield Rows(reduced, final, None, labels, total)
+                if final and not trains_final:
+                    logits = next(stages)[0]
+            if trains_final:
+                logits = next(stages)[0]
+            yield Rows(reduced, logits, None, labels, total)
+
+    def numbers(self) -> Iterator[Rows]:
+        """One pass over kept features; this process's rows of each batch, by number."""
+        assert isinstance(self.data, FeatureCache)
+        yield from self.data.numbers(self.device, self.rank, self.processes)
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor, int]]:
+        classes = self.ee.spec.num_classes
+        for images, labels in batches(
+            self.data, self.name, classes, self.device, labelled=self.labelled
+        ):
+            mine = slice(self.rank, None, self.processes)
+            yield images[mine], labels[mine], len(labels)
 
 
 class StepRun:
@@ -88,53 +113,62 @@ class StepRun:
         *,
         fabric: Fabric,
         costs: Tensor,
-        alpha: float,
+        weight: float,
         lr: float | None,
         length: int,
         patience: int | None,
+        generator: torch.Generator,
     ) -> None:
         self.ee = ee
         self.step = step
         self.fabric = fabric
         self.costs = costs
-        self.alpha = alpha
+        self.weight = weight
         self.lr = step.lr if lr is None else lr
         self.length = length
         self.patience = patience
         self.final = final
-        self.state = trained_state(ee, final)
-        branches = list(ee.exits.branches())
-        if step.trains == "gates":
-            groups = [branch.gate_parameters() for branch in branches]
-        elif step.trains == "classifiers":
-            groups = [branch.classifier_parameters() for branch in branches]
-        else:
-            assert final is not None
-            groups = [list(final.parameters())]
-        self.parameters = [parameter for group in groups for parameter in group]
+        self.generator = generator
+        self.branches = list(ee.exits.branches())
+        self.state = trained_state(ee, final, backbone="backbone" in step.trains)
+        self.groups = [self._of(turn) for turn in step.turns]
+        trained = {id(p): p for group in self.groups for p in (*group[0], *group[1])}
+        self.parameters = list(trained.values())
         check_trainable(self.parameters, f"step '{step.name}'")
-        adam = torch.optim.Adam(self.parameters, lr=self.lr)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(length, 1))
-        self.optimizer: Any = fabric.setup_optimizers(adam)
+        self.optimizers: list[Any] = []
+        self.schedules = []
+        for linear, deep in self.groups:
+            if not linear and not deep:
+                continue
+            rates = ((linear, self.lr), (deep, self.lr * step.deep_lr / step.lr))
+            adam = torch.optim.Adam([{"params": p, "lr": rate} for p, rate in rates if p])
+            self.schedules.append(torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(length, 1)))
+            self.optimizers.append(fabric.setup_optimizers(adam))
         self.before = snapshot(self.state)
         self.best = snapshot(self.parameters)
         self.best_loss = math.inf
         self.stale = 0
         self.done = 0
+        self.seen = 0
         self.temperatures = torch.ones(ee.num_exits + 1, device=fabric.device)
+        self._evidence: dict[int, Evidence | None] = {}
 
-    def prepare(self, train: Source, generator: torch.Generator) -> None:
+    def prepare(self, train: Source) -> None:
         """Scales of inputs, temperatures, and gates at their start; weights go on as they are."""
-        branches = list(self.ee.exits.branches())
-        if self.step.trains == "classifiers":
-            reduced, _ = self._some(train)
-            for branch, read in zip(branches, reduced, strict=True):
-                branch.standardise_inputs(*read)
-        elif self.step.trains == "gates":
-            self._prepare_gates(train)
-            for index, branch in enumerate(branches):
-                # So that every outlet has the same share to begin with.
-                branch.reset_gate(generator, 1 / (len(branches) + 1 - index))
+        self._modes(training=False)
+        with torch.no_grad():
+            if "classifiers" in self.step.trains or "means" in self.step.trains:
+                reduced, _ = self._some(train, final=False)
+                for branch, read in zip(self.branches, reduced, strict=True):
+                    branch.measure_inputs(*read)
+            for branch in self.branches:
+                for group in sorted(self.step.trains):
+                    branch.begin(group)
+            if "gates" in self.step.trains:
+                self._prepare_gates(train)
+                for index, branch in enumerate(self.branches):
+                    # So that every outlet has the same share to begin with.
+                    branch.reset_gate(self.generator, 1 / (len(self.branches) + 1 - index))
         self.best = snapshot(self.parameters)
 
     def run(
@@ -150,26 +184,24 @@ class StepRun:
             TrainingError: the loss is not finite; the last good weights are in place.
         """
         while self.done < self.length and not self._stopped():
-            good = snapshot(self.parameters)
+            good = snapshot(self.state)
             start = time.perf_counter()
             try:
                 train_loss = self._train_epoch(train)
                 val_loss = self._loss_on(val) if val is not None else None
             except _NotFinite as error:
-                if self.done:
-                    restore(self.parameters, good)
-                else:
-                    restore(self.state, self.before)
+                restore(self.state, good if self.done else self.before)
                 kept = f"after epoch {self.done}" if self.done else "from before the step"
                 raise TrainingError(
                     f"The loss of step '{self.step.name}' is {error.value} in epoch "
                     f"{self.done + 1} ({error.where}): training stopped, and the weights are those "
                     f"{kept}. Look for NaN in the images, or lower lr={self.lr}."
                 ) from None
-            self.schedule.step()
+            for schedule in self.schedules:
+                schedule.step()
             self.done += 1
             if val_loss is None or val_loss < self.best_loss:
-                self.best = snapshot(self.parameters)
+                self.best = snapshot(self.state)
                 self.best_loss = math.inf if val_loss is None else val_loss
                 self.stale = 0
             else:
@@ -177,49 +209,80 @@ class StepRun:
             seconds = time.perf_counter() - start
             history.append(Epoch(self.step.name, self.done, train_loss, val_loss, seconds))
             after_epoch()
-        restore(self.parameters, self.best)
+        restore(self.state, self.best)
+        self._modes(training=False)
 
     def state_dict(self) -> dict[str, Any]:
         """All that another run needs to go on from here."""
         return {
             "state": snapshot(self.state),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedules": [schedule.state_dict() for schedule in self.schedules],
             "best": self.best,
             "best_loss": self.best_loss,
             "stale": self.stale,
             "done": self.done,
+            "seen": self.seen,
             "temperatures": self.temperatures,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from where `state_dict` was taken."""
         restore(self.state, state["state"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        device = self.parameters[0].device
-        self.best = [value.to(device) for value in state["best"]]
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        for schedule, kept in zip(self.schedules, state["schedules"], strict=True):
+            schedule.load_state_dict(kept)
+        self.best = [value.to(self.fabric.device) for value in state["best"]]
         self.best_loss, self.stale, self.done = state["best_loss"], state["stale"], state["done"]
-        self.temperatures = state["temperatures"].to(device)
+        self.seen = state["seen"]
+        self.temperatures = state["temperatures"].to(self.fabric.device)
+
+    def _of(self, turn: Turn) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """What a turn moves: what is linear in scaled inputs, and what is deep."""
+        linear: dict[int, nn.Parameter] = {}
+        deep: dict[int, nn.Parameter] = {}
+        for group in turn.trains:
+            for parameter in _members(self.ee, group, self.final):
+                linear[id(parameter)] = parameter
+            if group == "backbone":
+                deep.update((id(p), p) for p in self.ee.backbone_parameters() if p.requires_grad)
+            if group == "classifiers":
+                deep.update((id(p), p) for b in self.branches for p in b.deep_parameters())
+        shallow = [parameter for key, parameter in linear.items() if key not in deep]
+        return shallow, list(deep.values())
+
+    def _modes(self, *, training: bool) -> None:
+        self.ee.train(training and "backbone" in self.step.trains)
+        if "classifiers" in self.step.trains:
+            self.ee.exits.train(training)
 
     def _stopped(self) -> bool:
         return self.patience is not None and self.stale >= self.patience
 
     def _train_epoch(self, train: Source) -> float:
+        if self.step.trains == {"means"}:
+            self._count_means(train)
+            return self._loss_on(train)
+        self._modes(training=True)
         mean = _Mean("train")
-        for rows in train.epoch(self.step.trains):
+        for rows, evidence in self._rows(train):
+            turn = (self.seen // self.step.period) % len(self.step.turns)
+            parameters = [p for group in self.groups[turn] for p in group]
             with self.fabric.autocast():
-                loss = self._loss(rows) * (len(rows.labels) / rows.total)
-            self.fabric.backward(loss, inputs=self.parameters)
-            mean.add(self._share(loss.detach()), rows.total)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+                loss = self._loss(rows, evidence, self.step.turns[turn], self._dialled(rows))
+                loss = loss * (len(rows.labels) / rows.total)
+            self.fabric.backward(loss, inputs=parameters)
+            mean.add(self._share(loss.detach(), parameters), rows.total)
+            self.optimizers[turn].step()
+            self.optimizers[turn].zero_grad()
+            self.seen += 1
         return mean.value
 
-    def _share(self, loss: Tensor) -> float:
+    def _share(self, loss: Tensor, parameters: list[nn.Parameter]) -> float:
         """Sums gradients and loss over processes, so that each has those of the whole batch."""
         if self.fabric.world_size > 1:
-            gradients = [parameter.grad for parameter in self.parameters]
+            gradients = [parameter.grad for parameter in parameters]
             found = [gradient for gradient in gradients if gradient is not None]
             flat = torch.cat([gradient.flatten() for gradient in found] + [loss.reshape(1)])
             flat = torch.as_tensor(self.fabric.all_reduce(flat, reduce_op="sum"))
@@ -229,26 +292,25 @@ class StepRun:
             loss = flat[-1]
         return float(loss)
 
-    @torch.no_grad()
     def _prepare_gates(self, train: Source) -> None:
-        branches = list(self.ee.exits.branches())
-        reduced, (final, labels) = self._some(train)
-        embedded = [b.embed(*read) for b, read in zip(branches, reduced, strict=True)]
-        self._check_finite(embedded)
+        reduced, (final, labels) = self._some(train, final=True)
+        rows = Rows(tuple(tuple(read) for read in reduced), final, None, labels, len(labels))
+        found = evidence_of(self.branches, rows)
+        self._check_finite(found.evidence)
         if self.step.tempered:
-            logits = [b.classify(e) for b, e in zip(branches, embedded, strict=True)]
-            found = [fit_temperature(at, labels) for at in (*logits, final)]
-            self.temperatures = torch.tensor(found, device=final.device, dtype=final.dtype)
-        for branch, values in zip(branches, embedded, strict=True):
-            branch.standardise(values)
+            fitted = [fit_temperature(at, labels) for at in found.logits]
+            self.temperatures = torch.tensor(fitted, device=final.device, dtype=final.dtype)
+        for branch, evidence in zip(self.branches, found.evidence, strict=True):
+            branch.measure_evidence(evidence)
 
-    @torch.no_grad()
-    def _some(self, train: Source) -> tuple[list[list[Tensor]], tuple[Tensor, Tensor]]:
+    def _some(
+        self, train: Source, *, final: bool
+    ) -> tuple[list[list[Tensor]], tuple[Tensor, Tensor]]:
         """The first images of all processes: what exits read, final logits, labels."""
         parts: list[Rows] = []
         count = 0
-        for rows in train.epoch(self.step.trains):
-            parts.append(rows)
+        for rows in train.features(final=final):
+            parts.append(self._relabelled(rows))
             count += rows.total
             if count >= MEASURED_ON:
                 break
@@ -274,11 +336,28 @@ class StepRun:
             )
 
     @torch.no_grad()
+    def _count_means(self, train: Source) -> None:
+        for rows in train.features(final=self.step.labels == "backbone"):
+            rows = self._relabelled(rows)
+            for branch, read in zip(self.branches, rows.reduced, strict=True):
+                branch.count(rows.labels, *read)
+        for branch in self.branches:
+            branch.counted(self._summed)
+
+    def _summed(self, values: Tensor) -> Tensor:
+        if self.fabric.world_size == 1:
+            return values
+        return torch.as_tensor(self.fabric.all_reduce(values, reduce_op="sum"))
+
+    @torch.no_grad()
     def _loss_on(self, val: Source) -> float:
+        self._modes(training=False)
         total, count = torch.zeros((), dtype=torch.float64), 0
-        for rows in val.epoch(self.step.trains):
+        for rows, evidence in self._rows(val):
             with self.fabric.autocast():
-                total += self._loss(rows).double().cpu() * len(rows.labels)
+                for turn in self.step.turns:
+                    loss = self._loss(rows, evidence, turn, self._spread(rows))
+                    total += loss.double().cpu() * len(rows.labels) / len(self.step.turns)
             count += rows.total
         if self.fabric.world_size > 1:
             total = torch.as_tensor(self.fabric.all_reduce(total, reduce_op="sum")).cpu()
@@ -286,27 +365,104 @@ class StepRun:
         mean.add(float(total) / max(count, 1), count)
         return mean.value
 
-    def _loss(self, rows: Rows) -> Tensor:
+    def _rows(self, source: Source) -> Iterator[tuple[Rows, Evidence | None]]:
+        """Batches, with what gates judge by where nothing else trains."""
+        if "backbone" in self.step.trains:
+            yield from ((rows, None) for rows in source.images())
+        elif self.step.trains == {"gates"}:
+            kept = self._kept(source)
+            if kept is None:
+                for rows in source.features(final=True):
+                    yield rows, evidence_of(self.branches, rows)
+            else:
+                for rows in source.numbers():
+                    assert rows.numbers is not None
+                    yield rows, kept.at(rows.numbers)
+        else:
+            trains_final = "final" in self.step.trains
+            for rows in source.features(final=self._needs_final, trains_final=trains_final):
+                yield rows, None
+
+    @property
+    def _needs_final(self) -> bool:
+        objectives = [turn.objective for turn in self.step.turns]
+        reads = any(o is not None and o.reads_final for o in objectives)
+        return reads or self.step.labels == "backbone"
+
+    def _kept(self, source: Source) -> Evidence | None:
+        """What gates judge by of all samples of a feature cache; None where it is not kept."""
+        if not isinstance(source.data, FeatureCache):
+            return None
+        key = id(source)
+        if key not in self._evidence:
+            rows = source.data.everything(source.device, final_classifier(self.ee))
+            self._evidence[key] = keep_evidence(self.branches, rows, source.data.rows)
+        return self._evidence[key]
+
+    def _relabelled(self, rows: Rows, final: Tensor | None = None) -> Rows:
+        """With the labels that the step learns from."""
+        if self.step.labels == "given":
+            return rows
+        final = rows.final if final is None else final
+        assert final is not None
+        return replace(rows, labels=final.argmax(1))
+
+    def _dialled(self, rows: Rows) -> Tensor | None:
+        """A weight of the cost for each sample, of the whole batch's draw."""
+        if not self.step.dials:
+            return None
+        drawn = torch.rand(rows.total, generator=self.generator)
+        mine = drawn[self.fabric.global_rank :: self.fabric.world_size]
+        return mine.to(rows.labels.device)
+
+    def _spread(self, rows: Rows) -> Tensor | None:
+        """Weights of the cost from 0 to 1, the same in each epoch."""
+        if not self.step.dials:
+            return None
+        grid = torch.linspace(0, 1, rows.total)
+        mine = grid[self.fabric.global_rank :: self.fabric.world_size]
+        return mine.to(rows.labels.device)
+
+    def _loss(
+        self, rows: Rows, evidence: Evidence | None, turn: Turn, dialled: Tensor | None
+    ) -> Tensor:
         if not len(rows.labels):
             return torch.stack([p.sum() * 0 for p in self.parameters]).sum()
-        if self.step.trains == "final":
-            assert self.final is not None
-            logits = rows.final if rows.final_inputs is None else self.final(rows.final_inputs)
-            assert logits is not None
-            losses = exit_losses([logits], rows.labels)
-            return self.step.loss(losses, losses.new_empty(0, 0), self.costs, self.alpha)
-        branches = self.ee.exits.branches()
-        answers = [b.answer(*read) for b, read in zip(branches, rows.reduced, strict=True)]
-        gates = torch.stack([gate for _, gate in answers], 1)
-        logits_of_all = [logits for logits, _ in answers]
-        if self.step.trains == "gates":
-            assert rows.final is not None
-            held = [at.detach() for at in logits_of_all]
-            at_all = zip([*held, rows.final], self.temperatures, strict=True)
-            losses = exit_losses([logits / t for logits, t in at_all], rows.labels)
+        objective = SumOfExits() if turn.objective is None else turn.objective
+        weight = self.weight if dialled is None else dialled
+        with_gates = "gates" in objective.uses
+        if evidence is not None:
+            at_all = zip(evidence.logits, self.temperatures, strict=True)
+            logits = tuple(at / temperature for at, temperature in at_all)
+            gates = self._scores(evidence.evidence, dialled)
+            rows = self._relabelled(rows, evidence.logits[-1])
+        elif rows.images is not None:
+            found = self.ee.all_exits(rows.images)
+            logits, gates = found.logits, found.gates
+            rows = self._relabelled(rows, found.logits[-1].detach())
+        elif turn.trains == ("final",):
+            inputs = rows.final_inputs
+            answer = rows.final if inputs is None or self.final is None else self.final(inputs)
+            assert answer is not None
+            logits, gates = (answer,), answer.new_empty(len(answer), 0)
         else:
-            losses = exit_losses(logits_of_all, rows.labels)
-        return self.step.loss(losses, gates, self.costs.to(losses.dtype), self.alpha)
+            rows = self._relabelled(rows)
+            answers = answer_all(self.branches, rows.reduced)
+            classified = [
+                branch.classify(state)
+                for branch, (state, _, _) in zip(self.branches, answers, strict=True)
+            ]
+            if "classifiers" not in turn.trains and "ensembles" not in turn.trains:
+                classified = [at.detach() for at in classified]
+            logits = (*classified, *([] if rows.final is None else [rows.final]))
+            gates = classified[0].new_zeros(len(rows.labels), len(self.branches))
+            if with_gates:
+                gates = self._scores([found for _, _, found in answers], dialled)
+        return objective(Outputs(logits, gates, rows.labels, self.costs.to(gates.dtype), weight))
+
+    def _scores(self, evidence: Sequence[Tensor], alpha: Tensor | None) -> Tensor:
+        scored = zip(self.branches, evidence, strict=True)
+        return torch.stack([branch.score(found, alpha) for branch, found in scored], 1)
 
 
 class _NotFinite(Exception):
@@ -350,13 +506,39 @@ def _gather(values: Tensor, fabric: Fabric) -> Tensor:
     return torch.as_tensor(fabric.all_reduce(gathered, reduce_op="sum"))
 
 
-def trained_state(ee: EarlyExitModule, final: nn.Module | None) -> list[Tensor]:
-    """Every tensor that a recipe on a frozen backbone may change."""
+def trained_state(
+    ee: EarlyExitModule, final: nn.Module | None, *, backbone: bool = False
+) -> list[Tensor]:
+    """Every tensor that a recipe may change.
+
+    Args:
+        ee: the network.
+        final: the final classifier, where it trains.
+        backbone: whether all the rest trains too.
+    """
+    if backbone:
+        return [*ee.parameters(), *ee.buffers()]
     state = [*ee.exits.parameters(), *ee.exits.buffers()]
     if final is not None:
         held = {id(tensor) for tensor in state}
         state += [p for p in final.parameters() if id(p) not in held]
     return state
+
+
+def _members(ee: EarlyExitModule, group: Group, final: nn.Module | None) -> Iterator[nn.Parameter]:
+    """The parameters of a group."""
+    if group == "final":
+        assert final is not None
+        yield from final.parameters()
+    elif group == "backbone":
+        yield from (p for p in ee.backbone_parameters() if p.requires_grad)
+    for branch in ee.exits.branches():
+        if group == "classifiers":
+            yield from branch.classifier_parameters()
+        elif group == "ensembles":
+            yield from branch.ensemble_parameters()
+        elif group == "gates":
+            yield from branch.gate_parameters()
 
 
 def check_trainable(parameters: Iterable[Tensor], owner: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -45,6 +46,7 @@ class FitResult:
     alpha: float
     cost: str
     seed: int
+    options: dict[str, Any] = field(default_factory=dict)
     history: list[Epoch] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,6 +59,7 @@ class _Plan:
     """What a run does, checked; equal plans on equal data end in equal weights."""
 
     method: str
+    options: dict[str, Any]
     alpha: float
     cost: str
     lengths: tuple[int, ...]
@@ -67,12 +70,16 @@ class _Plan:
 
     @property
     def recipe(self) -> Method:
-        return get_method(self.method)
+        return get_method(self.method, **self.options)
 
     @property
     def steps(self) -> list[tuple[Step, int]]:
-        found = [s for s in self.recipe.steps if s.trains != "final" or self.final_path]
-        return list(zip(found, self.lengths, strict=True))
+        return list(zip(_steps(self.recipe, self.final_path), self.lengths, strict=True))
+
+    @property
+    def trains(self) -> set[str]:
+        """The groups that move."""
+        return {group for step, length in self.steps if length for group in step.trains}
 
 
 @torch.enable_grad()
@@ -83,7 +90,7 @@ def fit(
     *,
     gates: Iterable[Any] | FeatureCache | None = None,
     method: str = "leenet",
-    alpha: float = 0.5,
+    alpha: float | None = None,
     cost: str = "flops",
     epochs: int | Mapping[str, int] = 10,
     lr: float | None = None,
@@ -98,26 +105,30 @@ def fit(
     precision: str | None = None,
     seed: int = 0,
     progress: bool | None = None,
+    **overrides: Any,
 ) -> FitResult:
-    """Trains exits, the final classifier if asked, then all gates together, and opens the gates.
+    """Trains what is new by a method's recipe, and sets its policy.
 
-    The backbone is frozen: it runs in evaluation mode, and neither its weights nor its BatchNorm
-    statistics change. `ee` is left in evaluation mode, ready to predict. Gates are drawn anew from
-    `seed`, so a call with `epochs={"exits": 0}` fits them for another α on the same classifiers.
+    Where the recipe freezes the backbone, it runs in evaluation mode, and neither its weights nor
+    its BatchNorm statistics change. `ee` is left in evaluation mode, ready to predict. Gates are
+    drawn anew from `seed`, so a call with `epochs={"exits": 0}` fits them for another α on the same
+    classifiers.
 
     Args:
         ee: a network with exits.
         train: yields (images (B, …), labels (B,)), read once for each epoch; or what
-            `cache_features` made of such a loader.
+            `cache_features` made of such a loader. Methods that learn from the backbone take
+            images alone too.
         val: likewise; where given, each step keeps the weights of its best epoch on it.
         gates: likewise, what the gates are fitted on; None takes `train`. On images that the
             backbone knows by heart no exit looks risky, so images it has not seen are better.
-        method: a registered method.
-        alpha: weight of the cost against the error, in [0, 1].
+        method: a registered method; see `leenet_fx.list_methods` and `leenet_fx.list_overrides`.
+        alpha: weight of the cost against the error: an α in [0, 1], or for methods with a λ a
+            number from 0; None takes the method's own.
         cost: what counts as cost: "flops", "params" (as LEENet published) or "bytes".
-        epochs: for each step, or by step name ("exits", "final", "gates").
+        epochs: for each step, or by step name ("exits", "final", "gates", …).
         lr: Adam's learning rate at the start of each step, from which it falls to 0 along a cosine;
-            None takes each step's own.
+            None takes each step's own. What is deep keeps its ratio to it.
         train_final: whether to train the final classifier; None trains it if `attach` replaced it.
         patience: a step ends after so many epochs in a row without a better loss on `val`.
         cache: whether to run the backbone once and train on what was kept; see `cache_features`.
@@ -132,14 +143,33 @@ def fit(
         precision: "32-true", "bf16-mixed" or "16-mixed".
         seed: for everything drawn here.
         progress: whether to show progress bars; None shows them on a terminal.
+        overrides: options of the method, in the place of its own: `recipe="joint"`, …
 
     Raises:
         InputError, UnknownNameError: an argument or a batch does not fit; `ee` is as before.
         StorageError: `out` cannot be written to; the last checkpoint in it is intact.
         TrainingError: the loss is not finite; the weights of the last good epoch are in place.
     """
+    recipe = get_method(method, **overrides)
     plan = _checked(
-        ee, train, val, gates, method, alpha, cost, epochs, lr, train_final, patience, seed
+        ee,
+        recipe,
+        train,
+        val,
+        gates,
+        _Plan(
+            method,
+            _listed(overrides),
+            recipe.check_weight(recipe.weight if alpha is None else alpha),
+            cost,
+            (),
+            lr,
+            None,
+            patience,
+            seed,
+        ),
+        epochs,
+        train_final,
     )
     folder = _folder(out, resume, tensorboard)
     if folder is not None and resume:
@@ -148,25 +178,33 @@ def fit(
             return finished
     fabric = launch.make_fabric(ee, accelerator, devices, precision)
     final = None if plan.final_path is None else ee.get_submodule(plan.final_path)
-    result = FitResult(method, float(alpha), cost, seed)
+    result = FitResult(method, plan.alpha, cost, seed, plan.options)
+    backbone = "backbone" in plan.trains
     made: list[FeatureCache] = []
-    with _restored_on_error(ee, final):
+    with _restored_on_error(ee, final, backbone):
         ee.eval()
         if cache:
-            train, val, gates = (_cached(ee, data, made) for data in (train, val, gates))
+            if backbone:
+                raise InputError(
+                    f"Method '{method}' trains the backbone: cache=True goes with a frozen one."
+                )
+            labelled = not recipe.unlabelled
+            train, val, gates = (_cached(ee, data, made, labelled) for data in (train, val, gates))
         try:
             work = partial(
                 _work, train, val, gates, plan, folder, resume, tensorboard, _shows(progress)
             )
-            launch.run(fabric, ee, plan.final_path, work, result.history)
+            launch.run(fabric, ee, plan.final_path, work, result.history, backbone)
         finally:
             for one in made:
                 one.close()
-        trained = {step.trains for step, length in plan.steps if length}
-        if plan.recipe.policy.reads != "gate" or "gates" in trained:
-            ee.policy = plan.recipe.policy
-        if "final" in trained:
+        policy = recipe.policy_for(ee.num_exits)
+        if policy.reads != "gate" or "gates" in plan.trains:
+            ee.policy = policy.turned(plan.alpha) if recipe.knob == "dial" else policy
+        if "final" in plan.trains:
             _note_changed(ee, str(plan.final_path))
+        if backbone:
+            ee.spec = replace(ee.spec, changed=("",))
     if folder is not None and fabric.is_global_zero:
         save(ee, folder, fit={**result.to_dict(), "plan": _plain(plan)})
         (folder / checkpoint.FILE).unlink(missing_ok=True)
@@ -188,9 +226,10 @@ def _work(
     history: list[Epoch],
 ) -> None:
     """Every step of the plan, in one of the processes that do it."""
-    fed = Source(ee, train, "train", fabric, final)
-    gates_fed = fed if gates is None else Source(ee, gates, "gates", fabric, final)
-    held_out = None if val is None else Source(ee, val, "val", fabric, final)
+    labelled = not plan.recipe.unlabelled
+    fed = Source(ee, train, "train", fabric, final, labelled)
+    gates_fed = fed if gates is None else Source(ee, gates, "gates", fabric, final, labelled)
+    held_out = None if val is None else Source(ee, val, "val", fabric, final, labelled)
     caches = [data for data in (train, val, gates) if isinstance(data, FeatureCache)]
     loaders = [getattr(data, "loader", data) for data in (train, val, gates) if data is not None]
     generator = torch.Generator().manual_seed(plan.seed)
@@ -211,22 +250,23 @@ def _work(
         for index, (step, length) in enumerate(plan.steps):
             if not length or (start is not None and index < start["step"]):
                 continue
-            feed = gates_fed if step.trains == "gates" else fed
+            feed = gates_fed if step.trains == {"gates"} else fed
             step_run = StepRun(
                 ee,
                 step,
                 final,
                 fabric=fabric,
                 costs=costs,
-                alpha=plan.alpha,
+                weight=plan.alpha,
                 lr=plan.lr,
                 length=length,
                 patience=plan.patience,
+                generator=generator,
             )
             if start is not None and index == start["step"]:
                 step_run.load_state_dict(start["run"])
             else:
-                step_run.prepare(feed, generator)
+                step_run.prepare(feed)
 
             def after_epoch(index: int = index, step_run: StepRun = step_run) -> None:
                 epoch = history[-1]
@@ -263,7 +303,7 @@ def _note_changed(ee: EarlyExitModule, path: str) -> None:
 
 def _costs(ee: EarlyExitModule, plan: _Plan, device: torch.device) -> torch.Tensor:
     policy = ee.policy
-    ee.policy = plan.recipe.policy
+    ee.policy = plan.recipe.policy_for(ee.num_exits)
     costs = torch.tensor(ee.costs.relative(plan.cost), device=device)
     ee.policy = policy
     return costs
@@ -271,22 +311,17 @@ def _costs(ee: EarlyExitModule, plan: _Plan, device: torch.device) -> torch.Tens
 
 def _checked(
     ee: EarlyExitModule,
+    recipe: Method,
     train: object,
     val: object,
     gates: object,
-    method: str,
-    alpha: float,
-    cost: str,
+    plan: _Plan,
     epochs: int | Mapping[str, int],
-    lr: float | None,
     train_final: bool | None,
-    patience: int | None,
-    seed: int,
 ) -> _Plan:
-    recipe = get_method(method)
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1:
-        raise InputError(f"alpha must lie in [0, 1], got {alpha!r}.")
-    check_cost_kind(cost)
+    recipe.check_parts(plan.method, ee.spec.branch, ee.spec.branch_options)
+    check_cost_kind(plan.cost)
+    lr, patience = plan.lr, plan.patience
     if lr is not None and (not isinstance(lr, (int, float)) or not 0 < lr < math.inf):
         raise InputError(f"lr must be a positive number, got {lr!r}.")
     if patience is not None:
@@ -294,15 +329,51 @@ def _checked(
             raise InputError(f"patience must be a whole number from 1, got {patience!r}.")
         if val is None:
             raise InputError("patience needs val: it counts epochs without a better loss on it.")
+    caches = []
     for name, data in (("train", train), ("val", val), ("gates", gates)):
         if isinstance(data, FeatureCache):
             data.check(ee)
+            caches.append(name)
         elif name == "train" or data is not None:
             check_loader(data, name)
     final = _final_classifier(ee, train_final)
-    steps = [step for step in recipe.steps if step.trains != "final" or final is not None]
+    steps = _steps(recipe, final)
     lengths = _lengths(epochs, steps, [step.name for step in recipe.steps])
-    return _Plan(method, float(alpha), cost, tuple(lengths), lr, final, patience, seed)
+    plan = replace(plan, lengths=tuple(lengths), final_path=final)
+    if "backbone" in plan.trains:
+        _check_backbone(ee, plan, caches)
+    return plan
+
+
+def _steps(recipe: Method, final: str | None) -> list[Step]:
+    """Those of a recipe that have something to train."""
+    return [step for step in recipe.steps if step.trains != {"final"} or final is not None]
+
+
+def _check_backbone(ee: EarlyExitModule, plan: _Plan, caches: list[str]) -> None:
+    """Raises InputError or ModeError where a recipe cannot train the backbone."""
+    if not ee.backbone_parameters():
+        raise InputError("The backbone has no parameter to train.")
+    if ee.spec.shares_weights:
+        raise InputError(
+            f"Method '{plan.method}' trains the backbone, and would change the caller's model, "
+            "whose weights are shared: attach with copy=True, or fit with recipe='disjoint'."
+        )
+    if caches:
+        raise InputError(
+            f"Method '{plan.method}' trains the backbone, so '{caches[0]}' cannot be kept "
+            "features: pass the loader, or fit with recipe='disjoint'."
+        )
+
+
+def _listed(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """As they come back from JSON."""
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in overrides.items()}
+    try:
+        json.dumps(plain)
+    except TypeError as error:
+        raise InputError(f"Options of a method must be plain values: {error}.") from error
+    return plain
 
 
 def _final_classifier(ee: EarlyExitModule, train_final: bool | None) -> str | None:
@@ -368,7 +439,9 @@ def _finished(ee: EarlyExitModule, folder: Path, plan: _Plan) -> FitResult | Non
     checkpoint.check_same_run(folder, _plain(plan), kept["plan"])
     load(folder, ee).eval()
     history = [Epoch(**epoch) for epoch in kept["history"]]
-    return FitResult(kept["method"], kept["alpha"], kept["cost"], kept["seed"], history)
+    return FitResult(
+        kept["method"], kept["alpha"], kept["cost"], kept["seed"], kept["options"], history
+    )
 
 
 def _check_resumable(
@@ -388,17 +461,19 @@ def _plain(plan: _Plan) -> dict[str, Any]:
     return {**asdict(plan), "lengths": list(plan.lengths)}
 
 
-def _cached(ee: EarlyExitModule, data: Any, made: list[FeatureCache]) -> Any:
+def _cached(ee: EarlyExitModule, data: Any, made: list[FeatureCache], labelled: bool) -> Any:
     if data is None or isinstance(data, FeatureCache):
         return data
-    made.append(cache_features(ee, data))
+    made.append(cache_features(ee, data, labelled=labelled))
     return made[-1]
 
 
 @contextmanager
-def _restored_on_error(ee: EarlyExitModule, final: nn.Module | None) -> Iterator[None]:
+def _restored_on_error(
+    ee: EarlyExitModule, final: nn.Module | None, backbone: bool
+) -> Iterator[None]:
     """Bad input leaves weights, modes and policy as they were; a failed loss keeps what it had."""
-    state = trained_state(ee, final)
+    state = trained_state(ee, final, backbone=backbone)
     values, policy = snapshot(state), ee.policy
     modes = {module: module.training for module in ee.modules()}
     try:

@@ -85,8 +85,17 @@ def run(
     final_path: str | None,
     work: Work,
     history: list[Epoch],
+    backbone: bool = False,
 ) -> None:
     """Does the work here, or in processes that Fabric starts; weights and history end up here.
+
+    Args:
+        fabric: where to.
+        ee: the network.
+        final_path: name of the final classifier, where it trains.
+        work: what to do.
+        history: of epochs; appended to.
+        backbone: whether the backbone trains.
 
     Raises:
         EarlyExitError: as the work does; what was trained until then is in place.
@@ -107,10 +116,11 @@ def run(
             history=list(history),
             file=file,
             path=list(sys.path),
+            backbone=backbone,
         )
         fabric.launch(there)
         found = torch.load(file, map_location="cpu", weights_only=True)
-    restore(trained_state(ee, _module(ee, final_path)), found["state"])
+    restore(trained_state(ee, _module(ee, final_path), backbone=backbone), found["state"])
     history[:] = [Epoch(**epoch) for epoch in found["history"]]
     if found["error"] is not None:
         kind, message = found["error"]
@@ -125,6 +135,7 @@ def _in_process(
     history: list[Epoch],
     file: Path,
     path: list[str],
+    backbone: bool,
 ) -> None:
     sys.path[:] = path
     error = None
@@ -141,8 +152,9 @@ def _in_process(
             raise
         error = [type(raised).__name__, str(raised)]
     if fabric.is_global_zero:
+        state = trained_state(ee, final, backbone=backbone)
         found = {
-            "state": [value.cpu() for value in snapshot(trained_state(ee, final))],
+            "state": [value.cpu() for value in snapshot(state)],
             "history": [asdict(epoch) for epoch in history],
             "error": error,
         }

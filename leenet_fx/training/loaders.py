@@ -25,9 +25,16 @@ def check_loader(loader: object, name: str) -> Iterable[Any]:
 
 
 def batches(
-    loader: object, name: str, num_classes: int, device: torch.device
+    loader: object, name: str, num_classes: int, device: torch.device, *, labelled: bool = True
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields (images, labels) on `device`.
+
+    Args:
+        loader: what a user gave.
+        name: of the argument, for messages.
+        num_classes: labels lie in 0..num_classes−1.
+        device: where tensors go.
+        labelled: whether labels are needed; if not, batches may be images alone, and labels −1.
 
     Raises:
         InputError: the loader is empty, labels are absent, not whole numbers, not one for each
@@ -35,6 +42,15 @@ def batches(
     """
     empty = True
     for batch in check_loader(loader, name):
+        if not labelled:
+            images = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
+            if not isinstance(images, Tensor):
+                raise InputError(f"{name} must yield images, but yields {_describe(batch)}.")
+            if len(images):
+                empty = False
+                nothing = torch.full((len(images),), -1, device=device)
+                yield images.to(device, non_blocking=True), nothing
+            continue
         if not isinstance(batch, (tuple, list)) or len(batch) < 2:
             raise InputError(
                 f"{name} must yield (images, labels) tuples, but yields {_describe(batch)}"

@@ -1,0 +1,193 @@
+"""Methods whose gates learn the trade between error and cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from leenet_fx.errors import InputError
+from leenet_fx.methods.method import Method, register_method
+from leenet_fx.parts.objectives import (
+    DifferentiableBranching,
+    EENets,
+    FinalClassifier,
+    JEIDNNGates,
+    JEIDNNHeads,
+    LEENet,
+    PTEEnet,
+    SumOfExits,
+)
+from leenet_fx.parts.policies import Dial, LearnedGate, MaxProbability, Policy
+from leenet_fx.parts.recipes import Step, Turn, check_recipe, one_turn
+
+EXITS = one_turn("exits", "classifiers", SumOfExits())
+FINAL = one_turn("final", "final", FinalClassifier())
+
+
+@register_method("leenet")
+def leenet(tempered: bool = True) -> Method:
+    """LEENet: learned gates on a frozen backbone.
+
+    (1) each exit's classifier by cross-entropy, (2) the final classifier, where it is new or asked
+    for, (3) all gates together, classifiers frozen, by L = (1−α)·Σ qᵢCEᵢ + α·Σ qᵢcᵢ. A sample
+    leaves iff its gate logit is at least 0.
+
+    Two things differ from what was published. Cross-entropies in (3) are those of tempered logits:
+    the final classifier has seen the training images, and its overconfidence would pay for leaving
+    early. And gates start with equal shares at all outlets, not with an even chance at each: with
+    many exits nearly all samples would leave at the first, and the later gates, which nobody
+    reaches, never learn. The published gate reads features: attach with
+    `branch_options={"gate": "features"}`; gates that read how sure the head is do better.
+
+    Args:
+        tempered: whether to temper.
+    """
+    gates = one_turn("gates", "gates", LEENet(), tempered=tempered)
+    return Method(
+        steps=(EXITS, FINAL, gates),
+        policy=LearnedGate(0.0),
+        source="LEENet: learned early exits (poster and reference code)",
+        knob="weight",
+    )
+
+
+@register_method("leenet-dial")
+def leenet_dial() -> Method:
+    """One network for every α: gates that take α as an input; leenet-fx's own.
+
+    As `leenet`, but each sample draws an α of its own while gates train, and the user turns the
+    dial afterwards: `ee.predict(images, alpha=0.7)`.
+    """
+    gates = one_turn("gates", "gates", LEENet(), tempered=True, dials=True)
+    return Method(
+        steps=(EXITS, FINAL, gates),
+        policy=Dial(0.5),
+        source="leenet-fx",
+        branch_options={"gate": "dial"},
+        requires={"gate": "dial"},
+        knob="dial",
+    )
+
+
+@register_method("diffbranch")
+def diffbranch(recipe: str = "joint") -> Method:
+    """Differentiable branching (Scardapane et al. 2020): L = CE(f̃₀) + λ·γ̃₀, end to end.
+
+    f̃ᵢ = gᵢ·pᵢ + (1−gᵢ)·f̃ᵢ₊₁. The paper does not give λ. The decision is the hard gᵢ ≥ 0.5; the
+    ensemble f̃₀ is `leenet_fx.soft_probabilities`.
+
+    Args:
+        recipe: "joint", "mixed" (exits first, then all), or "disjoint", with a frozen backbone.
+    """
+    return Method(
+        steps=_end_to_end(recipe, DifferentiableBranching()),
+        policy=LearnedGate(0.0),
+        source="Scardapane et al. 2020, Differentiable Branching in Deep Networks",
+        branch_options={"gate": "features"},
+        knob="weight",
+        highest_weight=math.inf,
+    )
+
+
+@register_method("eenets")
+def eenets(version: int = 1, recipe: str = "joint", two_stage: bool = True) -> Method:
+    """EENets (Demir & Akbas 2024): a softmax branch and a confidence branch h at each exit.
+
+    Leave iff h > 0.5; version 3, whose h are shares, iff h > 1/(N+1). Version 0 trains no h: there
+    a sample leaves iff its largest class probability is at least 0.5.
+
+    Args:
+        version: 0 to 4, which objective; see `leenet_fx.parts.objectives.EENets`.
+        recipe: "joint", "mixed" or "disjoint".
+        two_stage: whether version 0 trains first.
+    """
+    objective = EENets(version)
+    first = _together("exits", recipe, EENets(0), gates=False)
+    steps: tuple[Step, ...] = (first,) if two_stage or version == 0 else ()
+    if version != 0:
+        steps = (*steps, _together("gates", recipe, objective))
+    if recipe == "mixed":
+        steps = (EXITS, FINAL, *(_renamed(step, f"{step.name} together") for step in steps))
+    return Method(
+        steps=steps,
+        policy=_eenets_policy(version),
+        source="Demir & Akbas 2024, Early-exit Convolutional Neural Networks",
+        branch_options={"gate": "features"},
+        knob="weight" if version else "threshold",
+        weight=1.0,
+        highest_weight=math.inf,
+    )
+
+
+@register_method("pteenet")
+def pteenet(blocks: int = 1) -> Method:
+    """PTEEnet (Lahiany & Aperstein 2022): the frozen backbone is the teacher; no labels.
+
+    L = Σ_{n<N} CE(ŷ, Ŷₙ) + λ·Cₙ, with ŷ the class that the backbone predicts. One threshold common
+    to all gates is the knob.
+
+    Args:
+        blocks: X of ConvX, as `attach(method="pteenet")` sets it.
+    """
+    step = one_turn("exits", ("classifiers", "gates"), PTEEnet(), lr=0.03, labels="backbone")
+    return Method(
+        steps=(step,),
+        policy=LearnedGate(0.0),
+        source="Lahiany & Aperstein 2022, PTEENet: Post-Trained Early-Exit Neural Networks",
+        branch="conv",
+        branch_options={"gate": "features", "blocks": blocks},
+        unlabelled=True,
+        weight=1.0,
+        highest_weight=math.inf,
+    )
+
+
+@register_method("jei-dnn")
+def jei_dnn(period: int = 200) -> Method:
+    """JEI-DNN (Regol et al. 2024): heads and gates in turns, gates on how sure the head is.
+
+    After a warm-up of the heads, heads minimise Σ p_k·CE_k where samples really leave, and gates
+    learn argmin_k(CE_k + λ·c_k), `period` batches each.
+
+    Args:
+        period: batches of a turn.
+    """
+    turns = (Turn(("classifiers",), JEIDNNHeads()), Turn(("gates",), JEIDNNGates()))
+    if isinstance(period, bool) or not isinstance(period, int) or period < 1:
+        raise InputError(f"period must be a whole number of batches from 1, got {period!r}.")
+    return Method(
+        steps=(EXITS, FINAL, Step("turns", turns, lr=0.03, period=period)),
+        policy=LearnedGate(0.0),
+        source="Regol et al. 2024, Jointly-Learned Exit and Inference for a Dynamic Neural Network",
+        branch_options={"gate": "confidence"},
+        knob="weight",
+        highest_weight=math.inf,
+    )
+
+
+def _eenets_policy(version: int) -> Policy | Callable[[int], Policy]:
+    if version == 0:
+        return MaxProbability(0.5)
+    # h ≥ 1/(N+1), as a gate logit.
+    return (lambda exits: LearnedGate(-math.log(exits))) if version == 3 else LearnedGate(0.0)
+
+
+def _end_to_end(recipe: str, objective: DifferentiableBranching) -> tuple[Step, ...]:
+    if recipe == "joint":
+        return (_together("together", recipe, objective),)
+    return (EXITS, FINAL, _together("together", recipe, objective))
+
+
+def _together(
+    name: str, recipe: str, objective: DifferentiableBranching | EENets, gates: bool = True
+) -> Step:
+    """Everything at once, the backbone too unless it is frozen."""
+    check_recipe(recipe)
+    groups = ["classifiers", *(["gates"] if gates else [])]
+    if recipe != "disjoint":
+        groups.append("backbone")
+    return one_turn(name, groups, objective, lr=0.03, deep_lr=0.001)  # type: ignore[arg-type]
+
+
+def _renamed(step: Step, name: str) -> Step:
+    return Step(name, step.turns, step.lr, step.deep_lr)

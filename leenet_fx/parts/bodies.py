@@ -1,0 +1,205 @@
+"""Bodies: from the features an exit reads to one vector a sample."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from leenet_fx.errors import InputError
+from leenet_fx.parts.scale import Scale
+from leenet_fx.parts.sites import Site, finest_grid, join, pool, pooled_width
+
+
+class Body(nn.Module, ABC):
+    """reduce, which uses no parameter, then forward.
+
+    Attributes:
+        width: n, the length of the vector.
+        deep: whether it has weights of its own, which learn at the rate of a deep network.
+    """
+
+    deep = False
+
+    def __init__(self, site: Site, width: int) -> None:
+        super().__init__()
+        self.site = site
+        self.width = width
+
+    @property
+    def reduction(self) -> str:
+        """What `reduce` does, in words."""
+        return "nothing"
+
+    @abstractmethod
+    def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
+        """What the body needs of the features; training on a frozen backbone keeps this."""
+
+    @abstractmethod
+    def forward(self, *reduced: Tensor) -> Tensor:
+        """What `reduce` left → (B, n)."""
+
+    def measure(self, *reduced: Tensor) -> None:
+        """Scales by what `reduce` leaves of training images; one that was scaled stays so."""
+
+
+BodyFactory: TypeAlias = Callable[..., Body]
+
+
+class _Scaled(Body):
+    def __init__(self, site: Site, width: int) -> None:
+        super().__init__(site, width)
+        self.inputs = Scale(width, power=0.5)
+
+    def forward(self, *reduced: Tensor) -> Tensor:
+        scaled: Tensor = self.inputs(*reduced)
+        return scaled
+
+    def measure(self, *reduced: Tensor) -> None:
+        if not self.inputs.measured:
+            self.inputs.measure(*reduced)
+
+
+class Pool(_Scaled):
+    """Average pooling (EENets' `pool`).
+
+    Maps are pooled to a grid of 4 x 4, 2 x 2 or 1 x 1 cells, the finest that keeps a classifier
+    within 100,000 weights. Tokens are averaged. Several features are pooled each and joined.
+
+    Args:
+        site: where it stands.
+        grid: cells along each side; None takes the finest.
+    """
+
+    def __init__(self, site: Site, grid: int | None = None) -> None:
+        grid = _checked_grid(site, grid)
+        super().__init__(site, pooled_width(site.features, grid))
+        self.grid = grid
+
+    @property
+    def reduction(self) -> str:
+        return f"pooled to {self.grid}"
+
+    def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
+        return (pool(features, self.site.features, self.grid),)
+
+
+class Flatten(_Scaled):
+    """Every value of the features, flattened, as LEENet published it (EENets' `plain`)."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site, sum(f.numel for f in site.features))
+
+    @property
+    def reduction(self) -> str:
+        return "flattened"
+
+    def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
+        joined = join([feature.flatten(1) for feature in features])
+        if isinstance(joined, Tensor) and joined.shape[1] != self.width:
+            raise InputError(
+                f"A 'flatten' branch made for {self.width} values got {joined.shape[1]}: it fits "
+                "one image size only; 'pool' fits any."
+            )
+        return (joined,)
+
+
+class NormPool(Body):
+    """BatchNorm over the channels, then average pooling (EENets' `bnpool`).
+
+    Args:
+        site: where it stands.
+        grid: cells along each side; None takes the finest, as `Pool`.
+    """
+
+    deep = True
+
+    def __init__(self, site: Site, grid: int | None = None) -> None:
+        grid = _checked_grid(site, grid)
+        super().__init__(site, pooled_width(site.features, grid))
+        self.grid = grid
+        self.norms = nn.ModuleList(nn.BatchNorm1d(f.channels) for f in site.features)
+
+    def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
+        return features
+
+    def forward(self, *reduced: Tensor) -> Tensor:
+        normed = []
+        for feature, spec, norm in zip(reduced, self.site.features, self.norms, strict=True):
+            channels_second = feature.movedim(spec.channel_axis, 1)
+            flat = norm(channels_second.flatten(2) if feature.ndim > 2 else channels_second)
+            normed.append(flat.view(channels_second.shape).movedim(1, spec.channel_axis))
+        pooled: Tensor = pool(normed, self.site.features, self.grid)
+        return pooled / math.sqrt(self.width)
+
+
+class Conv(Body):
+    """X blocks of 3x3 convolution, BatchNorm and ReLU, then average pooling (PTEEnet's ConvX).
+
+    The paper does not give the channels. Here maps that are finer than `size` are halved by
+    convolutions of stride 2 that double the channels, and `blocks` more keep both; the last map is
+    pooled to 2 x 2 cells.
+
+    Args:
+        site: where it stands; it needs maps.
+        blocks: X, convolutions behind those that halve the map.
+        size: longest side of the map that they see.
+        channels: most channels; None allows four times those of the feature.
+    """
+
+    deep = True
+
+    def __init__(
+        self, site: Site, blocks: int = 1, size: int = 8, channels: int | None = None
+    ) -> None:
+        for name, value in (("blocks", blocks), ("size", size), ("channels", channels)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise InputError(f"{name} of a 'conv' branch must be a whole number: {value!r}.")
+        if blocks < 0 or size < 1 or (channels is not None and channels < 1):
+            raise InputError(
+                f"A 'conv' branch needs blocks ≥ 0, size ≥ 1, channels ≥ 1, got {blocks}, {size}, "
+                f"{channels}."
+            )
+        if not all(f.is_map for f in site.features) or len({f.size for f in site.features}) > 1:
+            shapes = [f.shape for f in site.features]
+            raise InputError(
+                f"A 'conv' branch reads maps (B, C, H, W) of one size, got {shapes}: 'pool' reads "
+                "any features."
+            )
+        width = sum(f.channels for f in site.features)
+        most = 4 * width if channels is None else channels
+        longest = max(site.features[0].size)
+        layers: list[nn.Module] = []
+        while longest > size:
+            longest = (longest + 1) // 2
+            layers += _convolution(width, min(2 * width, most), stride=2)
+            width = min(2 * width, most)
+        for _ in range(blocks):
+            layers += _convolution(width, width, stride=1)
+        super().__init__(site, width * 4)
+        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+
+    def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
+        return features
+
+    def forward(self, *reduced: Tensor) -> Tensor:
+        specs = self.site.features
+        maps = [f.movedim(s.channel_axis, 1) for f, s in zip(reduced, specs, strict=True)]
+        out: Tensor = self.layers(join(maps))
+        return out / math.sqrt(self.width)
+
+
+def _convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+    conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+    return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+def _checked_grid(site: Site, grid: int | None) -> int:
+    if grid is None:
+        return finest_grid(site)
+    if isinstance(grid, bool) or not isinstance(grid, int) or grid < 1:
+        raise InputError(f"grid must be a whole number from 1, got {grid!r}.")
+    return grid

@@ -1,0 +1,213 @@
+"""Threshold solvers: the confidences at which to leave so that a budget is met."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from itertools import pairwise
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from leenet_fx.errors import InputError
+from placement import Registry
+
+Solver: TypeAlias = Callable[[Tensor, "Tensor | Sequence[float]", float], list[float]]
+"""(confidence (n, N), relative costs (N+1,), budget) → N confidences at which to leave.
+
+A sample leaves at the first exit where its confidence is at least the exit's; math.inf lets nobody
+leave there. The mean relative cost of the n samples is at most the budget.
+"""
+
+_solvers: Registry[Solver] = Registry("solver", "leenet_fx.solvers")
+register_solver = _solvers.register
+list_solvers = _solvers.names
+get_solver = _solvers.get
+
+RATIOS = (0.0, *(10 ** (step / 200) for step in range(-600, 601)))
+"""The ρ that `exponential` tries: 0, where all leave at the first exit, and 200 to each power of
+ten from 0.001 to 1000."""
+
+
+def left_at(confidence: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """Where samples leave: at the first exit where the confidence is at least the threshold.
+
+    Args:
+        confidence: (n, N), floating point, finite.
+        thresholds: N confidences, compared in the precision of `confidence`, as policies do.
+
+    Returns:
+        (n,) exit indices; N is the final classifier.
+
+    Raises:
+        InputError: shapes or values that do not fit.
+    """
+    _check_confidence(confidence)
+    if len(thresholds) != confidence.shape[1]:
+        raise InputError(
+            f"Expected one threshold for each of {confidence.shape[1]} exits, got "
+            f"{len(thresholds)}."
+        )
+    stays = confidence < confidence.new_tensor(thresholds)
+    # The product is 1 until the first exit where the sample leaves.
+    return stays.long().cumprod(1).sum(1)
+
+
+def mean_cost(left: Tensor, costs: Tensor | Sequence[float]) -> float:
+    """The mean relative cost of samples that left at these exits, correctly rounded.
+
+    Args:
+        left: (n,) exit indices, n ≥ 1.
+        costs: (N+1,) relative cost of leaving at each exit and at the final classifier.
+
+    Raises:
+        InputError: no samples, or an exit without a cost.
+    """
+    values = _values(costs)
+    if left.ndim != 1 or not len(left):
+        raise InputError(f"Expected exit indices (n,), n ≥ 1, got {tuple(left.shape)}.")
+    counts = left.bincount(minlength=len(values)).tolist()
+    if len(counts) > len(values):
+        raise InputError(f"Exit index {len(counts) - 1} has no cost: only {len(values)} are given.")
+    # In fractions, since a sum that is rounded can pass the budget where the mean equals it.
+    spent = sum(count * Fraction(cost) for count, cost in zip(counts, values, strict=True))
+    return float(spent / len(left))
+
+
+@register_solver("common")
+def common(confidence: Tensor, costs: Tensor | Sequence[float], budget: float) -> list[float]:
+    """One threshold for all exits: the highest whose mean cost is within the budget.
+
+    The mean cost never falls as the threshold rises, and it changes at observed confidences only,
+    so the exact answer is found by bisecting these. (Shallow-Deep and PTEEnet have one threshold
+    for all exits.)
+
+    Args:
+        confidence: (n, N), floating point, finite.
+        costs: (N+1,) relative cost of leaving at each exit and at the final classifier.
+        budget: mean relative cost allowed.
+
+    Returns:
+        N equal confidences; math.inf where the budget pays for the final classifier for all.
+
+    Raises:
+        InputError: shapes or values that do not fit, or a budget below the cheapest exit's cost.
+    """
+    values = _check(confidence, costs, budget)
+    exits = confidence.shape[1]
+    if budget >= values[-1]:
+        return [math.inf] * exits
+    candidates = confidence.unique().tolist()
+    affordable = bisect_right(
+        candidates,
+        budget,
+        key=lambda threshold: mean_cost(left_at(confidence, [threshold] * exits), values),
+    )
+    return [candidates[affordable - 1]] * exits
+
+
+@register_solver("exponential")
+def exponential(confidence: Tensor, costs: Tensor | Sequence[float], budget: float) -> list[float]:
+    """The thresholds of `exponential_thresholds` whose mean cost is the highest in the budget.
+
+    MSDNet's budgeted batch classification (Huang et al. 2018), with ρ out of `RATIOS`; of several
+    with the same mean cost, the smallest.
+
+    Args:
+        confidence: (n, N), floating point, finite.
+        costs: (N+1,) relative cost of leaving at each exit and at the final classifier.
+        budget: mean relative cost allowed.
+
+    Returns:
+        N confidences; all math.inf where the budget pays for the final classifier for all.
+
+    Raises:
+        InputError: shapes or values that do not fit, or a budget below the cheapest exit's cost.
+    """
+    values = _check(confidence, costs, budget)
+    if budget >= values[-1]:
+        return [math.inf] * confidence.shape[1]
+    points = []
+    for rho in RATIOS:
+        thresholds = exponential_thresholds(confidence, rho)
+        spent = mean_cost(left_at(confidence, thresholds), values)
+        if spent <= budget:
+            points.append((spent, thresholds))
+    return max(points, key=lambda point: point[0])[1]
+
+
+def exponential_thresholds(confidence: Tensor, rho: float) -> list[float]:
+    """Thresholds under which the share of samples that leave at exit k is proportional to ρᵏ.
+
+    Shares are over k = 0..N, the final classifier included. Tₖ is the confidence of the
+    ⌊n·shareₖ⌋-th best sample still inside, or of the last where fewer are inside; math.inf where
+    that is no sample. All samples inside that tie with Tₖ leave, as they do under the policy, and
+    so do not count at later exits (MSDNet, Huang et al. 2018).
+
+    Args:
+        confidence: (n, N), floating point, finite.
+        rho: ≥ 0. Below 1 most leave early; 1 is equal shares; 0 sends all out at the first exit.
+
+    Returns:
+        N confidences.
+
+    Raises:
+        InputError: shapes or values that do not fit.
+    """
+    _check_confidence(confidence)
+    if not 0 <= rho < math.inf:
+        raise InputError(f"Expected a finite ratio ρ ≥ 0, got {rho!r}.")
+    samples, exits = confidence.shape
+    # Counted from the largest share, since ρᵏ of a large ρ overflows.
+    powers = [rho ** (k - exits if rho > 1 else k) for k in range(exits + 1)]
+    total = sum(powers)
+    inside = confidence
+    thresholds = []
+    for k in range(exits):
+        leaving = min(math.floor(samples * powers[k] / total), len(inside))
+        threshold = math.inf
+        if leaving:
+            threshold = inside[:, k].kthvalue(len(inside) - leaving + 1).values.item()
+        inside = inside[inside[:, k] < threshold]
+        thresholds.append(threshold)
+    return thresholds
+
+
+def _check(confidence: Tensor, costs: Tensor | Sequence[float], budget: float) -> list[float]:
+    """The costs as numbers, once everything a solver is given fits together."""
+    _check_confidence(confidence)
+    values = _values(costs)
+    if len(values) != confidence.shape[1] + 1:
+        raise InputError(
+            f"Expected {confidence.shape[1] + 1} costs, one for each exit and one for the final "
+            f"classifier, got {len(values)}."
+        )
+    if any(later < earlier for earlier, later in pairwise(values)):
+        raise InputError(f"Costs must not fall from one exit to the next, got {values}.")
+    if not budget >= values[0]:
+        raise InputError(
+            f"The budget is {budget!r}, but a mean cost can only lie between {values[0]!r}, all at "
+            f"the first exit, and {values[-1]!r}, all at the final classifier."
+        )
+    return values
+
+
+def _check_confidence(confidence: Tensor) -> None:
+    if not confidence.is_floating_point() or confidence.ndim != 2 or not confidence.numel():
+        raise InputError(
+            "Expected floating-point confidences (n, N) with n ≥ 1 samples and N ≥ 1 exits, got "
+            f"{confidence.dtype} {tuple(confidence.shape)}."
+        )
+    if not bool(confidence.isfinite().all()):
+        raise InputError("Confidences must be finite; some are NaN or infinite.")
+
+
+def _values(costs: Tensor | Sequence[float]) -> list[float]:
+    values = torch.as_tensor(costs, dtype=torch.float64)
+    if values.ndim != 1 or not bool(values.isfinite().all()):
+        raise InputError(f"Expected finite costs (N+1,), got {costs!r}.")
+    numbers: list[float] = values.tolist()
+    return numbers

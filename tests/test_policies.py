@@ -1,0 +1,303 @@
+"""Policies against a plain loop over samples, at their edges, and through JSON."""
+
+import json
+import math
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leenet_fx import (
+    InputError,
+    LearnedGate,
+    MaxProbability,
+    Shut,
+    UnknownNameError,
+    get_policy,
+    list_policies,
+)
+from leenet_fx.parts.policies import (
+    ClassMeanDistance,
+    Entropy,
+    Margin,
+    Patience,
+    ThresholdPolicy,
+    Vote,
+    policy_from_dict,
+    policy_to_dict,
+)
+
+OF_LOGITS = [MaxProbability, Entropy, Margin, ClassMeanDistance]
+COUNTS = [Patience, Vote]
+THRESHOLD_POLICIES = [LearnedGate, *OF_LOGITS, *COUNTS]
+
+
+def probabilities(row):
+    exponentials = [math.exp(value - max(row)) for value in row]
+    return [value / sum(exponentials) for value in exponentials]
+
+
+def entropy(row):
+    return -sum(p * math.log(p) for p in probabilities(row))
+
+
+def margin(row):
+    best, *others = sorted(probabilities(row), reverse=True)
+    return best - others[0] if others else 1.0
+
+
+def counter(history):
+    """PABEE's loop over exits, one sample."""
+    patient, previous = 0, None
+    for row in history:
+        predicted = row.index(max(row))
+        patient = patient + 1 if predicted == previous else 0
+        previous = predicted
+    return patient
+
+
+def votes(history):
+    return max(Counter(row.index(max(row)) for row in history).values())
+
+
+# What each policy compares with its threshold, and whether a sample leaves above or below it.
+MEASURED = {
+    LearnedGate: (lambda history: history[-1][0], "above"),
+    MaxProbability: (lambda history: max(probabilities(history[-1])), "above"),
+    Entropy: (lambda history: entropy(history[-1]), "below"),
+    Margin: (lambda history: margin(history[-1]), "above"),
+    ClassMeanDistance: (lambda history: min(-value for value in history[-1]), "below"),
+    Patience: (counter, "above"),
+    Vote: (votes, "above"),
+}
+
+
+def read(policy, logits, index):
+    """What the policy is given at an exit, from logits (B, N, classes)."""
+    return {
+        "gate": lambda: logits[:, index, 0],
+        "logits": lambda: logits[:, index],
+        "history": lambda: logits[:, : index + 1],
+        "nothing": lambda: logits[:, index],
+    }[policy.reads]()
+
+
+@st.composite
+def logits(draw):
+    """(B, N, classes), halves, so that predictions and confidences often tie."""
+    shape = [draw(st.integers(1, 4)), draw(st.integers(1, 5)), draw(st.integers(1, 4))]
+    count = math.prod(shape)
+    halves = draw(st.lists(st.integers(-6, 6), min_size=count, max_size=count))
+    return torch.tensor(halves).reshape(shape) / 2
+
+
+@settings(deadline=None)
+@given(st.data(), logits(), st.sampled_from(THRESHOLD_POLICIES))
+def test_leaves_what_a_loop_over_samples_says(data, logits, kind):
+    exits = logits.shape[1]
+    values = st.integers(1, 5) if kind in COUNTS else st.integers(-24, 24).map(lambda v: v / 8)
+    thresholds = data.draw(st.lists(values, min_size=exits, max_size=exits))
+    policy = kind(thresholds)
+    measure, side = MEASURED[kind]
+    for index, threshold in enumerate(thresholds):
+        left = policy.leaves(index, read(policy, logits, index))
+        assert left.shape == (len(logits),)
+        for sample, leaves in zip(logits.tolist(), left.tolist(), strict=True):
+            measured = measure(sample[: index + 1])
+            # A softmax in single precision may fall on either side of a threshold this near.
+            if kind in (MaxProbability, Entropy, Margin) and abs(measured - threshold) < 1e-5:
+                continue
+            assert leaves == (measured >= threshold if side == "above" else measured <= threshold)
+
+
+@settings(deadline=None)
+@given(logits(), st.sampled_from(THRESHOLD_POLICIES))
+def test_confidence_is_the_measured_value_or_its_negative(logits, kind):
+    policy = kind(1)
+    measure, side = MEASURED[kind]
+    for index in range(logits.shape[1]):
+        found = policy.confidence(index, read(policy, logits, index))
+        for sample, confidence in zip(logits.tolist(), found.tolist(), strict=True):
+            measured = measure(sample[: index + 1])
+            expected = measured if side == "above" else -measured
+            assert confidence == pytest.approx(expected, abs=2e-6)
+
+
+@settings(deadline=None)
+@given(logits(), st.sampled_from(THRESHOLD_POLICIES), st.sampled_from([-0.3, 0.0, 0.3]))
+def test_with_confidence_leaves_from_that_confidence_on(logits, kind, shift):
+    policy = kind(1)
+    exits = range(logits.shape[1])
+    scores = [read(policy, logits, index) for index in exits]
+    found = [policy.confidence(index, scores[index]) for index in exits]
+    for sample in range(len(logits)):
+        asked = [float(at[sample]) + shift for at in found]
+        if kind is Patience:
+            # A patience is at least 1, so from 0 on, where everyone leaves, cannot be asked.
+            asked = [max(value, 0.5) for value in asked]
+        moved = policy.with_confidence(asked)
+        assert type(moved) is kind
+        for index in exits:
+            expected = found[index] >= asked[index]
+            assert torch.equal(moved.leaves(index, scores[index]), expected)
+            single = policy.with_confidence(asked[index])
+            assert torch.equal(single.leaves(index, scores[index]), expected)
+
+
+@pytest.mark.parametrize("kind", [LearnedGate, *OF_LOGITS])
+def test_infinite_confidence_lets_nobody_or_everyone_leave(kind):
+    logits = torch.randn(5, 3, 4)
+    policy = kind(1)
+    for index in range(3):
+        scores = read(policy, logits, index)
+        assert not policy.with_confidence(math.inf).leaves(index, scores).any()
+        assert policy.with_confidence(-math.inf).leaves(index, scores).all()
+
+
+@pytest.mark.parametrize("kind", COUNTS)
+@pytest.mark.parametrize("asked", [0.0, -0.5, -math.inf, [1.0, 0.0]])
+def test_counts_refuse_a_confidence_that_no_count_falls_short_of(kind, asked):
+    assert kind(1).with_confidence([math.inf, 0.5]) == kind([math.inf, 1])
+    with pytest.raises(InputError, match="whole numbers of at least 1"):
+        kind(1).with_confidence(asked)
+
+
+def history(*predicted):
+    """(1, N, classes): one sample whose exits predict these classes."""
+    return torch.eye(4)[list(predicted)].unsqueeze(0)
+
+
+def first_exit(policy, history):
+    """The exit where the one sample leaves; N where none lets it go."""
+    exits = history.shape[1]
+    left = (i for i in range(exits) if policy.leaves(i, history[:, : i + 1]).item())
+    return next(left, exits)
+
+
+@pytest.mark.parametrize(
+    ("patience", "exit_index"), [(1, 1), (2, 4), (3, 5), (4, 6), (6, 6), (math.inf, 6)]
+)
+def test_patience_needs_agreement_in_a_row(patience, exit_index):
+    assert first_exit(Patience(patience), history(1, 1, 2, 2, 2, 2)) == exit_index
+
+
+@pytest.mark.parametrize(("exits", "exit_index"), [(2, 2), (3, 2), (4, 2)])
+def test_a_patience_of_n_keeps_everyone_in(exits, exit_index):
+    assert first_exit(Patience(2), history(*[3] * exits)) == exit_index
+
+
+@pytest.mark.parametrize(("needed", "exit_index"), [(1, 0), (2, 2), (3, 4), (4, 5)])
+def test_votes_need_not_be_in_a_row(needed, exit_index):
+    assert first_exit(Vote(needed), history(1, 2, 1, 2, 2)) == exit_index
+
+
+def test_entropy_is_in_nats_and_its_bound_is_included():
+    uniform = torch.zeros(1, 4)
+    bound = -Entropy(0.0).confidence(0, uniform).item()
+    assert bound == pytest.approx(math.log(4))
+    assert Entropy(bound).leaves(0, uniform).all()
+    assert not Entropy(bound - 1e-6).leaves(0, uniform).any()
+
+
+def test_a_class_that_cannot_be_has_no_part_in_the_entropy():
+    scores = torch.tensor([[0.0, 0.0, -math.inf], [0.0, -math.inf, -math.inf]])
+    found = Entropy(0.0).confidence(0, scores)
+    assert found.tolist() == pytest.approx([-math.log(2), 0.0])
+
+
+@pytest.mark.parametrize("kind", [MaxProbability, Entropy, Margin])
+def test_a_single_class_is_certain(kind):
+    found = kind(0.0).confidence(0, torch.tensor([[-3.0], [8.0]]))
+    assert found.tolist() == [0.0 if kind is Entropy else 1.0] * 2
+
+
+@pytest.mark.parametrize("kind", THRESHOLD_POLICIES)
+def test_no_samples(kind):
+    policy = kind(1)
+    scores = read(policy, torch.empty(0, 2, 3), 1)
+    assert policy.confidence(1, scores).shape == policy.leaves(1, scores).shape == (0,)
+
+
+@pytest.mark.parametrize("kind", OF_LOGITS + COUNTS)
+def test_half_precision_decides_like_single(kind):
+    policy = kind(1)
+    logits = torch.randn(20, 3, 4).bfloat16()
+    half, single = read(policy, logits, 2), read(policy, logits.float(), 2)
+    assert torch.equal(policy.confidence(2, half), policy.confidence(2, single))
+
+
+def test_shut_has_no_confidence_in_anyone():
+    scores = torch.randn(3, 4)
+    assert Shut().confidence(0, scores).tolist() == [-math.inf] * 3
+    assert not Shut().leaves(0, scores).any()
+    assert not isinstance(Shut(), ThresholdPolicy)
+
+
+def test_every_policy_is_found_by_its_name():
+    names = ["class-mean", "entropy", "gate", "margin", "max-prob", "patience", "shut", "vote"]
+    assert set(names) <= set(list_policies())
+    assert [get_policy(name).name for name in names] == names
+    with pytest.raises(UnknownNameError, match="Did you mean 'entropy'"):
+        get_policy("entrpy")
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Shut(),
+        LearnedGate([0.5, -math.inf]),
+        MaxProbability(0.9),
+        Entropy([0.1, 0.7]),
+        Margin(0.25),
+        ClassMeanDistance([2.0, math.inf]),
+        Patience(3),
+        Vote([1, 2, math.inf]),
+    ],
+    ids=lambda policy: policy.name,
+)
+def test_json_round_trip(policy):
+    again = policy_from_dict(json.loads(json.dumps(policy_to_dict(policy))))
+    assert again == policy
+    assert hash(again) == hash(policy)
+    assert repr(again) == repr(policy)
+
+
+def test_equal_policies_have_equal_hashes():
+    assert Entropy(-0.0) == Entropy(0.0)
+    assert hash(Entropy(-0.0)) == hash(Entropy(0.0))
+    assert Entropy(0.5) != Margin(0.5)
+    assert Patience(2) != Patience(3)
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        ({"name": "entropy", "thresholds": "0.5"}, "number or a list of numbers, got '0.5'"),
+        ({"name": "entropy", "thresholds": None}, "number or a list of numbers, got None"),
+        ({"name": "margin", "thresholds": []}, r"number or a list of numbers, got \[\]"),
+        ({"name": "margin", "thresholds": [True]}, r"number or a list of numbers, got \[True\]"),
+        ({"name": "class-mean", "thresholds": math.nan}, "must not be NaN, got nan"),
+        ({"name": "entropy"}, "'entropy' does not take {}"),
+        ({"name": "patience", "thresholds": 2}, "'patience' does not take {'thresholds': 2}"),
+        ({"name": "patience", "patience": 0}, "Patience .* whole numbers of at least 1, got 0"),
+        ({"name": "patience", "patience": -math.inf}, "at least 1, got -inf"),
+        ({"name": "patience", "patience": True}, "number or a list of numbers, got True"),
+        ({"name": "vote", "thresholds": [2, 1.5]}, r"Vote .* at least 1, got \[2, 1.5\]"),
+        ({"thresholds": 0.5}, "Expected a policy with a 'name'"),
+    ],
+)
+def test_descriptions_that_do_not_fit(description, message):
+    with pytest.raises(InputError, match=message):
+        policy_from_dict(description)
+
+
+@pytest.mark.parametrize("kind", THRESHOLD_POLICIES)
+def test_one_threshold_for_each_exit_or_one_for_all(kind):
+    kind(2).check(3)
+    kind([1, 2, 3]).check(3)
+    with pytest.raises(InputError, match=f"{kind.__name__} has 2 thresholds, but .* 3 exits"):
+        kind([1, 2]).check(3)
+    with pytest.raises(InputError, match="must not be NaN"):
+        kind(2).with_confidence([1.0, math.nan])

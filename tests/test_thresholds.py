@@ -1,0 +1,256 @@
+"""Threshold solvers against every threshold they could have chosen."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from leenet_fx import InputError, MaxProbability, UnknownNameError
+from leenet_fx.parts.policies import Entropy, Patience, Vote
+from leenet_fx.parts.thresholds import (
+    RATIOS,
+    common,
+    exponential,
+    exponential_thresholds,
+    get_solver,
+    left_at,
+    list_solvers,
+    mean_cost,
+)
+
+SOLVERS = [common, exponential]
+
+
+def leaves_where(confidence, thresholds):
+    """Exit indices, sample by sample and exit by exit."""
+    left = []
+    for sample in confidence:
+        at = 0
+        while at < len(thresholds) and sample[at] < thresholds[at]:
+            at += 1
+        left.append(at)
+    return left
+
+
+def total_cost(left, costs):
+    return sum(costs[at] for at in left)
+
+
+def shares_taken(confidence, rho):
+    """Each exit takes its share of the best still inside; n ≤ 10, so no share is a near miss."""
+    samples, exits = len(confidence), len(confidence[0])
+    inside = list(range(samples))
+    thresholds = []
+    for k in range(exits):
+        share = rho**k / sum(rho**j for j in range(exits + 1))
+        best_first = sorted((confidence[b][k] for b in inside), reverse=True)
+        taken = best_first[: math.floor(samples * share + 1e-9)]
+        thresholds.append(taken[-1] if taken else math.inf)
+        inside = [b for b in inside if confidence[b][k] < thresholds[-1]]
+    return thresholds
+
+
+@st.composite
+def confidences(draw, most=8):
+    """(n, N) eighths: many ties, and exact in single precision."""
+    samples, exits = draw(st.integers(1, most)), draw(st.integers(1, 4))
+    row = st.lists(st.integers(-4, 8), min_size=exits, max_size=exits)
+    return torch.tensor(draw(st.lists(row, min_size=samples, max_size=samples))) / 8
+
+
+@st.composite
+def problems(draw):
+    """Confidences, costs and a budget in 64ths, so that plain sums are exact."""
+    confidence = draw(confidences())
+    exits = confidence.shape[1]
+    steps = draw(st.lists(st.integers(0, 20), min_size=exits, max_size=exits))
+    costs = [draw(st.integers(1, 10)) / 64]
+    for step in steps:
+        costs.append(costs[-1] + step / 64)
+    between = st.integers(round(64 * costs[0]), round(64 * costs[-1])).map(lambda v: v / 64)
+    return confidence, costs, draw(between | st.sampled_from(costs))
+
+
+@settings(deadline=None, max_examples=200)
+@given(problems())
+def test_common_is_the_highest_threshold_in_the_budget(problem):
+    confidence, costs, budget = problem
+    samples, exits = confidence.shape
+    rows = confidence.tolist()
+    affordable = [
+        threshold
+        for threshold in [*confidence.flatten().tolist(), math.inf]
+        if total_cost(leaves_where(rows, [threshold] * exits), costs) <= budget * samples
+    ]
+    assert common(confidence, costs, budget) == [max(affordable)] * exits
+
+
+@settings(deadline=None, max_examples=100)
+@given(confidences(most=10), st.sampled_from(RATIOS))
+def test_exponential_thresholds_take_each_exit_its_share(confidence, rho):
+    assert exponential_thresholds(confidence, rho) == shares_taken(confidence.tolist(), rho)
+
+
+@settings(deadline=None, max_examples=12)
+@given(problems())
+# Two leave at exit 0 (ρ near 0.3), or one there and one at exit 1 (ρ near 1), at the same cost.
+@example((torch.tensor([[0.1, 0.1], [0.2, 0.2], [0.3, 0.3], [0.4, 0.4]]), [0.5, 0.5, 1.0], 0.75))
+def test_exponential_spends_the_most_of_all_ratios(problem):
+    confidence, costs, budget = problem
+    rows = confidence.tolist()
+    best, expected = -math.inf, None
+    for rho in RATIOS:
+        thresholds = shares_taken(rows, rho)
+        spent = total_cost(leaves_where(rows, thresholds), costs)
+        if best < spent <= budget * len(rows):
+            best, expected = spent, thresholds
+    if budget >= costs[-1]:
+        expected = [math.inf] * len(expected)
+    assert exponential(confidence, costs, budget) == expected
+
+
+@settings(deadline=None)
+@given(st.data(), confidences())
+def test_left_at_and_mean_cost_equal_a_loop(data, confidence):
+    exits = confidence.shape[1]
+    thresholds = st.integers(-5, 9).map(lambda v: v / 8) | st.sampled_from([math.inf, -math.inf])
+    chosen = data.draw(st.lists(thresholds, min_size=exits, max_size=exits))
+    costs = data.draw(st.lists(st.integers(0, 64), min_size=exits + 1, max_size=exits + 1))
+    left = left_at(confidence, chosen)
+    expected = leaves_where(confidence.tolist(), chosen)
+    assert left.tolist() == expected
+    assert mean_cost(left, costs) == pytest.approx(total_cost(expected, costs) / len(expected))
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.sampled_from(SOLVERS), st.integers(0, 10**6), st.floats(0, 1))
+def test_the_budget_is_kept_and_nearly_spent(solver, seed, at):
+    generator = torch.Generator().manual_seed(seed)
+    confidence = torch.rand(300, 4, generator=generator)
+    costs = torch.rand(5, generator=generator, dtype=torch.float64).sort().values
+    budget = float(costs[0] + at * (costs[-1] - costs[0]))
+    spent = mean_cost(left_at(confidence, solver(confidence, costs, budget)), costs)
+    # One sample, or one step of ρ, moves the mean cost by no more than this share of the range.
+    assert budget - 0.03 * float(costs[-1] - costs[0]) <= spent <= budget
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("samples", [1, 3, 7, 49])
+def test_a_budget_of_exactly_an_exits_cost(solver, samples):
+    # 0.1 + 0.1 + 0.1 is more than 0.3, so a mean of rounded sums would not meet a budget of 0.1.
+    confidence = torch.rand(samples, 2)
+    costs = [0.1, 0.7, 1.1]
+    left = left_at(confidence, solver(confidence, costs, 0.1))
+    assert left.tolist() == [0] * samples
+    assert mean_cost(left, costs) == 0.1
+    assert solver(confidence, costs, 1.1) == [math.inf, math.inf]
+    assert solver(confidence, costs, math.inf) == [math.inf, math.inf]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_one_exit_lets_the_surest_half_go(solver):
+    confidence = torch.tensor([[0.1], [0.9], [0.4], [0.6]])
+    assert left_at(confidence, solver(confidence, [0.2, 1.0], 0.6)).tolist() == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_samples_that_tie_leave_together(solver):
+    confidence = torch.tensor([[0.5, 0.1], [0.5, 0.2], [0.5, 0.3], [0.2, 0.9]])
+    # No threshold of exit 0 tells the first three apart.
+    assert left_at(confidence, solver(confidence, [0.5, 0.75, 1.0], 0.6)).tolist() == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_where_all_are_as_sure_all_leave_or_none(solver):
+    certain = MaxProbability(1.0).confidence(0, torch.randn(6, 1)).unsqueeze(1).repeat(1, 2)
+    assert left_at(certain, solver(certain, [0.2, 0.6, 1.0], 0.99)).tolist() in ([0] * 6, [1] * 6)
+    assert solver(certain, [0.2, 0.6, 1.0], 1.0) == [math.inf, math.inf]
+
+
+@pytest.mark.parametrize(
+    ("solver", "policy"),
+    [
+        *((solver, policy) for solver in SOLVERS for policy in (MaxProbability(1), Entropy(1))),
+        *((solver, Vote(1)) for solver in SOLVERS),
+        (common, Patience(1)),
+    ],
+)
+def test_policies_do_what_was_solved_for(solver, policy):
+    logits = 3 * torch.randn(60, 4, 3)
+    read = [logits[:, i] if policy.reads == "logits" else logits[:, : i + 1] for i in range(4)]
+    confidence = torch.stack([policy.confidence(i, scores) for i, scores in enumerate(read)], 1)
+    thresholds = solver(confidence, [0.2, 0.4, 0.6, 0.8, 1.0], 0.7)
+    solved = policy.with_confidence(thresholds)
+    solved.check(4)
+    left = torch.full((60,), 4)
+    for index in reversed(range(4)):
+        left[solved.leaves(index, read[index])] = index
+    assert torch.equal(left, left_at(confidence, thresholds))
+
+
+def test_shares_at_the_ends_of_the_ratio():
+    confidence = torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
+    assert exponential_thresholds(confidence, 0.0)[0] == pytest.approx(0.1)
+    assert exponential_thresholds(confidence, 1e300) == [math.inf, math.inf]
+    assert exponential_thresholds(confidence, 1.0) == pytest.approx([0.5, 0.4])
+    for rho in (-0.1, math.nan, math.inf):
+        with pytest.raises(InputError, match="ratio ρ ≥ 0, got"):
+            exponential_thresholds(confidence, rho)
+
+
+@given(st.integers(1, 60))
+def test_equal_shares_of_as_many_samples_as_outlets(exits):
+    # 49 · (1/49) is less than 1 in floating point; each exit must still take its one sample.
+    confidence = torch.rand(exits + 1, exits, generator=torch.Generator().manual_seed(exits))
+    assert sorted(left_at(confidence, exponential_thresholds(confidence, 1.0)).tolist()) == list(
+        range(exits + 1)
+    )
+
+
+SURE = torch.tensor([[0.2, 0.4], [0.6, 0.8]])
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(
+    ("confidence", "costs", "budget", "message"),
+    [
+        (SURE, [0.2, 0.5, 1.0], 0.19, r"budget is 0\.19, but .* between 0\.2, .* and 1\.0"),
+        (SURE, [0.2, 0.5, 1.0], math.nan, "budget is nan"),
+        (SURE, [0.2, 1.0], 0.5, "Expected 3 costs, .* got 2"),
+        (SURE, [0.2, 0.1, 1.0], 0.5, "must not fall"),
+        (SURE, [0.2, 0.5, math.nan], 0.5, "finite costs"),
+        (SURE, [[0.2, 0.5, 1.0]], 0.5, "finite costs"),
+        (torch.tensor([[0.2, math.nan]]), [0.2, 0.5, 1.0], 0.5, "finite; some are NaN"),
+        (torch.tensor([[0.2, math.inf]]), [0.2, 0.5, 1.0], 0.5, "finite; some are NaN or inf"),
+        (torch.empty(0, 2), [0.2, 0.5, 1.0], 0.5, r"n ≥ 1 samples .* got .* \(0, 2\)"),
+        (torch.empty(2, 0), [1.0], 1.0, r"N ≥ 1 exits, got .* \(2, 0\)"),
+        (torch.rand(3), [0.2, 1.0], 0.5, r"got .* \(3,\)"),
+        (
+            torch.ones(2, 2, dtype=torch.long),
+            [0.2, 0.5, 1.0],
+            0.5,
+            r"floating-point .* got torch\.int64",
+        ),
+    ],
+)
+def test_problems_that_do_not_fit(solver, confidence, costs, budget, message):
+    with pytest.raises(InputError, match=message):
+        solver(confidence, costs, budget)
+
+
+def test_helpers_refuse_what_does_not_fit():
+    with pytest.raises(InputError, match="each of 2 exits, got 1"):
+        left_at(SURE, [0.5])
+    with pytest.raises(InputError, match="Exit index 2 has no cost: only 2"):
+        mean_cost(torch.tensor([0, 2]), [0.5, 1.0])
+    with pytest.raises(InputError, match="n ≥ 1"):
+        mean_cost(torch.tensor([], dtype=torch.long), [0.5, 1.0])
+
+
+def test_solvers_are_found_by_name():
+    assert list_solvers() == ["common", "exponential"]
+    assert [get_solver(name) for name in list_solvers()] == SOLVERS
+    with pytest.raises(UnknownNameError, match=r"Unknown solver 'comon'\. Did you mean 'common'"):
+        get_solver("comon")
