@@ -33,7 +33,7 @@ def fit(
     num_classes: o.NumClassesOption = None,
     input_size: o.InputSizeOption = None,
     method: o.MethodOption = "leenet",
-    set_: o.SetOption = None,
+    option: o.MethodOptionOption = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of cost against error.")] = None,
     cost: o.CostOption = "flops",
     epochs: o.EpochsOption = 10,
@@ -117,7 +117,7 @@ def fit(
         devices=devices,
         precision=precision,
         seed=seed,
-        **method_options(method, set_),
+        **method_options(method, option),
     )
     write_config(out, resolved(ctx), overwrite=resume)
     if wants_json(format, as_json):

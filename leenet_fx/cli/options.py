@@ -50,9 +50,9 @@ GateOption = Annotated[
     str | None, typer.Option(help="Its gate: confidence, history, features, dial.")
 ]
 BlocksOption = Annotated[int | None, typer.Option(min=0, help="Convolutions of a 'conv' branch.")]
-SetOption = Annotated[
+MethodOptionOption = Annotated[
     list[str] | None,
-    typer.Option("--set", help="An option of the method, as NAME=VALUE; repeatable."),
+    typer.Option(help="An option of the method, as NAME=VALUE; repeatable."),
 ]
 NumClassesOption = Annotated[int | None, typer.Option(help="Classes, if not the model's.")]
 InputSizeOption = Annotated[

@@ -124,11 +124,11 @@ def method_options(method: str, given: list[str] | None) -> dict[str, Any]:
     for text in given or []:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise InputError(f"--set is like recipe=joint, got '{text}'.")
+            raise InputError(f"--option is like recipe=joint, got '{text}'.")
         try:
             options[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise InputError(f"--set {text}: {first_line(error)}") from error
+            raise InputError(f"--option {text}: {first_line(error)}") from error
     get_method(method, **options)
     return options
 

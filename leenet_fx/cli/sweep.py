@@ -39,7 +39,7 @@ def sweep(
     num_classes: o.NumClassesOption = None,
     input_size: o.InputSizeOption = None,
     method: o.MethodOption = "leenet",
-    set_: o.SetOption = None,
+    option: o.MethodOptionOption = None,
     cost: o.CostOption = "flops",
     epochs: o.EpochsOption = 10,
     gate_epochs: o.GateEpochsOption = None,
@@ -104,7 +104,7 @@ def sweep(
         cost=cost,
         epochs=step_epochs(ee, method, epochs, gate_epochs),
         lr=lr,
-        **method_options(method, set_),
+        **method_options(method, option),
         timed=timed,
         progress=True,
     )

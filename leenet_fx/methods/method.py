@@ -86,7 +86,7 @@ register_method = _methods.register
 list_methods = _methods.names
 
 
-def get_method(name: str, **overrides: Any) -> Method:
+def get_method(name: str, /, **overrides: Any) -> Method:
     """The preset of a name.
 
     Args:

@@ -29,7 +29,7 @@ def branchynet(
         weights: wᵢ of the N+1 outlets; None takes 1 for exits and 0.3 for the final classifier.
         threshold: of the entropy, in nats.
     """
-    objective = BranchyNet(None if weights is None else tuple(weights))
+    objective = BranchyNet(weights)
     return Method(
         steps=classifier_steps(recipe, SumOfExits(), objective),
         policy=Entropy(threshold),
@@ -74,16 +74,16 @@ def shallow_deep(recipe: str = "disjoint", threshold: float = 0.9) -> Method:
 
 
 @register_method("pabee")
-def pabee(recipe: str = "joint", patience: int = 2) -> Method:
-    """PABEE (Zhou et al. 2020): leave once `patience` exits in a row agree with the one before.
+def pabee(recipe: str = "joint", agreements: int = 2) -> Method:
+    """PABEE (Zhou et al. 2020): leave once so many exits in a row agree with the one before.
 
     Args:
         recipe: "joint" (depth-weighted mean loss), "mixed" or "disjoint".
-        patience: agreements in a row.
+        agreements: in a row, the patience; `fit` has a `patience` of its own, in epochs.
     """
     return Method(
         steps=classifier_steps(recipe, SumOfExits(), Depths()),
-        policy=Patience(patience),
+        policy=Patience(agreements),
         source="Zhou et al. 2020, BERT Loses Patience",
         knob="patience",
     )

@@ -114,17 +114,13 @@ class HistoryGate(Gate):
         super().__init__(site, 6)
 
     def evidence(self, read: Tensor, earlier: Tensor | None) -> Tensor:
-        own = read.softmax(1)
+        sure, own = uncertainty(read, self.site.num_classes), read.softmax(1)
         if earlier is None:
-            return torch.cat(
-                [uncertainty(read, self.site.num_classes), own.new_zeros(len(own), 2)], 1
-            )
+            return torch.cat([sure, own.new_zeros(len(own), 2)], 1)
         before = earlier.softmax(2)
         agree = (own * before[:, -1]).sum(1)
         average = (before.sum(1) + own) / (before.shape[1] + 1)
-        return torch.cat(
-            [uncertainty(read, self.site.num_classes), torch.stack([agree, average.amax(1)], 1)], 1
-        )
+        return torch.cat([sure, torch.stack([agree, average.amax(1)], 1)], 1)
 
 
 @register_gate("dial")

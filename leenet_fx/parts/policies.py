@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -135,10 +135,10 @@ class ThresholdPolicy(Policy):
 
 
 def _numbers(given: float | Sequence[float]) -> tuple[float, ...]:
-    if isinstance(given, (int, float)):
-        values = [given]
-    else:
-        values = list(given) if isinstance(given, Iterable) else []
+    try:
+        values = [given] if isinstance(given, (int, float)) else list(given)
+    except TypeError:
+        values = []
     if not values or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
         raise InputError(f"Thresholds must be a number or a list of numbers, got {given!r}.")
     if any(math.isnan(value) for value in values):

@@ -122,6 +122,7 @@ class Asked:
         features: what it reads.
         rows: which samples these are; None for all.
         earlier: (B, index, m) what earlier exits said; None where nobody needs it.
+        answered: (B, index, m) their class logits, which may differ; None where nobody needs them.
     """
 
     index: int
@@ -129,6 +130,7 @@ class Asked:
     features: Sequence[Tensor]
     rows: Tensor | None
     earlier: Tensor | None
+    answered: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -139,11 +141,13 @@ class Told:
         leave: (B,) who leaves.
         classify: from rows to their class logits; None stands for all rows.
         said: (B, m) what later exits are told, where one of them needs it.
+        answered: (B, m) class logits, where the policy asks for them again at later exits.
     """
 
     leave: Tensor
     classify: Callable[[Tensor | None], Tensor]
     said: Callable[[], Tensor]
+    answered: Tensor | None = None
 
 
 Decide: TypeAlias = Callable[[Asked], Told]
@@ -168,10 +172,10 @@ def by_policy(policy: Policy) -> Decide | None:
         logits = branch.classify(state)
         scores = logits
         if policy.reads == "history":
-            own = logits.unsqueeze(1)
-            scores = own if asked.earlier is None else torch.cat([asked.earlier, own], 1)
+            scores = _joined(asked.answered, logits)
         leave = policy.leaves(asked.index, scores)
-        return Told(leave, lambda taken: _pick(logits, taken), said)
+        answered = logits if policy.reads == "history" else None
+        return Told(leave, lambda taken: _pick(logits, taken), said, answered)
 
     return decide
 
@@ -203,14 +207,14 @@ def run(
     branches: Sequence[Branch],
     images: Tensor,
     decide: Decide | None,
-    keeps_history: bool = False,
+    keeps_said: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Runs each stage on the samples that are still inside.
 
     Args:
         images: (B, …), B ≥ 1.
         decide: who leaves where; None runs the plain network.
-        keeps_history: whether to keep what earlier exits said.
+        keeps_said: whether a branch needs what earlier exits said.
 
     Returns:
         Logits (B, classes) and exit indices (B,), in the order of `images`.
@@ -220,6 +224,7 @@ def run(
     inside = images.shape[0]
     left: list[tuple[int, Tensor | None, Tensor]] = []
     earlier: Tensor | None = None
+    answered: Tensor | None = None
     for index, (stage, cut, branch) in enumerate(zip(stages, cuts, branches, strict=False)):
         live = stage.run(network, *live)
         if decide is None:
@@ -227,21 +232,22 @@ def run(
         features = [live[i] for i in cut.features]
         for at in cut.features:
             check_rows(live[at], cut.carried[at], inside)
-        told = decide(Asked(index, branch, features, rows, earlier))
+        told = decide(Asked(index, branch, features, rows, earlier, answered))
         leaving = told.leave.nonzero().squeeze(1)
         gone = leaving.shape[0]
         if gone == inside:
             left.append((index, rows, told.classify(None)))
             inside = 0
             break
-        if keeps_history:
-            said = told.said().unsqueeze(1)
-            earlier = said if earlier is None else torch.cat([earlier, said], 1)
+        if keeps_said:
+            earlier = _joined(earlier, told.said())
+        if told.answered is not None:
+            answered = _joined(answered, told.answered)
         if gone == 0:
             continue
         left.append((index, _pick(rows, leaving, leaving), told.classify(leaving)))
         staying = (~told.leave).nonzero().squeeze(1)
-        earlier = _pick(earlier, staying)
+        earlier, answered = _pick(earlier, staying), _pick(answered, staying)
         live = tuple(
             take_rows(value, how, staying, inside)
             for value, how in zip(live, cut.carried, strict=True)
@@ -258,6 +264,12 @@ def _pick(values: Any, taken: Tensor | None, otherwise: Tensor | None = None) ->
     if values is None:
         return otherwise
     return values if taken is None else values[taken]
+
+
+def _joined(earlier: Tensor | None, own: Tensor) -> Tensor:
+    """(B, index, m) and (B, m) → (B, index+1, m)."""
+    own = own.unsqueeze(1)
+    return own if earlier is None else torch.cat([earlier, own], 1)
 
 
 def _in_order(

@@ -248,7 +248,7 @@ class EarlyExitModule(fx.GraphModule):
         else:
             self._check_images(images)
             decide = conditional.by_index(self._check_indices(exit_index, images))
-            logits, left_at = self._run(images, decide, tells=False)
+            logits, left_at = self._run(images, decide)
         table = torch.tensor(self.costs.relative("flops"), device=images.device)
         cost = torch.ones(left_at.shape, device=images.device) if shut else table[left_at]
         confidence = logits.float().softmax(1).amax(1) if len(logits) else cost.new_empty(0)
@@ -260,7 +260,7 @@ class EarlyExitModule(fx.GraphModule):
         Returns:
             Logits (B, classes) and where each sample left (B,).
         """
-        return self._run(images, conditional.by_policy(policy), policy.reads == "history")
+        return self._run(images, conditional.by_policy(policy))
 
     def exit_features(self, images: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """What each exit reads, one tuple an exit, then the final logits; nobody leaves.
@@ -275,16 +275,16 @@ class EarlyExitModule(fx.GraphModule):
         yield (self.conditional_stages[-1].run(self, *live),)
 
     def _run(
-        self, images: Tensor, decide: conditional.Decide | None, tells: bool
+        self, images: Tensor, decide: conditional.Decide | None
     ) -> tuple[Tensor, Tensor]:
         self._check_images(images)
         if images.shape[0] == 0:
             empty = self._no_rows(images)
             return empty, torch.empty(0, dtype=torch.int64, device=images.device)
         branches = list(self.exits.branches())
-        tells = tells or any(branch.reads_earlier for branch in branches)
+        keeps_said = any(branch.reads_earlier for branch in branches)
         return conditional.run(
-            self, self.conditional_stages, self.spec.cuts, branches, images, decide, tells
+            self, self.conditional_stages, self.spec.cuts, branches, images, decide, keeps_said
         )
 
     # --- what it is ----------------------------------------------------------------------------

@@ -130,11 +130,15 @@ class FeatureCache:
         """The loader it was made from, whose generators decide the order of the batches."""
         return self._order.loader
 
+    def fits(self, ee: EarlyExitModule) -> bool:
+        """Whether it holds what the exits of this network read, of this backbone."""
+        return self._signature == _signature(ee, self.keeps_final_inputs)
+
     def check(self, ee: EarlyExitModule) -> None:
         """Raises InputError where the cache was closed, or made of another network."""
         if not len(self._labels):
             raise InputError("This feature cache was closed.")
-        if self._signature != _signature(ee, self.keeps_final_inputs):
+        if not self.fits(ee):
             raise InputError(
                 "This feature cache was made of another network: its backbone, exits or branches "
                 "differ. Make a new one with cache_features."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -197,8 +198,7 @@ class StepRun:
                     f"{self.done + 1} ({error.where}): training stopped, and the weights are those "
                     f"{kept}. Look for NaN in the images, or lower lr={self.lr}."
                 ) from None
-            for schedule in self.schedules:
-                schedule.step()
+            self._step_schedules()
             self.done += 1
             if val_loss is None or val_loss < self.best_loss:
                 self.best = snapshot(self.state)
@@ -279,15 +279,22 @@ class StepRun:
             self.seen += 1
         return mean.value
 
+    def _step_schedules(self) -> None:
+        with warnings.catch_warnings():
+            # PyTorch warns of an optimizer that has not stepped: its turn has not come yet.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            for schedule in self.schedules:
+                schedule.step()
+
     def _share(self, loss: Tensor, parameters: list[nn.Parameter]) -> float:
         """Sums gradients and loss over processes, so that each has those of the whole batch."""
         if self.fabric.world_size > 1:
-            gradients = [parameter.grad for parameter in parameters]
-            found = [gradient for gradient in gradients if gradient is not None]
-            flat = torch.cat([gradient.flatten() for gradient in found] + [loss.reshape(1)])
+            # A process without rows has a gradient of 0 where others may have none.
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            flat = torch.cat([gradient.flatten() for gradient in gradients] + [loss.reshape(1)])
             flat = torch.as_tensor(self.fabric.all_reduce(flat, reduce_op="sum"))
-            sizes = [gradient.numel() for gradient in found]
-            for gradient, values in zip(found, flat[:-1].split(sizes), strict=True):
+            sizes = [gradient.numel() for gradient in gradients]
+            for gradient, values in zip(gradients, flat[:-1].split(sizes), strict=True):
                 gradient.copy_(values.view_as(gradient))
             loss = flat[-1]
         return float(loss)
@@ -310,7 +317,7 @@ class StepRun:
         parts: list[Rows] = []
         count = 0
         for rows in train.features(final=final):
-            parts.append(self._relabelled(rows))
+            parts.append(self._relabelled(rows) if final else rows)
             count += rows.total
             if count >= MEASURED_ON:
                 break
@@ -337,6 +344,8 @@ class StepRun:
 
     @torch.no_grad()
     def _count_means(self, train: Source) -> None:
+        for branch in self.branches:
+            branch.begin("means")
         for rows in train.features(final=self.step.labels == "backbone"):
             rows = self._relabelled(rows)
             for branch, read in zip(self.branches, rows.reduced, strict=True):
@@ -532,6 +541,9 @@ def _members(ee: EarlyExitModule, group: Group, final: nn.Module | None) -> Iter
         yield from final.parameters()
     elif group == "backbone":
         yield from (p for p in ee.backbone_parameters() if p.requires_grad)
+        if final is not None:
+            # An encoder's class head is none of its own parameters.
+            yield from final.parameters()
     for branch in ee.exits.branches():
         if group == "classifiers":
             yield from branch.classifier_parameters()

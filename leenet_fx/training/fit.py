@@ -410,7 +410,9 @@ def _lengths(epochs: int | Mapping[str, int], steps: list[Step], known: list[str
     for length in lengths:
         if isinstance(length, bool) or not isinstance(length, int) or length < 0:
             raise InputError(f"epochs must be whole numbers from 0, got {length!r}.")
-    return lengths
+    # Class means are what they are after one pass.
+    counted = [step.trains == {"means"} for step in steps]
+    return [min(n, 1) if once else n for n, once in zip(lengths, counted, strict=True)]
 
 
 def _folder(out: str | Path | None, resume: bool, tensorboard: bool) -> Path | None:
