@@ -32,6 +32,7 @@ _HOMES = {
     "data.splits": ("Data", "open_data"),
     "data.transforms": ("make_transform",),
     "evaluation.budgets": ("set_budget",),
+    "evaluation.compare": ("Comparison", "Operating", "Run", "Variant", "compare", "frozen"),
     "evaluation.evaluate": ("ClassRow", "Evaluation", "Example", "Outlet", "Timing", "evaluate"),
     "evaluation.sweep": ("Point", "Sweep", "sweep"),
     "graph.catalog": ("create_model", "list_models"),

@@ -39,6 +39,24 @@ from leenet_fx.errors import (
 from leenet_fx.evaluation.budgets import (
     set_budget as set_budget,
 )
+from leenet_fx.evaluation.compare import (
+    Comparison as Comparison,
+)
+from leenet_fx.evaluation.compare import (
+    Operating as Operating,
+)
+from leenet_fx.evaluation.compare import (
+    Run as Run,
+)
+from leenet_fx.evaluation.compare import (
+    Variant as Variant,
+)
+from leenet_fx.evaluation.compare import (
+    compare as compare,
+)
+from leenet_fx.evaluation.compare import (
+    frozen as frozen,
+)
 from leenet_fx.evaluation.evaluate import (
     ClassRow as ClassRow,
 )

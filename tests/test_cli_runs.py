@@ -1,4 +1,4 @@
-"""fit → evaluate → sweep → report, as a user types them."""
+"""fit → evaluate → sweep → compare → report, as a user types them."""
 
 import json
 import sys
@@ -26,6 +26,18 @@ def small(classes=3):
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, classes))
     model.pretrained_cfg = {"input_size": (3, 16, 16)}
     return model
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 4, 4)
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.GELU()) for _ in range(2)))
+        self.fc = nn.Linear(8, 3)
+        self.pretrained_cfg = {"input_size": (3, 16, 16)}
+    def forward(self, x):
+        return self.fc(self.blocks(self.patch(x).flatten(2).transpose(1, 2)).mean(1))
+def tokens():
+    torch.manual_seed(0)
+    return Tokens()
 """
 
 
@@ -139,10 +151,85 @@ def test_sweep_and_report(place, tmp_path):
     assert run("report", str(out), "--overwrite").exit_code == 0
 
 
+def compares(place, out, *more, factory="small"):
+    return run(
+        "compare",
+        f"{place}/net.py:{factory}",
+        *("--out", str(out), "--data", f"{place}/images", "--epochs", "1", "--batch-size", "16"),
+        *more,
+    )
+
+
+def test_compare_and_report(place, tmp_path):
+    out = tmp_path / "methods"
+    options = ("--methods", "shallow-deep, pabee", "--joint", "--augment", "--at", "0", "--at", "3")
+    options += ("--strategy", "fixed")
+    result = compares(place, out, *options, "--seeds", "2", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert {row["label"] for row in found["rows"]} == {
+        *("shallow-deep", "pabee", "shallow-deep, joint", "pabee, joint")
+    }
+    assert all(row["seeds"] == 2 and row["exits"] == 2 for row in found["rows"])
+    record = json.loads((out / "comparison.json").read_text())
+    assert record["kind"] == "comparison"
+    assert record["comparison"] == found
+    assert record["command"].startswith(f"leenet-fx compare {place}/net.py:small --out {out}")
+    assert record["classes"] == ["blue", "green", "red"]
+    places = [at["name"] for at in record["network"]["candidates"]]
+    assert record["network"]["placement"] == [places[0], places[3]]
+    assert record["environment"]["torch"] == torch.__version__.partition("+")[0]
+    assert yaml.safe_load((out / "run.yaml").read_text())["methods"] == "shallow-deep, pabee"
+    assert run("report", str(out)).exit_code == 0
+    assert "shallow-deep, joint" in (out / "report.html").read_text()
+
+    # The same again, and with a seed less, is there already: the measured times are the old ones.
+    again = json.loads(compares(place, out, *options, "--seeds", "2", "--json").stdout)
+    assert again == found
+    result = compares(place, out, *options, "--seed", "1")
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    kept = json.loads((out / "comparison.json").read_text())["comparison"]["runs"]
+    assert kept == [run for run in found["runs"] if run["seed"] == 1]
+
+    # From its options, in another folder, the numbers are the same.
+    result = run("compare", "--config", f"{out}/run.yaml", "--out", str(tmp_path / "b"), "--json")
+    assert result.exit_code == 0, result.output
+    other = json.loads(result.stdout)["runs"]
+    assert [run["points"] for run in other] == [run["points"] for run in kept]
+
+
+def test_compare_leaves_out_what_does_not_fit_unless_it_was_named(place, tmp_path, monkeypatch):
+    names = ["distilled", "pabee", "pteenet", "shallow-deep"]
+    assert set(names) < set(leenet_fx.list_methods())
+    monkeypatch.setattr("leenet_fx.methods.list_methods", lambda: names)
+    result = compares(place, tmp_path / "all", factory="tokens")
+    assert result.exit_code == 0, result.output
+    assert "Left out: pteenet: " in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    found = json.loads((tmp_path / "all" / "comparison.json").read_text())["comparison"]
+    assert list(found["left_out"]) == ["pteenet"]
+    assert [run["label"] for run in found["runs"]] == ["distilled", "pabee", "shallow-deep"]
+    result = compares(place, tmp_path / "one", "--methods", "pabee,pteenet", factory="tokens")
+    assert isinstance(result.exception, InputError)
+    assert not (tmp_path / "one" / "run.yaml").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("report", "{place}/images"), 1, "has neither evaluation.json nor sweep.json"),
+        (
+            ("report", "{place}/images"),
+            1,
+            "has neither comparison.json nor sweep.json nor evaluation.json",
+        ),
+        (
+            ("compare", "resnet18", "--out", "{place}/x", "--methods", "leenet,zwt"),
+            2,
+            "Did you mean 'ztw'",
+        ),
+        (("compare", "resnet18", "--out", "{place}/x", "--methods", "ztw,ztw"), 1, "each once"),
+        (("compare", "resnet18", "--out", "{place}/x", "--augment"), 1, "give --joint too"),
+        (("compare", "resnet18", "--out", "{place}/run"), 1, "run.yaml' is of another run"),
         (("evaluate", "{place}/run", "--overwrite"), 1, "name the file that builds it, --model"),
         (("evaluate", "{place}/images", "--model", "resnet18"), 1, "Cannot read '"),
         (("evaluate", "{place}/run", "--split", "test"), 2, "Unknown split 'test'"),

@@ -54,6 +54,34 @@ def test_quick(name, placement, images):
     assert "Mean exit" in printed
 
 
+def test_msdnet():
+    printed = run("msdnet.py", "--quick", "--batch-size", "16", "--budgets", "0.4", "0.8")
+    assert "MSDNet: 3 exits, 'fixed' placement, 'coarsest' branches" in printed
+    assert "FLOPs = 2 x MACs, per image" in printed
+    for budget in ("0.40", "0.80"):
+        assert f"Budget {budget}: 64 images, accuracy" in printed
+
+
+def test_exits_of_msdnet_read_the_coarsest_map_and_nothing_runs_too_early():
+    model = leenet_fx.create_model(f"{EXAMPLES / 'msdnet.py'}:msdnet").eval()
+    coarsest = sys.modules[type(model).__module__].coarsest
+    ee = leenet_fx.attach(model, "every", branch=coarsest)
+    assert ee.num_exits == len(model.layers) == 8
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(ee(images), model(images))
+    for index, (branch, answer) in enumerate(
+        zip(ee.exits.branches(), ee.all_exits(images).logits, strict=False)
+    ):
+        assert branch.features[branch.body.index].shape[2:] == (8, 8)
+        ee.zero_grad()
+        answer.square().sum().backward(retain_graph=True)
+        # All that ran before the exit is needed for it: lazy evaluation, and no dead layer.
+        for name, parameter in ee.named_parameters():
+            if name.startswith("layers."):
+                ran = int(name.split(".")[1]) <= index
+                assert (parameter.grad is not None) == ran, (index, name)
+
+
 def test_weights_of_a_file_and_other_classes(tmp_path):
     torch.save(leenet_fx.create_model("resnet18", num_classes=7).state_dict(), tmp_path / "w.pth")
     weights = ["--weights", str(tmp_path / "w.pth"), "--size", "32"]

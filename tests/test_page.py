@@ -12,10 +12,11 @@ from networks import images, tiny
 from torch.utils.data import DataLoader, TensorDataset
 
 import leenet_fx
-from leenet_fx import InputError, LearnedGate
+from leenet_fx import Comparison, InputError, LearnedGate, Operating, Run
 from leenet_fx.evaluation.sweep import sweep
+from leenet_fx.report import figures
 from leenet_fx.report.page import write_page
-from leenet_fx.report.records import make_record
+from leenet_fx.report.records import make_frame, make_record
 
 NAMES = [
     "plain",
@@ -81,6 +82,31 @@ def swept():
     return json.loads(json.dumps(record))
 
 
+def comparison(seeds=2, labels=("<b>best</b>", "b", "c", "d", "e", "f", "never leaves"), **fields):
+    """Frontiers one below the other; the last has no operating point."""
+    runs = []
+    for place, label in enumerate(labels):
+        for seed in range(seeds):
+            lost = 0.004 * place + 0.002 * seed
+            points = tuple(
+                Operating(b, 0.9 - (1 - b) ** 2 - lost, b, (1 - b, b)) for b in (0.9, 0.4, 0.7)
+            )
+            if label == "never leaves":
+                points = ()
+            runs.append(Run(label, "ztw", seed, "threshold", 0.9, ("blocks.0",), 1.25, points, ""))
+    return Comparison("TinyNet", 0.9, 400, 5, tuple(runs), **fields)
+
+
+@pytest.fixture(scope="module")
+def compared():
+    frame = make_frame(
+        attached(), command="leenet-fx compare <net>", config={"methods": "all"}, classes=NAMES
+    )
+    found = comparison(left_out={"pteenet": "no place for <convolutions>"})
+    record = {"kind": "comparison", **frame, "images": None, "comparison": found.to_dict()}
+    return json.loads(json.dumps(record))
+
+
 def page(folder, *records, title="Report"):
     path = folder / "report.html"
     write_page(path, list(records), title)
@@ -126,8 +152,8 @@ def drawn_words(svg):
     ]
 
 
-def test_a_page_is_whole_by_itself(tmp_path, swept, evaluation):
-    text = page(tmp_path, swept, evaluation)
+def test_a_page_is_whole_by_itself(tmp_path, swept, evaluation, compared):
+    text = page(tmp_path, compared, swept, evaluation)
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     reader = Reader(text)
     assert "script" not in {tag for tag, _ in reader.tags}
@@ -200,6 +226,84 @@ def test_a_sweep_shows_every_alpha_and_the_cheapest_that_is_good_enough(tmp_path
     assert f"those of α = {best['alpha']:g}:" in text
 
 
+def test_a_comparison_shows_every_method_losers_too(tmp_path, compared):
+    reader = Reader(page(tmp_path, compared))
+    text, rows = reader.text, compared["comparison"]["rows"]
+    assert [row["label"] for row in rows][-1] == "never leaves"
+    for row in rows:
+        low, high = min(row["areas"]), max(row["areas"])
+        costs = [row[f"flops_at_{lost}"] for lost in (0, 1, 3)]
+        answers = [row[f"accuracy_at_0.{tenth}"] for tenth in range(3, 10)]
+        shown = ["–" if cost is None else f"{cost:.3f}" for cost in costs]
+        shown += ["–" if answer is None else f"{100 * answer:.2f}" for answer in answers]
+        assert (
+            f"{row['label']} {row['area']:.3f} ({low:.3f}–{high:.3f}) {' '.join(shown)} 1.2 1"
+            in text
+        )
+    # The best has 1.1 and 1.2 points less than the plain model at 0.9 of the FLOPs.
+    assert "Best method <b>best</b>" in text
+    assert "Its FLOPs – no point loses 1 point or less" in text
+    assert "No method loses 1 point of accuracy or less." in text
+    assert "Plain model 90.00 %" in text
+    assert "Methods 7 compared, 2 seeds" in text
+    assert "pteenet: no place for <convolutions>" in text
+    assert "leenet-fx compare <net>" in text
+
+
+def test_a_comparison_names_its_best_and_its_cheapest(tmp_path, compared):
+    runs = [
+        Run(label, "ztw", 0, "threshold", 0.9, ("b",), 1.0, points, "")
+        for label, points in (
+            ("steady", (Operating(0.2, 0.88, 0.2, (1.0,)), Operating(0.8, 0.9, 0.8, (1.0,)))),
+            ("frugal", (Operating(0.55, 0.89, 0.55, (1.0,)),)),
+        )
+    ]
+    found = Comparison("net", 0.9, 40, 5, tuple(runs)).to_dict()
+    # As `leenet_fx.compare` leaves it to those who call it from Python.
+    record = {**compared, "network": None, "environment": {}, "comparison": found}
+    text = page(tmp_path, json.loads(json.dumps(record)))
+    said = Reader(text).text
+    assert "Methods on net" in said
+    assert "Best method steady" in said
+    assert "Its FLOPs 80.0 % of the plain model's, 1 point lost at most" in said
+    assert "frugal spends the least: 55.0 % of the FLOPs" in said
+    assert "Methods 2 compared, one seed" in said
+    assert "One seed." in said
+    assert "The network and what its exits cost" not in said
+    assert "Environment" not in said
+    assert len(drawings(text)) == 2
+
+
+def test_figures_of_frontiers_name_five_and_show_all(tmp_path, compared):
+    together, apart, _ = drawings(page(tmp_path, compared))
+    words = drawn_words(together)
+    assert {"<b>best</b>", "b", "c", "d", "e", "1 other", "plain model"} <= set(words)
+    assert not {"f", "never leaves"} & set(words)
+    titles = [word for word in drawn_words(apart) if word in ("<b>best</b>", *"bcdef")]
+    assert titles == ["<b>best</b>", *"bcdef"]
+    assert all(svg.get("role") == "img" and svg.get("aria-label") for svg in (together, apart))
+    # Where no method has a point, the plain model alone is drawn.
+    nothing = comparison(labels=("never leaves",)).to_dict()
+    for draw in (figures.frontiers, figures.highlights):
+        assert "<svg" in draw(nothing, "nothing")
+
+
+def test_bands_are_the_best_so_far_and_straight_between():
+    def run(seed, *points):
+        made = tuple(Operating(x, y, x, (1.0,)) for x, y in points)
+        return Run("a", "ztw", seed, "threshold", 0.9, ("b",), 1.0, made, "")
+
+    runs = (
+        run(0, (0.6, 0.7), (0.2, 0.5), (0.4, 0.4), (0.8, 0.9)),
+        run(1, (0.4, 0.8), (0.6, 0.6)),
+    )
+    found = figures.bands(Comparison("net", 0.9, 40, 5, runs).to_dict())["a"]
+    assert found.cost == [0.4, 0.6, 0.8]
+    assert found.low == pytest.approx([50, 70, 80])
+    assert found.high == pytest.approx([80, 80, 90])
+    assert found.middle == pytest.approx([65, 75, 85])
+
+
 def test_names_are_text_and_not_markup(tmp_path, evaluation):
     text = page(tmp_path, evaluation, title="<i>Title</i>")
     assert "<b>" not in text
@@ -226,15 +330,19 @@ def without(record, *path):
     return found
 
 
-def test_bad_records_are_refused(tmp_path, evaluation, swept):
+def test_bad_records_are_refused(tmp_path, evaluation, swept, compared):
+    empty = {**compared["comparison"], "rows": [], "runs": []}
     for records, message in (
         ([], "at least one record"),
         ([7], "Record 1 is a int; expected a dict"),
-        ([{**swept, "kind": "poem"}], "kind 'poem'; expected 'evaluation' or 'sweep'"),
+        ([{**swept, "kind": "poem"}], "kind 'poem'; expected 'evaluation' or 'sweep' or"),
         ([swept, without(evaluation, "classes")], "Record 2, lacks classes; found kind"),
         ([without(evaluation, "evaluation")], "lacks evaluation"),
         ([without(evaluation, "network", "exits")], "Record 1, network, lacks exits"),
         ([without(swept, "sweep", "medians")], "Record 1, sweep, lacks medians"),
+        ([without(compared, "comparison", "rows")], "Record 1, comparison, lacks rows"),
+        ([{**compared, "comparison": empty}], "Record 1 is a comparison without runs"),
+        ([{**swept, "network": None}], "Record 1, network, is a NoneType; expected a dict"),
         ([{**evaluation, "images": [[]]}], "images of 1 outlets; expected 5"),
         ([{**evaluation, "images": [[{}], [], [], [], []]}], "lacks src, label"),
     ):

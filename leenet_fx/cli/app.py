@@ -11,7 +11,18 @@ import sys
 
 import typer
 
-from leenet_fx.cli import demo, env, evaluate, fit, inspect, models, report, strategies, sweep
+from leenet_fx.cli import (
+    compare,
+    demo,
+    env,
+    evaluate,
+    fit,
+    inspect,
+    models,
+    report,
+    strategies,
+    sweep,
+)
 from placement.errors import EarlyExitError, UnknownNameError
 
 app = typer.Typer(
@@ -26,6 +37,7 @@ for verb in (
     fit.fit,
     evaluate.evaluate,
     sweep.sweep,
+    compare.compare,
     report.report,
     models.models,
     strategies.strategies,

@@ -12,7 +12,7 @@ from leenet_fx.cli import options as o
 
 def report(
     folders: Annotated[
-        list[Path], typer.Argument(help="Folders with evaluation.json or sweep.json.")
+        list[Path], typer.Argument(help="Folders with comparison, sweep or evaluation.json.")
     ],
     out: Annotated[
         Path | None, typer.Option(help="The page; by default report.html in the first folder.")
@@ -20,7 +20,7 @@ def report(
     title: Annotated[str | None, typer.Option(help="The page's title.")] = None,
     overwrite: o.OverwriteOption = False,
 ) -> None:
-    """Write an HTML page: frontier, trends over α, exits per class, the network, samples."""
+    """Write an HTML page: frontiers, trends over α, exits per class, the network, samples."""
     from leenet_fx.report.page import write_page
     from leenet_fx.report.records import read_records
     from leenet_fx.storage.files import check_free
@@ -28,5 +28,6 @@ def report(
     path = folders[0] / "report.html" if out is None else out
     check_free(path, overwrite)
     records = [record for folder in folders for record in read_records(folder)]
-    write_page(path, records, title or f"Early exits: {records[0]['network']['model']}")
+    first = records[0]["network"] or records[0]["comparison"]
+    write_page(path, records, title or f"Early exits: {first['model']}")
     typer.echo(f"Wrote {path}", err=True)

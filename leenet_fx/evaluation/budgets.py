@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -76,6 +77,16 @@ def leaves_at(ee: EarlyExitModule, policy: Policy, said: Said) -> Tensor:
     return who_leaves_where(policy, said.logits, said.gates(ee, policy.alpha))
 
 
+def rising(ee: EarlyExitModule, cost: str = "flops") -> tuple[float, ...]:
+    """(N+1,) relative costs for solvers, which take none that fall from one exit to the next.
+
+    Behind a gate that decides alone, a late exit with a costly classifier can cost more than the
+    final one, where no exit's classifier runs. There the final one counts as much: what is spent is
+    within the budget all the more.
+    """
+    return tuple(accumulate(ee.costs.relative(cost), max))
+
+
 def set_budget(
     ee: EarlyExitModule,
     data: Iterable[Any] | FeatureCache,
@@ -107,7 +118,7 @@ def set_budget(
     if not isinstance(policy, ThresholdPolicy):
         raise InputError(f"The policy {policy!r} has no thresholds: fit first.")
     solve = get_solver(solver)
-    costs = ee.costs.relative(cost)
+    costs = rising(ee, cost)
     made = None if isinstance(data, FeatureCache) else cache_features(ee, data, labelled=False)
     try:
         kept = data if isinstance(data, FeatureCache) else made

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import random
 import statistics
 import sys
+import textwrap
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +21,37 @@ import torch
 from torch import nn
 
 from leenet_fx import text
-from leenet_fx.errors import InputError, StorageError
-from leenet_fx.evaluation.budgets import Said, ask, confidences, leaves_at
+from leenet_fx.errors import InputError, StorageError, TrainingError
+from leenet_fx.evaluation.budgets import Said, ask, confidences, leaves_at, rising
 from leenet_fx.methods import Method, get_method, list_overrides
 from leenet_fx.parts.policies import Patience, Policy, Shut, ThresholdPolicy
 from leenet_fx.parts.thresholds import get_solver
+from leenet_fx.storage.exits import backbone_digest
 from leenet_fx.storage.files import make_folder, read_text, write_atomically
 from leenet_fx.surgery.attach import attach
 from leenet_fx.surgery.model import EarlyExitModule, device_of
 from leenet_fx.training.cache import FeatureCache, cache_features
+from leenet_fx.training.checkpoint import random_state, set_random_state
 from leenet_fx.training.fit import fit
 from leenet_fx.training.loaders import batches
 from placement.strategies import Position
 
 FILE = "comparison.json"
 SCHEMA = 1
+SAME = 0.005
+"""Accuracy by which the plain model may differ from one machine to another."""
+
 BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Relative FLOPs at which methods are set side by side."""
+
+SHOWN = (0.4, 0.6, 0.8)
+"""Those of the table for terminals."""
 
 LOSSES = (0.0, 0.01, 0.03)
 """Accuracy lost, for which the cheapest operating point is named."""
 
 ALPHAS = (0.0, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 1.0)
-LAMBDAS = (0.0, 0.1, 0.3, 0.6, 1.0, 1.5, 2.5, 5.0)
+LAMBDAS = (0.0, 0.2, 0.5, 1.0, 2.0, 4.0)
 """Weights of the cost that methods are trained for: an α, or a λ."""
 
 POINTS = {"threshold": 40, "shares": 16}
@@ -130,10 +142,15 @@ class Run:
         """Area under the frontier, relative FLOPs from 0 to 1.
 
         The frontier is the concave hull of the points, of guessing for nothing and of the plain
-        model: what a random mixture of these reaches.
+        model: what a random mixture of these reaches within a budget. So it never falls.
+
+        Args:
+            classes: number of classes.
+            plain: accuracy of the plain model.
         """
         corners = [(0.0, 1 / classes), (1.0, plain)]
         corners += [(p.relative_flops, p.accuracy) for p in self.points if p.relative_flops <= 1]
+        corners.append((1.0, max(accuracy for _, accuracy in corners)))
         hull: list[tuple[float, float]] = []
         for x, y in sorted(corners):
             while len(hull) > 1 and _turns_up(hull[-2], hull[-1], (x, y)):
@@ -152,10 +169,12 @@ class Comparison:
 
     Attributes:
         model: name of the backbone.
-        plain_accuracy: of the backbone as it was given, on the report images.
+        plain_accuracy: of the backbone as it was given, on the report images; where its final
+            classifier is new, the median of the runs that trained one.
         samples: number of report images.
         classes: number of classes.
         runs: one for each variant and seed.
+        left_out: of variants that do not fit the network, or failed on it, by label, why.
     """
 
     model: str
@@ -163,10 +182,11 @@ class Comparison:
     samples: int
     classes: int
     runs: tuple[Run, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**asdict(self), "schema": SCHEMA, "rows": self.rows()}
+        """Plain values for JSON, with `rows`."""
+        return {**asdict(self), "rows": self.rows()}
 
     def rows(self) -> list[dict[str, Any]]:
         """One record for each variant, best area first: medians over seeds."""
@@ -190,25 +210,30 @@ class Comparison:
         return sorted(rows, key=lambda row: -row["area"])
 
     def summary(self) -> str:
-        """A table of text."""
+        """A table of text, and what was left out."""
+        rows = self.rows()
+        seeds = max(row["seeds"] for row in rows)
         table = text.new_table(
             f"{self.model}: {self.samples} report images, plain model "
             f"{100 * self.plain_accuracy:.2f} %",
             "method",
             "area",
-            *(f"FLOPs −{100 * lost:g}" for lost in LOSSES),
-            *(f"@{budget:g}" for budget in (0.4, 0.6, 0.8)),
-            caption="Medians over seeds. FLOPs −x: the least relative FLOPs that lose at most x "
-            "points; @b: accuracy in % within b of the FLOPs; area under the frontier.",
+            *(f"−{100 * lost:g} pt" for lost in LOSSES),
+            *(f"@{budget:g}" for budget in SHOWN),
+            caption=("One seed." if seeds == 1 else f"Medians over {seeds} seeds.")
+            + " area: under the frontier, accuracy over relative FLOPs.\n"
+            "−x pt: the least relative FLOPs that lose at most x points of accuracy.\n"
+            "@b: accuracy in % within b of the FLOPs. –: no point does.",
         )
-        for row in self.rows():
+        for row in rows:
             table.add_row(
                 row["label"],
                 f"{row['area']:.3f}",
                 *(_shown(row[f"flops_at_{100 * lost:g}"]) for lost in LOSSES),
-                *(_shown(row[f"accuracy_at_{budget:g}"], 100) for budget in (0.4, 0.6, 0.8)),
+                *(_shown(row[f"accuracy_at_{budget:g}"], 100) for budget in SHOWN),
             )
-        return text.render(table)
+        lines = [f"Left out: {label}: {why}" for label, why in self.left_out.items()]
+        return "\n".join([text.render(table), *(textwrap.fill(line, text.WIDTH) for line in lines)])
 
     def __str__(self) -> str:
         return self.summary()
@@ -234,10 +259,13 @@ def compare(
     num_exits: int | None = None,
     example_inputs: object = None,
     num_classes: int | None = None,
+    blocks: Iterable[str | type[nn.Module]] | None = None,
     name: str | None = None,
     epochs: int | Mapping[str, int] = 10,
     seeds: Sequence[int] = (0,),
+    leave_out: bool = False,
     out: str | Path | None = None,
+    frame: Mapping[str, Any] | None = None,
     progress: bool | None = None,
 ) -> Comparison:
     """Fits every method on the same backbone and images, and draws each one's frontier.
@@ -252,72 +280,147 @@ def compare(
         train, calibrate, report: (images, labels), without augmentation.
         augmented: the training images with augmentation, for variants that ask for them and for
             recipes that train the backbone; None takes `train`.
-        strategy, num_exits, example_inputs, num_classes, name: as `attach` takes them.
+        strategy, num_exits, example_inputs, num_classes, blocks, name: as `attach` takes them.
         epochs: of each step, or by name.
-        seeds: for everything drawn.
-        out: folder for `comparison.json`, written after each run; runs it holds are not repeated.
+        seeds: for everything drawn: a run is the same whichever ran before it.
+        leave_out: whether a variant that does not fit the network, or fails to train on it, is left
+            out with the reason; else it is an error.
+        out: folder for `comparison.json`, written after each run. A comparison that was cut short
+            goes on where it was; runs with other options, seeds or numbers of batches are made
+            anew, and runs of other variants stay in the file, out of the comparison.
+        frame: what that file says for the report page besides: `command`, `environment`, `config`,
+            `network`, `classes`.
         progress: whether to tell of each run on stderr; None does so on a terminal.
 
     Raises:
-        InputError, UnknownNameError: as `attach` and `fit`; two variants of one label.
-        StorageError: `out` cannot be written, or holds something else.
+        InputError, UnknownNameError, TrainingError: as `attach` and `fit`; two variants of one
+            label, one seed twice; no variant fits.
+        StorageError: `out` cannot be written, or holds a comparison of another network, or of
+            other images.
     """
     labels = [variant.label for variant in variants]
-    if not variants or not seeds or len(set(labels)) < len(labels):
+    doubled = len(set(labels)) < len(labels) or len(set(seeds)) < len(seeds)
+    if not variants or not seeds or doubled:
         raise InputError(
-            f"A comparison needs a seed, and variants with labels of their own, got {labels}."
+            "A comparison needs variants with labels of their own, and seeds, each once: got "
+            f"{labels} and {list(seeds)}."
         )
     for variant in variants:
         get_method(variant.method, **variant.options)
     show = sys.stderr.isatty() if progress is None else progress
-    place = None if out is None else Path(out) / FILE
-    kept = {} if place is None else _read(place)
-    work = _Features(train, calibrate, report, train if augmented is None else augmented)
-    runs: list[Run] = []
-    plain, samples, classes = math.nan, 0, 0
-    model_name = ""
-    try:
-        for variant in variants:
+    common: dict[str, Any] = {
+        "num_exits": num_exits,
+        "example_inputs": example_inputs,
+        "num_classes": num_classes,
+        "blocks": blocks if blocks is None or isinstance(blocks, str) else tuple(blocks),
+        "name": name,
+    }
+    loaders = (train, calibrate, report, train if augmented is None else augmented)
+    runs: dict[tuple[str, int], Run] = {}
+    left_out: dict[str, str] = {}
+    with _drawn_aside(loaders), closing(_Features(*loaders)) as work:
+        base = attach(model, strategy, copy=False, **common).eval()
+        given, samples = _plain_accuracy(base, report)
+        file = None if out is None else _File(Path(out) / FILE, frame or {}, base, given, samples)
+        for variant, seed in product(variants, seeds):
+            if variant.label in left_out:
+                continue
             placed = strategy if variant.strategy is None else variant.strategy
             method = get_method(variant.method, **variant.options)
             length = epochs if variant.epochs is None else variant.epochs
-            for seed in seeds:
-                key = _key(variant, placed, num_exits, length)
-                ee = attach(
-                    model,
-                    placed if isinstance(placed, str) else list(placed),
-                    num_exits=num_exits,
-                    example_inputs=example_inputs,
-                    num_classes=num_classes,
-                    branch=variant.branch,
-                    branch_options=variant.branch_options,
-                    method=variant.method,
-                    copy=_trains_backbone(method),
-                    seed=seed,
-                    name=name,
-                ).eval()
-                model_name, classes = ee.spec.profile.model, ee.spec.num_classes
-                if not runs:
-                    plain, samples = _plain_accuracy(ee, report)
-                done = kept.get((variant.label, seed))
-                if done is None or done.key != key:
+            live = variant.augmented or _trains_backbone(method)
+            sizes = [_size(work.augmented if live else train), _size(calibrate)]
+            key = _key(variant, placed, num_exits, common["blocks"], length, sizes)
+            done = None if file is None else file.kept.get((variant.label, seed))
+            if done is None or done.key != key:
+                try:
+                    ee = attach(
+                        model,
+                        placed if isinstance(placed, str) else list(placed),
+                        branch=variant.branch,
+                        branch_options=variant.branch_options,
+                        method=variant.method,
+                        copy=_trains_backbone(method),
+                        seed=seed,
+                        **common,
+                    ).eval()
+                    _check_trained(ee, variant.method, method)
                     done = _run(ee, variant, method, work, length, seed, key)
-                runs.append(done)
-                found = Comparison(model_name, plain, samples, classes, tuple(runs))
-                if place is not None:
-                    make_folder(place.parent)
-                    write_atomically(place, json.dumps(found.to_dict(), indent=1) + "\n")
-                if show:
-                    _tell(done, plain)
-    finally:
-        work.close()
+                except (InputError, TrainingError) as error:
+                    if not leave_out:
+                        raise
+                    left_out[variant.label] = str(error)
+                    runs = {at: run for at, run in runs.items() if at[0] != variant.label}
+                    continue
+            runs[variant.label, seed] = done
+            found = _found(base, given, samples, runs, left_out)
+            if file is not None:
+                file.kept[variant.label, seed] = done
+                file.write(found)
+            if show:
+                _tell(done, found.plain_accuracy)
+    if not runs:
+        why = "; ".join(f"{label}: {reason}" for label, reason in left_out.items())
+        raise InputError(f"No variant fits {base.spec.profile.model}: {why}")
+    found = _found(base, given, samples, runs, left_out)
+    if file is not None:
+        file.write(found)
     return found
+
+
+def _found(
+    base: EarlyExitModule,
+    given: float,
+    samples: int,
+    runs: Mapping[tuple[str, int], Run],
+    left_out: Mapping[str, str],
+) -> Comparison:
+    """What is known so far; `given` is the plain model's accuracy."""
+    spec = base.spec
+    if spec.classifier_is_new:
+        given = statistics.median(run.plain_accuracy for run in runs.values())
+    return Comparison(
+        spec.profile.model, given, samples, spec.num_classes, tuple(runs.values()), dict(left_out)
+    )
+
+
+@contextmanager
+def _drawn_aside(loaders: Iterable[object]) -> Iterator[None]:
+    """Whatever is drawn inside, the generators of the process and of the loaders stay as before."""
+    before = random_state(loaders)
+    try:
+        yield
+    finally:
+        set_random_state(before, loaders)
+
+
+def _draw_from(seed: int, loaders: Iterable[object]) -> None:
+    """Seeds every generator that decides what comes next."""
+    import numpy as np
+
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    for loader in loaders:
+        generator = getattr(loader, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+
+
+def _check_trained(ee: EarlyExitModule, name: str, method: Method) -> None:
+    """Raises InputError for a new final classifier that a method would leave untrained."""
+    trains = {group for step in method.steps for group in step.trains}
+    if ee.spec.classifier_is_new and not trains & {"final", "backbone"}:
+        raise InputError(
+            f"Method '{name}' does not train the final classifier, and this one is new."
+        )
 
 
 class _Features:
     """The images, and what was kept of them for the network that was asked for last."""
 
     def __init__(self, *loaders: Iterable[Any]) -> None:
+        self.loaders = loaders
         self.train, self.calibrate, self.report, self.augmented = loaders
         self._kept: dict[str, FeatureCache] = {}
 
@@ -358,31 +461,39 @@ def _run(
     }
     options |= dict(variant.options)
     lengths = _lengths(method, epochs, ee.spec.classifier_is_new)
-    only_gates = [step.name for step in method.steps if step.trains == {"gates"}]
     by_weight = method.knob == "weight"
-    settings: list[float] = [method.weight]
-    if by_weight:
-        settings = list(ALPHAS if method.highest_weight == 1 else LAMBDAS)
+    settings: tuple[float, ...] = (method.weight,)
+    last = list(lengths)[-1]
     trained = 0.0
     points: list[Operating] = []
     plain = math.nan
-    start = ee.state_dict() if not by_weight else {k: v.clone() for k, v in ee.state_dict().items()}
-    for turn, setting in enumerate(settings):
-        now = lengths
-        if turn and only_gates and not joint:
-            # Classifiers do not depend on the weight of the cost.
-            now = {step: length if step in only_gates else 0 for step, length in lengths.items()}
-        elif turn:
-            ee.load_state_dict(start)
+
+    def train(setting: float, now: Mapping[str, int]) -> None:
+        nonlocal trained
+        # A cache is of the backbone as it is, so for one that trains it is made afterwards.
+        gates = work.calibrate if joint else work.of(ee, "calibrate")
+        images = work.augmented if live else work.of(ee, "train")
+        # Features are kept for all methods: neither the time that takes nor what it draws is this
+        # one's.
+        _draw_from(seed, work.loaders)
         began = time.perf_counter()
-        gates_on = work.of(ee, "calibrate") if not joint else work.calibrate
-        train = work.augmented if live else work.of(ee, "train")
-        fit(ee, train, gates=gates_on, alpha=setting, epochs=now, **options)
+        fit(ee, images, gates=gates, alpha=setting, epochs=now, **options)
         trained += time.perf_counter() - began
+
+    if by_weight:
+        # Only what is trained last depends on the weight of the cost.
+        settings = ALPHAS if method.highest_weight == 1 else LAMBDAS
+        if len(lengths) > 1:
+            train(method.weight, {**lengths, last: 0})
+        lengths = {step: length if step == last else 0 for step, length in lengths.items()}
+    start = copy.deepcopy(ee.state_dict())
+    for setting in settings:
+        ee.load_state_dict(start)
+        train(setting, lengths)
         tuned = ask(ee, work.of(ee, "calibrate"))
         asked = ask(ee, work.of(ee, "report"))
-        last = len(asked.logits) - 1
-        plain = _accuracy(asked, asked.labels.new_full(asked.labels.shape, last))
+        outlets = asked.labels.new_full(asked.labels.shape, ee.num_exits)
+        plain = _accuracy(asked, outlets)
         if by_weight:
             points.append(_point(ee, ee.policy, asked, setting))
         else:
@@ -414,7 +525,7 @@ def _frontier(ee: EarlyExitModule, method: Method, tuned: Said, asked: Said) -> 
     assert isinstance(policy, ThresholdPolicy)
     solve = get_solver("exponential" if method.knob == "shares" else "common")
     sure = confidences(ee, policy, tuned)
-    costs = ee.costs.relative()
+    costs = rising(ee)
     count = POINTS[method.knob]
     for step in range(count + 1):
         budget = costs[0] + (costs[-1] - costs[0]) * step / count
@@ -465,34 +576,104 @@ def _lengths(method: Method, epochs: int | Mapping[str, int], train_final: bool)
     return {step.name: epochs for step in steps}
 
 
-def _key(
-    variant: Variant, strategy: object, num_exits: int | None, epochs: int | Mapping[str, int]
-) -> str:
-    made = {**asdict(variant), "strategy": strategy, "num_exits": num_exits, "epochs": epochs}
-    return json.dumps(made, sort_keys=True, default=str)
+def _key(variant: Variant, strategy: object, *common: object) -> str:
+    """All that decides a run, its seed apart."""
+    return json.dumps(
+        {**asdict(variant), "strategy": strategy, "common": common}, sort_keys=True, default=str
+    )
 
 
-def _read(path: Path) -> dict[tuple[str, int], Run]:
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(read_text(path))
-        runs = [
-            Run(
-                **{
-                    **run,
-                    "exits": tuple(run["exits"]),
-                    "points": tuple(
-                        Operating(**{**point, "shares": tuple(point["shares"])})
-                        for point in run["points"]
-                    ),
-                }
-            )
-            for run in found["runs"]
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"'{path}' is no comparison that can be taken up: {error}.") from error
-    return {(run.label, run.seed): run for run in runs}
+def _size(loader: object) -> int | None:
+    """Number of batches, where it is known."""
+    return len(loader) if isinstance(loader, Sized) else None
+
+
+class _File:
+    """comparison.json: what a comparison goes on from, and the record that a page is made of.
+
+    Attributes:
+        kept: the runs it holds, of this comparison or not, by label and seed.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        frame: Mapping[str, Any],
+        base: EarlyExitModule,
+        given: float,
+        samples: int,
+    ) -> None:
+        """Opens it.
+
+        Args:
+            path: where it is, or will be.
+            frame: what it says besides.
+            base: the network that is compared on.
+            given: accuracy of the plain model.
+            samples: number of report images.
+
+        Raises:
+            StorageError: its folder cannot be written to; it is damaged, or of something else.
+        """
+        self.path = path
+        self.made_of: dict[str, Any] = {
+            "backbone": backbone_digest(base),
+            "image_shape": list(base.spec.image_shape),
+            "classes": base.spec.num_classes,
+            "samples": samples,
+            "plain_accuracy": given,
+        }
+        self.frame = {
+            "command": "leenet_fx.compare(…)",
+            "environment": {},
+            "config": {},
+            "network": None,
+            "classes": [],
+            "images": None,
+            **frame,
+        }
+        make_folder(path.parent)
+        self.kept = self._read() if path.exists() else {}
+
+    def write(self, found: Comparison) -> None:
+        """Writes the comparison, and runs that are kept but not part of it."""
+        inside = {(run.label, run.seed) for run in found.runs}
+        record = {
+            "kind": "comparison",
+            "schema": SCHEMA,
+            **self.frame,
+            "comparison": found.to_dict(),
+            "made_of": self.made_of,
+            "others": [asdict(run) for at, run in self.kept.items() if at not in inside],
+        }
+        write_atomically(self.path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+    def _read(self) -> dict[tuple[str, int], Run]:
+        try:
+            record = json.loads(read_text(self.path))
+            runs = [*record["comparison"]["runs"], *record["others"]]
+            kept = {(run["label"], run["seed"]): _as_run(run) for run in runs}
+            made_of = dict(record["made_of"])
+            accuracy = float(made_of["plain_accuracy"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"'{self.path}' is no comparison that can be taken up: {error!r}."
+            ) from error
+        if abs(accuracy - self.made_of["plain_accuracy"]) <= SAME:
+            made_of["plain_accuracy"] = self.made_of["plain_accuracy"]
+        for name, expected in self.made_of.items():
+            if made_of.get(name) != expected:
+                raise StorageError(
+                    f"'{self.path}' is of another network or other images, with "
+                    f"{name} {made_of.get(name)}, not {expected}: choose another folder."
+                )
+        return kept
+
+
+def _as_run(found: Mapping[str, Any]) -> Run:
+    """A run as JSON has it."""
+    points = [Operating(**{**at, "shares": tuple(at["shares"])}) for at in found["points"]]
+    return Run(**{**found, "exits": tuple(found["exits"]), "points": tuple(points)})
 
 
 def _tell(run: Run, plain: float) -> None:

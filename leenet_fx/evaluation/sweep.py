@@ -142,6 +142,7 @@ def sweep(
     cost: str = "flops",
     epochs: int | dict[str, int] = 10,
     lr: float | None = None,
+    live: bool = False,
     timed: int = 0,
     keep: Callable[[Point, EarlyExitModule], None] | None = None,
     progress: bool | None = None,
@@ -154,13 +155,15 @@ def sweep(
 
     Args:
         ee: a network with exits.
-        train: (images, labels) that exits are fitted on, without augmentation.
+        train: (images, labels) that exits are fitted on, without augmentation unless `live`.
         report: (images, labels) that figures are measured on; nothing is fitted to them.
         gates: (images, labels) that gates are fitted on; None takes `train`. Images that the
             backbone has not learned by heart tell better which exits are to be trusted.
         alphas: weights of the cost, each in [0, 1].
         seeds: for everything drawn.
         method, cost, epochs, lr: as `fit` takes them.
+        live: whether exits are fitted on the images of `train` as they are read anew each epoch,
+            not on kept features.
         timed: how many report images to time both networks on at each α, with the first seed; 0
             for none.
         keep: called with each point and the network fitted for it.
@@ -186,8 +189,9 @@ def sweep(
     points: list[Point] = []
     plain = 0.0
     try:
-        fitted_on = kept(train)
-        gates_on = fitted_on if gates is None else kept(gates)
+        fitted_on = train if live else kept(train)
+        reuse = gates is None and isinstance(fitted_on, FeatureCache)
+        gates_on = fitted_on if reuse else kept(train if gates is None else gates)
         held_out = kept(report)
         sample = _first(report, timed) if timed else None
         for turn, seed in enumerate(seeds):

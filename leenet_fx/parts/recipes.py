@@ -94,7 +94,7 @@ def classifier_steps(recipe: str, exits: Objective, together: Objective) -> tupl
     check_recipe(recipe)
     alone = one_turn("exits", "classifiers", exits)
     final = one_turn("final", "final", FinalClassifier())
-    joint = one_turn("together", ("classifiers", "backbone"), together, lr=0.03, deep_lr=0.001)
+    joint = one_turn("together", ("classifiers", "backbone"), together, lr=0.03, deep_lr=0.0005)
     return {"disjoint": (alone, final), "joint": (joint,), "mixed": (alone, final, joint)}[recipe]
 
 

@@ -12,10 +12,11 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from leenet_fx.report.plots import BLUE, GREEN, GREY, draw_network, pyplot
+from leenet_fx.report.plots import BLUE, GREEN, GREY, ORANGE, draw_network, pyplot
 
 WIDTH = 4.8
 """Inches."""
@@ -26,7 +27,20 @@ FONT = 11.5
 ENDS = 10
 """Of many classes, so many that leave earliest are drawn, and so many that leave latest."""
 
+LOOKS: tuple[dict[str, Any], ...] = (
+    {"color": BLUE, "ls": "-", "marker": "o"},
+    {"color": ORANGE, "ls": "--", "marker": "s"},
+    {"color": GREEN, "ls": "-.", "marker": "^"},
+    {"color": "#CC79A7", "ls": (0, (5, 1, 1, 1, 1, 1)), "marker": "D"},
+    {"color": "#222222", "ls": ":", "marker": "v"},
+)
+"""Of the methods with the largest areas; they differ in line and marker, not in colour alone."""
+
+DEEPEST = 0.1
+"""Accuracy below the plain model's that figures of frontiers show."""
+
 LONGEST_CLASS = 20
+LONGEST_METHOD = 25
 LONGEST_MODULE = 13
 """Letters; labels of exits must find room in half a figure's width."""
 
@@ -125,6 +139,152 @@ def trends(sweep: Mapping[str, Any], name: str) -> str:
         grid[0, 0].legend(frameon=False, loc="lower left", bbox_to_anchor=(0.5, 0.96))
         grid[-1, 0].set_xlabel("α, weight of the cost")
         return _svg(figure, f"Over α: {'; '.join(panel[1] for panel in panels)}")
+
+
+@dataclass(frozen=True)
+class Band:
+    """The frontier of a method, over its seeds.
+
+    Attributes:
+        cost: relative FLOPs, rising, where every seed has a frontier.
+        middle, low, high: accuracy there in %: the median over seeds, the lowest, the highest.
+    """
+
+    cost: list[float]
+    middle: list[float]
+    low: list[float]
+    high: list[float]
+
+
+def bands(comparison: Mapping[str, Any]) -> dict[str, Band]:
+    """Frontiers by label, largest area first; a method without operating points has none.
+
+    A seed's frontier is the best accuracy so far over its points in the order of their FLOPs,
+    straight between them, and level behind the last one.
+
+    Args:
+        comparison: `Comparison.to_dict()`.
+    """
+    import numpy as np
+
+    found = {}
+    for row in comparison["rows"]:
+        runs = [run["points"] for run in comparison["runs"] if run["label"] == row["label"]]
+        if not all(runs):
+            continue
+        seeds = []
+        for points in runs:
+            ordered = sorted((p["relative_flops"], 100 * p["accuracy"]) for p in points)
+            costs, accuracies = np.array(ordered).T
+            seeds.append((costs, np.maximum.accumulate(accuracies)))
+        # Every corner of every seed's, and the places between.
+        start = max(costs[0] for costs, _ in seeds)
+        grid = np.unique(np.concatenate([costs for costs, _ in seeds]))
+        grid = grid[grid >= start]
+        heights = np.array([np.interp(grid, *seed) for seed in seeds])
+        found[row["label"]] = Band(
+            grid.tolist(),
+            np.median(heights, 0).tolist(),
+            heights.min(0).tolist(),
+            heights.max(0).tolist(),
+        )
+    return found
+
+
+def frontiers(comparison: Mapping[str, Any], name: str) -> str:
+    """Every method's frontier, those with the largest areas in colour and named.
+
+    Args:
+        comparison: `Comparison.to_dict()`.
+        name: unlike that of any other figure on the page.
+
+    Raises:
+        DependencyError: matplotlib is not installed.
+    """
+    found = bands(comparison)
+    named = dict(zip(found, LOOKS, strict=False))
+    plain = 100 * comparison["plain_accuracy"]
+    with _style(name) as plt:
+        figure, axes = plt.subplots(figsize=(WIDTH, 5.8), layout="constrained")
+        handles, labels = [], []
+        for turn, (label, look) in enumerate(named.items()):
+            band = found[label]
+            axes.fill_between(band.cost, band.low, band.high, color=look["color"], alpha=0.15, lw=0)
+            # Markers stand where those of the other methods do not.
+            every = max(1, len(band.cost) // 8)
+            handles += axes.plot(
+                *(band.cost, band.middle),
+                **{"lw": 1.6, "ms": 5, "markevery": (turn * every // len(LOOKS), every), **look},
+            )
+            labels.append(label)
+        others = [band for label, band in found.items() if label not in named]
+        for turn, band in enumerate(others):
+            line = axes.plot(band.cost, band.middle, color=GREY, lw=0.8, zorder=1)
+            if turn == 0:
+                handles += line
+                labels.append(f"{len(others)} other{'s' * (len(others) > 1)}")
+        axes.axhline(plain, color=GREEN, lw=0.8)
+        handles += axes.plot([1.0], [plain], "D", color=GREEN, ms=8)
+        labels.append("plain model")
+        _frame(axes, found, plain)
+        axes.set(xlabel="mean FLOPs, relative to the plain model", ylabel="accuracy, %")
+        columns = 2 if max(map(len, labels)) <= LONGEST_CLASS else 1
+        figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False)
+        return _svg(figure, "Accuracy against FLOPs: the frontier of each method")
+
+
+def highlights(comparison: Mapping[str, Any], name: str) -> str:
+    """Each method's frontier in a panel of its own, from its first point, over the others'.
+
+    Args:
+        comparison: `Comparison.to_dict()`.
+        name: unlike that of any other figure on the page.
+
+    Raises:
+        DependencyError: matplotlib is not installed.
+    """
+    found = bands(comparison)
+    plain = 100 * comparison["plain_accuracy"]
+    rows = max(1, math.ceil(len(found) / 2))
+    with _style(name) as plt:
+        figure, grid = plt.subplots(
+            rows,
+            2,
+            figsize=(WIDTH, 0.6 + 1.4 * rows),
+            sharex=True,
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        for axes, (label, band) in zip(grid.flat, found.items(), strict=False):
+            for other in found.values():
+                axes.plot(other.cost, other.middle, color=GREY, lw=0.5, alpha=0.8)
+            axes.fill_between(band.cost, band.low, band.high, color=BLUE, alpha=0.3, lw=0)
+            axes.plot(band.cost, band.middle, "o-", color=BLUE, lw=2, ms=4, markevery=[0])
+            axes.axhline(plain, color=GREEN, lw=0.8)
+            axes.set_title(_front(label, LONGEST_METHOD), loc="left", fontsize=FONT - 1)
+            _frame(axes, found, plain)
+            axes.set(xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
+            right, bottom = axes.get_xlim()[1], axes.get_ylim()[0]
+            seen = zip(band.cost, band.high, strict=True)
+            if not any(cost <= right and height >= bottom for cost, height in seen):
+                axes.text(0.6, 0.1, "below", ha="center", color=BLUE, transform=axes.transAxes)
+        for axes in grid.flat[len(found) :]:
+            axes.set_axis_off()
+            grid[rows - 2, 1].tick_params(labelbottom=True)
+        figure.supxlabel("mean FLOPs, relative to the plain model", fontsize=FONT)
+        figure.supylabel("accuracy, %", fontsize=FONT)
+        return _svg(figure, "The frontier of each method over those of the others")
+
+
+def _frame(axes: Any, found: Mapping[str, Band], plain: float) -> None:
+    """Limits of a figure of frontiers: what lies far below the plain model is cut off."""
+    lowest = min([plain, *(height for band in found.values() for height in band.low)])
+    highest = max([plain, *(band.high[-1] for band in found.values())])
+    bottom = max(lowest, plain - 100 * DEEPEST)
+    room = max(0.05 * (highest - bottom), 0.1)
+    axes.set(xlim=(0, 1.04), ylim=(bottom - room, highest + 1.5 * room))
+    axes.grid(alpha=0.3)
 
 
 def departures(evaluation: Mapping[str, Any], name: str) -> str:
@@ -269,8 +429,8 @@ def _looks(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def _front(name: str) -> str:
-    return name if len(name) <= LONGEST_CLASS else name[: LONGEST_CLASS - 1] + "…"
+def _front(name: str, longest: int = LONGEST_CLASS) -> str:
+    return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
 def _tail(name: str) -> str:

@@ -1,9 +1,9 @@
-"""The report page: records of evaluations and sweeps as one HTML file that needs no other."""
+"""The report page: records of what was measured as one HTML file that needs no other."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ MOST_CONFUSIONS = 5
 """How many confusions of each outlet are listed."""
 
 MAY_LOSE = 0.01
-"""Accuracy that the α shown first of a sweep may lose."""
+"""Accuracy that what is shown first of a sweep or a comparison may lose."""
 
-KINDS = ("evaluation", "sweep")
+KINDS = ("evaluation", "sweep", "comparison")
 COMMON = ("kind", "command", "environment", "config", "network", "classes", "images")
 PARTS = {
     "network": (
@@ -34,6 +34,7 @@ PARTS = {
         *("outlets", "classes", "timing"),
     ),
     "sweep": ("method", "cost", "plain_accuracy", "samples", "outlets", "points", "medians"),
+    "comparison": ("model", "plain_accuracy", "samples", "classes", "runs", "rows", "left_out"),
 }
 
 
@@ -42,7 +43,7 @@ def write_page(path: Path, records: Sequence[dict[str, Any]], title: str) -> Non
 
     Args:
         path: where to.
-        records: of evaluations and sweeps, in the order to show them.
+        records: of evaluations, sweeps and comparisons, in the order to show them.
         title: of the page.
 
     Raises:
@@ -56,13 +57,9 @@ def write_page(path: Path, records: Sequence[dict[str, Any]], title: str) -> Non
     networks: list[Any] = []
     for number, record in enumerate(records, start=1):
         _check(record, f"Record {number}")
-        made = (
-            _evaluation(record, number)
-            if record["kind"] == "evaluation"
-            else _sweep(record, number)
-        )
+        made = SECTIONS[record["kind"]](record, number)
         # A sweep and an evaluation of one network show it once.
-        shown = record["network"] in networks
+        shown = record["network"] is None or record["network"] in networks
         network = None if shown else figures.network(record["network"], f"network-{number}")
         networks.append(record["network"])
         sections.append({**record, **made, "number": number, "network_figure": network})
@@ -128,6 +125,49 @@ def _sweep(record: Mapping[str, Any], number: int) -> dict[str, Any]:
     }
 
 
+def _comparison(record: Mapping[str, Any], number: int) -> dict[str, Any]:
+    found = record["comparison"]
+    rows = found["rows"]
+    best = rows[0]
+    seeds = max(row["seeds"] for row in rows)
+    over = f"{seeds} seeds" if seeds > 1 else "one seed"
+    at = f"flops_at_{100 * MAY_LOSE:g}"
+    good = [row for row in rows if row[at] is not None]
+    cheapest = f"No method loses {100 * MAY_LOSE:g} point of accuracy or less."
+    if good:
+        first = min(good, key=lambda row: row[at])
+        cheapest = (
+            f"Of those that lose at most {100 * MAY_LOSE:g} point of accuracy, {first['label']} "
+            f"spends the least: {percent(first[at], 1)}\u00a0% of the FLOPs."
+        )
+    return {
+        "heading": f"Methods on {found['model']}",
+        "key_figures": [
+            ("Best method", best["label"], f"area {best['area']:.3f} under its frontier"),
+            (
+                "Its FLOPs",
+                "–" if best[at] is None else f"{percent(best[at], 1)} %",
+                f"no point loses {100 * MAY_LOSE:g} point or less"
+                if best[at] is None
+                else f"of the plain model's, {100 * MAY_LOSE:g} point lost at most",
+            ),
+            ("Plain model", f"{percent(found['plain_accuracy'])} %", "accuracy"),
+            ("Methods", str(len(rows)), f"compared, {over}"),
+        ],
+        "lead": f"{found['samples']:,} report images. The best method is that with the largest "
+        f"area under its frontier{', the median over the seeds' * (seeds > 1)}. {cheapest}",
+        "seeds": seeds,
+        "deepest": f"{100 * figures.DEEPEST:g}",
+        "losses": _after("flops_at_", best),
+        "budgets": _after("accuracy_at_", best),
+        "frontiers": figures.frontiers(found, f"frontiers-{number}"),
+        "highlights": figures.highlights(found, f"highlights-{number}"),
+    }
+
+
+SECTIONS = {"evaluation": _evaluation, "sweep": _sweep, "comparison": _comparison}
+
+
 def _key_figures(found: Mapping[str, Any], plain: float) -> list[tuple[str, str, str]]:
     """(name, value, remark) of what is asked first."""
     known = found["time_ratio"] is not None and not isnan(found["time_ratio"])
@@ -151,13 +191,17 @@ def _check(record: object, where: str) -> None:
     if kind not in KINDS:
         raise InputError(f"{where} is of kind {kind!r}; expected {' or '.join(map(repr, KINDS))}.")
     _check_keys(record, (*COMMON, kind), where)
-    for name in ("network", kind):
+    # A comparison made from Python need not know more of its network than its name.
+    known = kind != "comparison" or record["network"] is not None
+    for name in ("network", kind) if known else (kind,):
         part = f"{where}, {name}"
         if not isinstance(record[name], dict):
             raise InputError(f"{part}, is a {type(record[name]).__name__}; expected a dict.")
         _check_keys(record[name], PARTS[name], part)
     if kind == "sweep" and not record["sweep"]["medians"]:
         raise InputError(f"{where} is a sweep without points.")
+    if kind == "comparison" and not record["comparison"]["rows"]:
+        raise InputError(f"{where} is a comparison without runs.")
     if kind == "evaluation" and record["images"] is not None:
         _check_images(record["images"], len(record["evaluation"]["outlets"]), where)
 
@@ -201,6 +245,11 @@ def _points(share: float) -> str:
 
 def _pretty(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
+def _after(prefix: str, names: Iterable[str]) -> list[str]:
+    """What follows in the names that begin so."""
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
 
 def _outlet(index: int, outlets: Sequence[object]) -> str:

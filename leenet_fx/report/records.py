@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from leenet_fx.errors import InputError, StorageError
+from leenet_fx.evaluation import compare
 from leenet_fx.evaluation.evaluate import Evaluation
 from leenet_fx.evaluation.sweep import Sweep
 from leenet_fx.report.results import environment
@@ -18,7 +19,9 @@ from leenet_fx.storage.files import check_free, read_text, write_atomically
 from leenet_fx.surgery.model import EarlyExitModule, device_of
 
 SCHEMA = 1
-FILES = {"evaluation": "evaluation.json", "sweep": "sweep.json"}
+FILES = {"comparison": compare.FILE, "sweep": "sweep.json", "evaluation": "evaluation.json"}
+"""Of each kind, in the order that a page shows them."""
+
 THUMBNAIL = 96
 """Largest side of a sample image, in pixels."""
 
@@ -65,17 +68,32 @@ def make_record(
     measured = found.to_dict()
     if isinstance(found, Sweep):
         measured["medians"] = found.medians()
-    device = device_of(ee)
     return {
         "kind": kind,
         "schema": SCHEMA,
+        **make_frame(ee, command=command, config=config, classes=classes),
+        "images": None if images is None else [list(row) for row in images],
+        kind: measured,
+    }
+
+
+def make_frame(
+    ee: EarlyExitModule, *, command: str, config: Mapping[str, Any], classes: Sequence[str]
+) -> dict[str, Any]:
+    """What every record says besides what was measured; `compare` takes it as its `frame`.
+
+    Args:
+        ee: the network.
+        command: what to type to get it again.
+        config: the resolved options.
+        classes: names of the classes.
+    """
+    return {
         "command": command,
-        "environment": environment(device.type),
+        "environment": environment(device_of(ee).type),
         "config": dict(config),
         "network": describe_network(ee),
         "classes": list(classes),
-        "images": None if images is None else [list(row) for row in images],
-        kind: measured,
     }
 
 
@@ -116,15 +134,15 @@ def write_record(folder: Path, record: Mapping[str, Any], overwrite: bool = Fals
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """The records in a folder, in the order sweep, evaluation.
+    """The records in a folder, in the order comparison, sweep, evaluation.
 
     Raises:
         InputError: there is none.
         StorageError: one is damaged.
     """
     found = []
-    for kind in ("sweep", "evaluation"):
-        path = folder / FILES[kind]
+    for kind, name in FILES.items():
+        path = folder / name
         if not path.exists():
             continue
         try:
@@ -135,7 +153,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
             raise StorageError(f"'{path}' is no record of kind '{kind}'.")
         found.append(record)
     if not found:
-        raise InputError(f"'{folder}' has neither {' nor '.join(sorted(FILES.values()))}.")
+        raise InputError(f"'{folder}' has neither {' nor '.join(FILES.values())}.")
     return found
 
 

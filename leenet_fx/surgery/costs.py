@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias, overload
 
 import torch
+from torch import Tensor, nn
 
 from leenet_fx.graph.profile import measure_call
 from leenet_fx.graph.tracer import clone
@@ -45,16 +46,6 @@ def branch_cost(branch: Branch) -> BranchCost:
     Parameters that gate and classifier share count with the embedding.
     """
     dtype = next((p.dtype for p in branch.parameters()), torch.float32)
-    gate_only = {id(p) for p in branch.gate_parameters()}
-    classifier_only = {id(p) for p in branch.classifier_parameters()}
-    shared = gate_only & classifier_only
-    params = {"embed": 0, "gate": 0, "classify": 0}
-    for parameter in branch.parameters():
-        key = id(parameter)
-        step = "embed"
-        if key not in shared:
-            step = "gate" if key in gate_only else "classify" if key in classifier_only else "embed"
-        params[step] += parameter.numel()
     meta = clone(branch, "meta").eval()
     assert isinstance(meta, Branch)
     features = [torch.empty(f.shape, dtype=dtype, device="meta") for f in branch.features]
@@ -62,16 +53,41 @@ def branch_cost(branch: Branch) -> BranchCost:
     earlier = None
     if branch.reads_earlier:
         earlier = torch.empty(1, site.position, site.num_classes, dtype=dtype, device="meta")
-    state, *embed = measure_call(
-        lambda *given: meta.embed(*meta.reduce(*given), earlier=earlier), *features
-    )
-    _, *gate = measure_call(lambda given: meta.score(meta.evidence(given, earlier)), state)
-    _, *classify = measure_call(meta.classify, state)
+
+    def embed(*given: Tensor) -> Tensor:
+        return meta.embed(*meta.reduce(*given), earlier=earlier)
+
+    def gate(state: Tensor) -> Tensor:
+        return meta.score(meta.evidence(state, earlier))
+
+    state, *embedding = measure_call(embed, *features)
+    _, *gating = measure_call(gate, state)
+    _, *classifying = measure_call(meta.classify, state)
+    embeds = _used(embed, features, meta)
+    gates, classifies = _used(gate, [state], meta), _used(meta.classify, [state], meta)
+    of_gate = _count(gates - embeds - classifies)
+    of_classifier = _count(classifies - embeds - gates)
+    rest = _count(meta.parameters()) - of_gate - of_classifier
     return BranchCost(
-        embed=Cost(embed[0], params["embed"], embed[1]),
-        gate=Cost(gate[0], params["gate"], gate[1]),
-        classify=Cost(classify[0], params["classify"], classify[1]),
+        embed=Cost(embedding[0], rest, embedding[1]),
+        gate=Cost(gating[0], of_gate, gating[1]),
+        classify=Cost(classifying[0], of_classifier, classifying[1]),
     )
+
+
+@torch.enable_grad()
+def _used(call: Callable[..., Tensor], inputs: Sequence[Tensor], owner: nn.Module) -> set[Tensor]:
+    """The owner's parameters that the result depends on."""
+    parameters = [p.requires_grad_() for p in owner.parameters() if p.is_floating_point()]
+    result = call(*inputs)
+    if not result.requires_grad:
+        return set()
+    found = torch.autograd.grad(result.sum(), parameters, allow_unused=True)
+    return {p for p, gradient in zip(parameters, found, strict=True) if gradient is not None}
+
+
+def _count(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 @dataclass(frozen=True)

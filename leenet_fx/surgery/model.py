@@ -274,9 +274,7 @@ class EarlyExitModule(fx.GraphModule):
             yield tuple(live[i] for i in cut.features)
         yield (self.conditional_stages[-1].run(self, *live),)
 
-    def _run(
-        self, images: Tensor, decide: conditional.Decide | None
-    ) -> tuple[Tensor, Tensor]:
+    def _run(self, images: Tensor, decide: conditional.Decide | None) -> tuple[Tensor, Tensor]:
         self._check_images(images)
         if images.shape[0] == 0:
             empty = self._no_rows(images)

@@ -47,6 +47,8 @@ class Source:
         self.labelled = labelled
         self.rank, self.processes = fabric.global_rank, fabric.world_size
         self.device = fabric.device
+        self.autocast = fabric.autocast
+        self.dtype = next(ee.exits.parameters()).dtype
         if isinstance(data, FeatureCache):
             data.check(ee)
             if labelled:
@@ -74,14 +76,18 @@ class Source:
             yield from self.data.epoch(self.device, self.rank, self.processes, classifier)
             return
         for images, labels, total in self._batches():
-            stages = self.ee.exit_features(images)
             logits = None
-            with torch.no_grad():
-                reduced = reduce_features(self.ee, stages)
-                if final and not trains_final:
-                    logits = next(stages)[0]
-            if trains_final:
-                logits = next(stages)[0]
+            with self.autocast():
+                stages = self.ee.exit_features(images)
+                with torch.no_grad():
+                    reduced = tuple(
+                        tuple(values.to(self.dtype) for values in read)
+                        for read in reduce_features(self.ee, stages)
+                    )
+                    if final and not trains_final:
+                        logits = next(stages)[0].to(self.dtype)
+                if trains_final:
+                    logits = next(stages)[0].to(self.dtype)
             yield Rows(reduced, logits, None, labels, total)
 
     def numbers(self) -> Iterator[Rows]:
@@ -344,8 +350,6 @@ class StepRun:
 
     @torch.no_grad()
     def _count_means(self, train: Source) -> None:
-        for branch in self.branches:
-            branch.begin("means")
         for rows in train.features(final=self.step.labels == "backbone"):
             rows = self._relabelled(rows)
             for branch, read in zip(self.branches, rows.reduced, strict=True):
