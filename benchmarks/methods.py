@@ -2,138 +2,279 @@
 
     python benchmarks/methods.py --data PATH --weights PATH [--part NAME]…
 
-The data are train.tar and test.tar (32x32 images, one folder a class), the weights
-resnet20_cifar10.safetensors and resnet56_cifar10.safetensors. Classifiers are fitted on `fit`,
-gates and thresholds on `calibrate`, figures are of `report`. Runs that a part's folder holds are
-not repeated, so a benchmark cut short goes on where it was.
+Classifiers are fitted on `fit`, gates and thresholds on `calibrate`, figures are of `report`. Runs
+that a part's folder holds are not repeated, so a benchmark cut short goes on where it was. The part
+"digits" needs no files: its backbone is trained first, on scikit-learn's digits.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from cifar10 import EXITS, HEAD_BATCH, RESULTS, WORK, Cifar10, fitted_heads
 
 import leenet_fx
-from leenet_fx.cli.setup import build
+from leenet_fx.data.digits import load_digits
 from leenet_fx.data.splits import open_data
-from leenet_fx.data.transforms import make_transform
+from leenet_fx.demo.run import train_backbone
 from leenet_fx.evaluation.compare import Comparison, Variant, compare, frozen
+from leenet_fx.parts.objectives import FinalClassifier
+from leenet_fx.report.page import write_page
+from leenet_fx.report.records import make_frame, read_records
+from leenet_fx.report.results import Figure, Result, environment
 
-WORK = Path(__file__).parent / "results" / "methods"
-FACTORY = Path(__file__).parents[1] / "examples" / "cifar_resnet.py"
-BATCH = 512
-CONV_BATCH = 128
-"""Images a batch for heads with convolutions."""
+FOLDERS = RESULTS / "methods"
+RESULT = RESULTS / "methods.json"
+COMMAND = "python benchmarks/methods.py --data PATH --weights PATH"
+EPOCHS = {"exits": 6, "gates": 30}
+JOINT_EPOCHS = 5
+"""Without a GPU the recipe that trains the backbone has one seed and five epochs."""
 
-POOLED = [name for name in leenet_fx.list_methods() if name != "pteenet"]
+ASKED = {
+    "resnet20": ((0.01, 0.60), (0.03, 0.50)),
+    "resnet56": ((0.01, 0.57), (0.03, 0.46)),
+    "resnet20-mixed": ((0.0, 0.55), (0.01, 0.42)),
+}
+"""(accuracy lost, relative FLOPs) that were asked for."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """One comparison.
+@leenet_fx.register_method("trained-on")
+def trained_on() -> leenet_fx.Method:
+    """The plain model, trained as long as one with exits."""
+    step = leenet_fx.one_turn("together", "backbone", FinalClassifier(), lr=0.03, deep_lr=0.0005)
+    return leenet_fx.Method((step,), leenet_fx.Shut(), "the reference")
 
-    Attributes:
-        network: the backbone.
-        variants: what to compare.
-        strategy: placement where a variant has none.
-        num_exits: likewise.
-        epochs: of each step.
-        batch: images a batch.
-        seeds: how many.
+
+def pooled(*, every: bool) -> list[Variant]:
+    """Presets on pooled features, the backbone frozen.
+
+    Args:
+        every: whether all of them, and LEENet's gates on all that gates can read.
     """
-
-    network: str
-    variants: Sequence[Variant]
-    strategy: str = "every"
-    num_exits: int | None = None
-    epochs: dict[str, int] = field(default_factory=lambda: {"exits": 8, "gates": 30})
-    batch: int = BATCH
-    seeds: int = 3
-
-
-def pooled() -> list[Variant]:
-    """Every preset on pooled features, the backbone frozen."""
+    names = [n for n in leenet_fx.list_methods() if n not in ("pteenet", "trained-on")]
+    if not every:
+        names = ["branchynet", "distilled", "leenet", "shallow-deep", "ztw"]
     found = []
-    for one in frozen(POOLED):
-        if one.method == "eenets":
-            for version in range(5):
-                options = {**one.options, "version": version}
-                found.append(Variant(f"eenets v{version}", "eenets", options, branch="pool"))
-        else:
-            found.append(Variant(one.label, one.method, one.options, branch="pool"))
-    published = {"gate": "features"}
-    found.append(Variant("leenet, gate on features", "leenet", branch_options=published))
-    history = {"gate": "history"}
-    found.append(Variant("leenet, gate on history", "leenet", branch_options=history))
+    for one in frozen(names):
+        versions = range(5) if one.method == "eenets" else [None]
+        for version in versions:
+            label = one.label if version is None else f"eenets v{version}"
+            options = one.options if version is None else {**one.options, "version": version}
+            found.append(Variant(label, one.method, options, branch="pool"))
+    if every:
+        for gate in ("features", "history"):
+            options = {"gate": gate}
+            found.append(Variant(f"leenet, {gate}", "leenet", branch_options=options))
     return found
 
 
-def convolutional(exits: tuple[str, ...], epochs: int) -> list[Variant]:
-    """Heads with convolutions behind few exits, fitted on augmented images."""
-    common: dict[str, Any] = {"strategy": exits, "branch": "conv", "augmented": True}
-    lengths = {"exits": epochs, "gates": 60}
+def convolutional(name: str) -> list[Variant]:
+    """Methods on the heads with convolutions that `cifar10.py` fits, which stay as they are."""
+    common: dict[str, Any] = {
+        "strategy": EXITS[name],
+        "branch": "conv",
+        "augmented": True,
+        "start": str(WORK / f"{name}-{{seed}}"),
+        "epochs": {"exits": 0, "gates": 60},
+    }
+    history, dial = {"gate": "history"}, {"gate": "dial"}
     return [
-        Variant("distilled, conv", "distilled", **common, epochs=lengths),
+        Variant("conv: distilled", "distilled", branch_options=history, **common),
+        Variant(
+            "conv: branchynet",
+            "branchynet",
+            {"recipe": "disjoint"},
+            branch_options=history,
+            **common,
+        ),
+        Variant("conv: msdnet", "msdnet", {"recipe": "disjoint"}, branch_options=history, **common),
+        Variant("conv: leenet", "leenet", branch_options=history, **common),
+        Variant("conv: leenet-dial", "leenet-dial", branch_options=dial, **common),
     ]
 
 
-PARTS = {
-    "resnet20": Part("resnet20", pooled()),
-    "resnet56": Part("resnet56", pooled(), strategy="linear", num_exits=13),
-    "resnet20-conv": Part("resnet20", convolutional(("layer1.0", "layer2.1"), 8), batch=CONV_BATCH),
-    "resnet56-conv": Part(
-        "resnet56",
-        convolutional(("layer1.0", "layer2.0", "layer2.8"), 6),
-        batch=CONV_BATCH,
-    ),
-}
+def mixed(name: str) -> list[Variant]:
+    """The backbone trained with the heads."""
+    return [
+        Variant(
+            "conv: distilled, mixed",
+            "distilled",
+            {"recipe": "joint"},
+            strategy=EXITS[name],
+            branch="conv",
+            branch_options={"gate": "history"},
+            start=str(WORK / f"{name}-{{seed}}"),
+            epochs={"together": JOINT_EPOCHS},
+        ),
+    ]
 
 
-def run(part: Part, data: Path, weights: Path, out: Path, seeds: int | None) -> Comparison:
-    """One part; what its folder holds is not repeated."""
-    name = part.network
-    model = build(f"{FACTORY}:{name}", weights=weights / f"{name}_cifar10.safetensors")
-    images = open_data(data)
-    plain = make_transform(model, (3, 32, 32))
-    augment = make_transform(model, (3, 32, 32), augment=True)
-    generator = torch.Generator().manual_seed(0)
+def accuracy_trained_on(name: str, options: argparse.Namespace) -> float:
+    """The plain model's accuracy on the report images, trained for as many epochs alone."""
+    file = WORK / f"{name}-trained-on.json"
+    if not file.exists():
+        cifar = Cifar10(name, options.data, options.weights)
+        ee = leenet_fx.attach(cifar.model, EXITS[name], name=name)
+        torch.manual_seed(0)
+        images = cifar.loader("fit", augment=True, seed=0, batch=HEAD_BATCH)
+        leenet_fx.fit(ee, images, method="trained-on", epochs=JOINT_EPOCHS)
+        right = [
+            (ee(images).argmax(1) == labels).double().mean()
+            for images, labels in cifar.loader("report", batch=500)
+        ]
+        file.write_text(json.dumps(float(torch.stack(right).mean())))
+    return float(json.loads(file.read_text()))
+
+
+def on_cifar10(
+    name: str, variants: list[Variant], options: argparse.Namespace, out: Path, **given: Any
+) -> Comparison:
+    """A comparison on CIFAR-10."""
+    cifar = Cifar10(name, options.data, options.weights)
+    seeds = range(given.pop("seeds", 3))
+    if any(variant.start for variant in variants):
+        for seed in seeds:
+            fitted_heads(cifar, seed)
+    ee = leenet_fx.attach(cifar.model, EXITS[name], branch="conv", copy=False, name=name)
+    config = {"epochs": EPOCHS, "joint_epochs": JOINT_EPOCHS, "seeds": len(seeds), **given}
     return compare(
-        model,
-        part.variants,
-        images.loader("fit", plain, part.batch, shuffle=generator),
-        images.loader("calibrate", plain, BATCH, shuffle=generator),
-        images.loader("report", plain, BATCH),
-        augmented=images.loader("fit", augment, part.batch, shuffle=generator),
-        strategy=part.strategy,
-        num_exits=part.num_exits,
-        epochs=part.epochs,
-        seeds=range(part.seeds if seeds is None else seeds),
+        cifar.model,
+        variants,
+        cifar.loader("fit", seed=0),
+        cifar.loader("calibrate", seed=0),
+        cifar.loader("report"),
+        augmented=cifar.loader("fit", augment=True, seed=0, batch=HEAD_BATCH),
+        epochs=EPOCHS,
+        seeds=seeds,
         name=name,
         out=out,
+        frame=make_frame(ee, command=COMMAND, config=config, classes=cifar.images.classes),
+        progress=True,
+        **given,
+    )
+
+
+def on_digits(out: Path) -> Comparison:
+    """All presets on the demo's backbone and digits."""
+    torch.manual_seed(0)
+    model = train_backbone(load_digits(seed=0)["train"], 2, 0)
+    images = open_data("digits")
+    shuffle = torch.Generator().manual_seed(0)
+
+    def loader(split: str, *, shuffled: bool) -> Any:
+        return images.loader(split, _as_tensor, 64, shuffle=shuffle if shuffled else None)
+
+    example = next(iter(loader("report", shuffled=False)))[0][:1]
+    ee = leenet_fx.attach(model, "linear", num_exits=3, example_inputs=example, copy=False)
+    return compare(
+        model,
+        frozen([n for n in leenet_fx.list_methods() if n != "trained-on"]),
+        loader("fit", shuffled=True),
+        loader("calibrate", shuffled=True),
+        loader("report", shuffled=False),
+        strategy="linear",
+        num_exits=3,
+        example_inputs=example,
+        epochs=EPOCHS,
+        seeds=range(3),
+        name="digits",
+        out=out,
+        frame=make_frame(ee, command=COMMAND, config={"epochs": EPOCHS}, classes=images.classes),
         progress=True,
     )
 
 
+def figures(comparisons: dict[str, Comparison], trained: float | None) -> list[Figure]:
+    """What was asked for, beside what was found."""
+    made = []
+    for part, asked in ASKED.items():
+        if part not in comparisons:
+            continue
+        found = comparisons[part]
+        plain = found.plain_accuracy
+        if part.endswith("-mixed") and trained is not None:
+            plain = trained
+        for lost, flops in asked:
+            best, label = least_flops(found, plain, lost)
+            words = f"{part}: least FLOPs at ≤ {100 * lost:g} points lost ({label})"
+            made.append(Figure(words, 100 * best, "%", f"≤ {100 * flops:g}", best <= flops))
+    return made
+
+
+def least_flops(found: Comparison, plain: float, lost: float) -> tuple[float, str]:
+    """The cheapest method in the median over seeds, and its name."""
+    best = (float("inf"), "none")
+    for label in dict.fromkeys(run.label for run in found.runs):
+        runs = sorted(
+            run.flops_within(plain, lost) or float("inf")
+            for run in found.runs
+            if run.label == label
+        )
+        best = min(best, (runs[len(runs) // 2], label))
+    return best
+
+
 def main() -> None:
-    """Runs the parts."""
-    parser = argparse.ArgumentParser(description="Methods side by side on CIFAR-10.")
+    """Runs the parts, and writes JSON, Markdown and the page of all that there is."""
+    parser = argparse.ArgumentParser(description="Methods side by side.")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--part", action="append", choices=sorted(PARTS))
-    parser.add_argument("--seeds", type=int)
-    parser.add_argument("--out", type=Path, default=WORK)
+    parser.add_argument("--part", action="append")
     options = parser.parse_args()
     if not options.data.exists() or not options.weights.exists():
         sys.exit(f"Skipped: needs '{options.data}' and '{options.weights}'.")
-    for name in options.part or PARTS:
-        found = run(PARTS[name], options.data, options.weights, options.out / name, options.seeds)
-        print(found.summary(), flush=True)
+    parts: dict[str, Callable[[Path], Comparison]] = {
+        "digits": on_digits,
+        "resnet20": lambda out: on_cifar10(
+            "resnet20", pooled(every=True) + convolutional("resnet20"), options, out
+        ),
+        "resnet56": lambda out: on_cifar10(
+            "resnet56",
+            pooled(every=False) + convolutional("resnet56"),
+            options,
+            out,
+            strategy="linear",
+            num_exits=9,
+        ),
+        "resnet20-mixed": lambda out: on_cifar10(
+            "resnet20", mixed("resnet20"), options, out, seeds=1
+        ),
+    }
+    unknown = set(options.part or ()) - set(parts)
+    if unknown:
+        sys.exit(f"No part {', '.join(unknown)}; there are {', '.join(parts)}.")
+    found: dict[str, Comparison] = {}
+    for name in parts:
+        if name in (options.part or parts):
+            found[name] = parts[name](FOLDERS / name)
+            print(found[name].summary(), flush=True)
+    trained = accuracy_trained_on("resnet20", options) if "resnet20-mixed" in found else None
+    write(found, list(parts), trained)
+
+
+def write(found: dict[str, Comparison], names: Sequence[str], trained: float | None) -> None:
+    """The results of all parts whose folders hold one."""
+    records = [read_records(FOLDERS / n)[0] for n in names if (FOLDERS / n).exists()]
+    rows = [
+        {"part": name, **{k: v for k, v in row.items() if k != "areas"}}
+        for name, comparison in found.items()
+        for row in comparison.rows()
+    ]
+    result = Result(COMMAND, rows, figures(found, trained), environment())
+    result.write(RESULT, "Methods side by side")
+    write_page(RESULT.with_suffix(".html"), records, "Methods side by side")
+
+
+def _as_tensor(image: Any) -> torch.Tensor:
+    from torchvision.transforms.functional import to_tensor
+
+    return to_tensor(image)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def layers(network):
 @pytest.mark.parametrize(("name", "network"), [("alexnet", ALEXNET), ("vgg11", VGG11)])
 def test_hand_computed_networks(name, network):
     model = leenet_fx.create_model(f"torchvision/{name}", device="meta")
-    ee = leenet_fx.attach(model, "every")
+    ee = leenet_fx.attach(model, "every", branch_options={"gate": "features"})
     by_hand = layers(network)
     flops = [sum(f for f, _, _ in by_hand[: i + 1]) for i in range(len(by_hand))]
     params = [sum(p for _, p, _ in by_hand[: i + 1]) for i in range(len(by_hand))]
@@ -68,7 +68,9 @@ def test_hand_computed_networks(name, network):
 
 
 def test_last_row_is_above_1_by_what_the_branches_add():
-    ee = leenet_fx.attach(tiny(), "every", example_inputs=images(1, 3, 16, 16))
+    options = {"gate": "features"}
+    example = images(1, 3, 16, 16)
+    ee = leenet_fx.attach(tiny(), "every", example_inputs=example, branch_options=options)
     assert len(ee.costs) == ee.num_exits + 1
     added = ee.costs[-1].flops - ee.costs.plain.flops
     # tiny: 8 channels, so a 4x4 grid of 128 values and a gate of 2·128 FLOPs at each of 4 exits.
@@ -106,7 +108,9 @@ def test_costs_follow_the_policy():
 
 
 def test_branches_that_share_their_layer():
-    ee = leenet_fx.attach(tiny(), "every", example_inputs=images(1, 3, 16, 16), branch="projection")
+    options = {"head": "projection"}
+    example = images(1, 3, 16, 16)
+    ee = leenet_fx.attach(tiny(), "every", example_inputs=example, branch_options=options)
     assert ee.costs[-1].flops == ee.costs.plain.flops + 4 * 2 * 128 * 6
     assert ee.costs[-1].params == ee.costs.plain.params + 4 * 129 * 6
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import leenet_fx
+from leenet_fx.methods import method
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -42,6 +43,21 @@ def test_ten_minutes_run_as_they_stand(tmp_path, monkeypatch):
     assert any("3 exits" in text for text in printed)
     assert any("accuracy" in text and "at random" in text for text in printed)
     assert (tmp_path / "my-exits" / "exits.safetensors").exists()
+
+
+def test_methods_side_by_side(monkeypatch):
+    text = (DOCS / "pages" / "methods.md").read_text()
+    row = r"^\| `([\w-]+)` \|(?:[^|\n]*\|){4}([^|\n]*)\|[^|\n]*\|[^|\n]*\|$"
+    rows = re.findall(row, text, re.MULTILINE)
+    table = {name: re.findall(r"`(\w+)`", options) for name, options in rows}
+    ours = [name for name in leenet_fx.list_methods() if not name.startswith("test-")]
+    assert table == {name: leenet_fx.list_overrides(name) for name in ours}
+    # The page registers a method of its own; later tests need not know it.
+    monkeypatch.setattr(method._methods, "_parts", dict(method._methods._parts))
+    shown = [(printed, output) for printed, output in run("methods.md") if output is not None]
+    assert len(shown) == 2
+    for printed, output in shown:
+        assert printed == output
 
 
 def test_the_api_page_has_every_public_name():

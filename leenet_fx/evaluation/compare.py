@@ -21,12 +21,12 @@ import torch
 from torch import nn
 
 from leenet_fx import text
-from leenet_fx.errors import InputError, StorageError, TrainingError
+from leenet_fx.errors import InputError, StorageError, TrainingError, first_line
 from leenet_fx.evaluation.budgets import Said, ask, confidences, leaves_at, rising
 from leenet_fx.methods import Method, get_method, list_overrides
 from leenet_fx.parts.policies import Patience, Policy, Shut, ThresholdPolicy
 from leenet_fx.parts.thresholds import get_solver
-from leenet_fx.storage.exits import backbone_digest
+from leenet_fx.storage.exits import backbone_digest, load
 from leenet_fx.storage.files import make_folder, read_text, write_atomically
 from leenet_fx.surgery.attach import attach
 from leenet_fx.surgery.model import EarlyExitModule, device_of
@@ -72,6 +72,8 @@ class Variant:
         epochs: of each step, or by name; None takes the comparison's.
         lr: None takes each step's own.
         augmented: whether exits are fitted on the augmented images, without kept features.
+        start: folder of a saved network whose classifiers to begin with, "{seed}" in it standing
+            for the seed; with `epochs={"exits": 0}` they stay as they are.
     """
 
     label: str
@@ -83,6 +85,7 @@ class Variant:
     epochs: int | Mapping[str, int] | None = None
     lr: float | None = None
     augmented: bool = False
+    start: str | None = None
 
 
 @dataclass(frozen=True)
@@ -344,6 +347,8 @@ def compare(
                         seed=seed,
                         **common,
                     ).eval()
+                    if variant.start is not None:
+                        _begin(ee, model, variant.start.format(seed=seed))
                     _check_trained(ee, variant.method, method)
                     done = _run(ee, variant, method, work, length, seed, key)
                 except (InputError, TrainingError) as error:
@@ -509,6 +514,31 @@ def _run(
         tuple(points),
         key,
     )
+
+
+def _begin(ee: EarlyExitModule, model: nn.Module, folder: str) -> None:
+    """Takes over bodies and heads of a saved network with the same exits.
+
+    Raises:
+        InputError: its exits or branches are others.
+        StorageError: as `load`.
+    """
+    saved = load(folder, model)
+    for own, kept in zip(ee.exits.branches(), saved.exits.branches(), strict=False):
+        for part in ("body", "head"):
+            if not hasattr(own, part) or not hasattr(kept, part):
+                raise InputError(
+                    f"'{folder}': branches without body and head cannot be begun with."
+                )
+            try:
+                getattr(own, part).load_state_dict(getattr(kept, part).state_dict())
+            except RuntimeError as error:
+                raise InputError(f"'{folder}': {first_line(error)}") from error
+    if saved.spec.placement.names != ee.spec.placement.names:
+        raise InputError(
+            f"'{folder}' has exits after {saved.spec.placement.names}, expected "
+            f"{ee.spec.placement.names}."
+        )
 
 
 def _frontier(ee: EarlyExitModule, method: Method, tuned: Said, asked: Said) -> Iterable[Operating]:

@@ -120,14 +120,11 @@ def eenets(version: int = 1, recipe: str = "joint", two_stage: bool = True) -> M
 
 
 @register_method("pteenet")
-def pteenet(blocks: int = 1) -> Method:
+def pteenet() -> Method:
     """PTEEnet (Lahiany & Aperstein 2022): the frozen backbone is the teacher; no labels.
 
     L = Σ_{n<N} CE(ŷ, Ŷₙ) + λ·Cₙ, with ŷ the class that the backbone predicts. One threshold common
-    to all gates is the knob.
-
-    Args:
-        blocks: X of ConvX, as `attach(method="pteenet")` sets it.
+    to all gates is the knob; X of ConvX is `branch_options={"blocks": X}`.
     """
     step = one_turn("exits", ("classifiers", "gates"), PTEEnet(), lr=0.03, labels="backbone")
     return Method(
@@ -135,7 +132,7 @@ def pteenet(blocks: int = 1) -> Method:
         policy=LearnedGate(0.0),
         source="Lahiany & Aperstein 2022, PTEENet: Post-Trained Early-Exit Neural Networks",
         branch="conv",
-        branch_options={"gate": "features", "blocks": blocks},
+        branch_options={"gate": "features"},
         unlabelled=True,
         weight=1.0,
         highest_weight=math.inf,

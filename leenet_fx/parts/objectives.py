@@ -160,6 +160,7 @@ class Outputs:
         labels: class indices (B,).
         costs: cost of leaving at each outlet, relative to the plain model (N+1,); may exceed 1.
         weight: α or λ, the weight of the cost; or one for each sample (B,).
+        progress: share of the epochs that are over, for weights that change.
     """
 
     logits: tuple[Tensor, ...]
@@ -167,6 +168,7 @@ class Outputs:
     labels: Tensor
     costs: Tensor
     weight: float | Tensor
+    progress: float = 1.0
 
     @property
     def weights(self) -> float | Tensor:
@@ -281,22 +283,14 @@ class BranchyNet(Objective):
 class ShallowDeep(Objective):
     """Σ_{i<N} τᵢ · mean CEᵢ + mean CE_N (Shallow-Deep Networks, Kaya et al. 2019).
 
-    τᵢ = 0.01 + progress · (min(cᵢ, 1) − 0.01): from next to nothing, so that early exits do not
-    disturb the backbone at first, to the exit's relative cost.
-
-    Attributes:
-        progress: share of training that is over, in [0, 1]; 1 gives the weights of the last epoch.
+    τᵢ = 0.01 + `Outputs.progress` · (min(cᵢ, 1) − 0.01): from next to nothing, so that early exits
+    do not disturb the backbone at first, to the exit's relative cost.
     """
 
     name = "shallow-deep"
-    progress: float = 1.0
-
-    def __post_init__(self) -> None:
-        fits = _is_finite(self.progress) and 0 <= self.progress <= 1
-        _require(fits, "progress", "a number in [0, 1]", self.progress)
 
     def __call__(self, outputs: Outputs) -> Tensor:
-        tau = 0.01 + self.progress * (outputs.costs[:-1].clamp(max=1) - 0.01)
+        tau = 0.01 + outputs.progress * (outputs.costs[:-1].clamp(max=1) - 0.01)
         losses = outputs.losses.mean(0)
         return (tau * losses[:-1]).sum() + losses[-1]
 

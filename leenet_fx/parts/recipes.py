@@ -48,7 +48,7 @@ class Step:
     name: str
     turns: tuple[Turn, ...]
     lr: float = 0.1
-    deep_lr: float = 0.003
+    deep_lr: float = 0.01
     tempered: bool = False
     labels: Literal["given", "backbone"] = "given"
     dials: bool = False

@@ -100,8 +100,11 @@ def attach(
     options = dict(branch_options or {})
     if method is not None:
         preset = get_method(method)
-        if branch is None or branch == preset.branch:
-            branch, options = preset.branch, {**preset.branch_options, **options}
+        same = branch is None or branch == preset.branch
+        branch = preset.branch if branch is None else branch
+        # Head and gate go on any body; other options are the body's own.
+        kept = {k: v for k, v in preset.branch_options.items() if same or k in ("head", "gate")}
+        options = {**kept, **options}
     branch = "pool" if branch is None else branch
     factory = get_branch(branch) if isinstance(branch, str) else branch
     generator = torch.Generator().manual_seed(seed)

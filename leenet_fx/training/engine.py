@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import warnings
@@ -22,6 +23,8 @@ from leenet_fx.training.cache import FeatureCache, Rows, reduce_features
 from leenet_fx.training.evidence import Evidence, evidence_of, keep_evidence
 from leenet_fx.training.loaders import batches
 from leenet_fx.training.log import Epoch
+
+logger = logging.getLogger("leenet_fx")
 
 MEASURED_ON = 2048
 """How many training images tell the scale of inputs, and the temperatures."""
@@ -215,6 +218,15 @@ class StepRun:
             seconds = time.perf_counter() - start
             history.append(Epoch(self.step.name, self.done, train_loss, val_loss, seconds))
             after_epoch()
+        if 0 < self.seen <= self.step.period * (len(self.step.turns) - 1):
+            logger.warning(
+                "Step '%s' is over after %d batches, and a turn is %d: %s did not train. Train "
+                "longer, or give a shorter period.",
+                self.step.name,
+                self.seen,
+                self.step.period,
+                ", ".join(self.step.turns[-1].trains),
+            )
         restore(self.state, self.best)
         self._modes(training=False)
 
@@ -471,7 +483,12 @@ class StepRun:
             gates = classified[0].new_zeros(len(rows.labels), len(self.branches))
             if with_gates:
                 gates = self._scores([found for _, _, found in answers], dialled)
-        return objective(Outputs(logits, gates, rows.labels, self.costs.to(gates.dtype), weight))
+        costs = self.costs.to(gates.dtype)
+        return objective(Outputs(logits, gates, rows.labels, costs, weight, self._progress))
+
+    @property
+    def _progress(self) -> float:
+        return min(self.done / max(self.length - 1, 1), 1.0)
 
     def _scores(self, evidence: Sequence[Tensor], alpha: Tensor | None) -> Tensor:
         scored = zip(self.branches, evidence, strict=True)

@@ -139,7 +139,8 @@ def fit(
         tensorboard: whether to write TensorBoard's events to `out`.
         accelerator: Lightning Fabric's: "cpu", "cuda", …; None stays where `ee` is.
         devices: Fabric's: how many, or which. Each batch is shared among their processes, so the
-            result is that of one, up to the order of summation.
+            result is that of one, up to the order of summation; but BatchNorm that trains, and
+            objectives on batch means, see each process's share.
         precision: "32-true", "bf16-mixed" or "16-mixed".
         seed: for everything drawn here.
         progress: whether to show progress bars; None shows them on a terminal.
