@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from leenet_fx.errors import InputError
-from leenet_fx.evaluation.records import read_by, who_leaves_where
+from leenet_fx.evaluation.records import Records, read_by, record, who_leaves_where
 from leenet_fx.parts.policies import Policy, ThresholdPolicy
 from leenet_fx.parts.thresholds import get_solver
 from leenet_fx.surgery.model import EarlyExitModule, device_of, final_classifier
 from leenet_fx.training.cache import FeatureCache, cache_features
-from leenet_fx.training.evidence import evidence_of
+from leenet_fx.training.evidence import evidence_of, evidence_of_cache
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,29 @@ class Said:
 def ask(ee: EarlyExitModule, kept: FeatureCache) -> Said:
     """Asks every exit about images whose features were kept; the backbone does not run."""
     kept.check(ee)
+    labels = kept.labels.to(device_of(ee))
+    whole = evidence_of_cache(ee, kept)
+    if whole is not None:
+        first = whole if kept.rows == len(kept) else whole.at(torch.arange(len(kept)))
+        return Said(first.logits, first.evidence, labels)
     branches = list(ee.exits.branches())
     batches = list(kept.in_order(device_of(ee), final=final_classifier(ee)))
     found = [evidence_of(branches, rows) for rows in batches]
     return Said(
         tuple(torch.cat(at) for at in zip(*(one.logits for one in found), strict=True)),
         tuple(torch.cat(at) for at in zip(*(one.evidence for one in found), strict=True)),
-        torch.cat([rows.labels for rows in batches]),
+        labels,
     )
+
+
+def replay(ee: EarlyExitModule, kept: FeatureCache) -> Records:
+    """What the network would do with images whose features were kept; the backbone does not run.
+
+    Raises:
+        InputError: the cache is of another network.
+    """
+    said = ask(ee, kept)
+    return record(said.logits, leaves_at(ee, ee.policy, said), said.labels)
 
 
 def confidences(ee: EarlyExitModule, policy: Policy, said: Said) -> Tensor:

@@ -9,9 +9,6 @@ import torch
 from torch import Tensor
 
 from leenet_fx.parts.policies import Policy
-from leenet_fx.surgery.model import EarlyExitModule, device_of, final_classifier
-from leenet_fx.training.cache import FeatureCache
-from leenet_fx.training.evidence import evidence_of
 
 BINS = 15
 """Bins of the calibration error."""
@@ -108,25 +105,6 @@ def read_by(policy: Policy, index: int, logits: Sequence[Tensor], gates: Tensor)
     if policy.reads == "history":
         return torch.stack(list(logits[: index + 1]), 1)
     return logits[index] if policy.reads == "logits" else gates[:, index]
-
-
-@torch.no_grad()
-def replay(ee: EarlyExitModule, kept: FeatureCache) -> Records:
-    """What the network would do with images whose features were kept; the backbone does not run.
-
-    Raises:
-        InputError: the cache is of another network.
-    """
-    kept.check(ee)
-    parts = []
-    branches = list(ee.exits.branches())
-    for rows in kept.in_order(device_of(ee), final=final_classifier(ee)):
-        found = evidence_of(branches, rows)
-        scored = zip(branches, found.evidence, strict=True)
-        gates = torch.stack([branch.score(at, ee.policy.alpha) for branch, at in scored], 1)
-        left = who_leaves_where(ee.policy, found.logits, gates)
-        parts.append(record(found.logits, left, rows.labels))
-    return joined(parts)
 
 
 def auroc(confidence: Tensor, right: Tensor) -> float | None:

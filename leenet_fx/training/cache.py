@@ -59,6 +59,7 @@ class FeatureCache:
 
     Attributes:
         epochs_read: how many passes were made; with several views it tells which is next.
+        remembered: something computed of all that is kept, with what it depends on besides.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class FeatureCache:
         self._signature = signature
         self._folder = folder
         self.epochs_read = 0
+        self.remembered: tuple[str, object] | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -88,7 +90,7 @@ class FeatureCache:
 
     def __getstate__(self) -> dict[str, Any]:
         # Files belong to the process that made them.
-        return {**self.__dict__, "_folder": None}
+        return {**self.__dict__, "_folder": None, "remembered": None}
 
     def __exit__(self, *unused: object) -> None:
         self.close()
@@ -97,6 +99,7 @@ class FeatureCache:
         """Gives memory and files back; the cache is of no use afterwards."""
         self._reduced, self._final = [], torch.empty(0)
         self._final_inputs = self._labels = torch.empty(0)
+        self.remembered = None
         if self._folder is not None:
             self._folder.remove()
             self._folder = None
@@ -163,6 +166,11 @@ class FeatureCache:
         self.epochs_read += 1
         for indices in self._order.batches():
             yield self._take(indices[rank::processes] + start, device, len(indices), final)
+
+    @property
+    def labels(self) -> Tensor:
+        """(n,) in the order of the data set."""
+        return self._labels[: len(self)]
 
     @property
     def rows(self) -> int:

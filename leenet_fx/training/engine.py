@@ -20,7 +20,7 @@ from leenet_fx.parts.objectives import Outputs, SumOfExits, fit_temperature
 from leenet_fx.parts.recipes import Group, Step, Turn
 from leenet_fx.surgery.model import EarlyExitModule, final_classifier
 from leenet_fx.training.cache import FeatureCache, Rows, reduce_features
-from leenet_fx.training.evidence import Evidence, evidence_of, keep_evidence
+from leenet_fx.training.evidence import Evidence, evidence_of, evidence_of_cache
 from leenet_fx.training.loaders import batches
 from leenet_fx.training.log import Epoch
 
@@ -161,7 +161,6 @@ class StepRun:
         self.done = 0
         self.seen = 0
         self.temperatures = torch.ones(ee.num_exits + 1, device=fabric.device)
-        self._evidence: dict[int, Evidence | None] = {}
 
     def prepare(self, train: Source) -> None:
         """Scales of inputs, temperatures, and gates at their start; weights go on as they are."""
@@ -394,7 +393,7 @@ class StepRun:
         """Batches, with what gates judge by where nothing else trains."""
         if "backbone" in self.step.trains:
             yield from ((rows, None) for rows in source.images())
-        elif self.step.trains == {"gates"}:
+        elif self.step.trains == {"gates"} and self._gates_are_apart:
             kept = self._kept(source)
             if kept is None:
                 for rows in source.features(final=True):
@@ -418,11 +417,13 @@ class StepRun:
         """What gates judge by of all samples of a feature cache; None where it is not kept."""
         if not isinstance(source.data, FeatureCache):
             return None
-        key = id(source)
-        if key not in self._evidence:
-            rows = source.data.everything(source.device, final_classifier(self.ee))
-            self._evidence[key] = keep_evidence(self.branches, rows, source.data.rows)
-        return self._evidence[key]
+        return evidence_of_cache(self.ee, source.data)
+
+    @property
+    def _gates_are_apart(self) -> bool:
+        """Whether what gates judge by stays as it is while they train."""
+        classifiers = {id(p) for b in self.branches for p in b.classifier_parameters()}
+        return not any(id(p) in classifiers for b in self.branches for p in b.gate_parameters())
 
     def _relabelled(self, rows: Rows, final: Tensor | None = None) -> Rows:
         """With the labels that the step learns from."""
@@ -480,6 +481,7 @@ class StepRun:
             if "classifiers" not in turn.trains and "ensembles" not in turn.trains:
                 classified = [at.detach() for at in classified]
             logits = (*classified, *([] if rows.final is None else [rows.final]))
+            logits = tuple(at / t for at, t in zip(logits, self.temperatures, strict=False))
             gates = classified[0].new_zeros(len(rows.labels), len(self.branches))
             if with_gates:
                 gates = self._scores([found for _, _, found in answers], dialled)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from leenet_fx.parts.branches import Branch, answer_all
-from leenet_fx.training.cache import Rows
+from leenet_fx.surgery.model import EarlyExitModule, device_of, final_classifier
+from leenet_fx.training.cache import FeatureCache, Rows
 
 LIMIT = 2**30
 """Bytes of evidence above which it is computed anew for every batch."""
@@ -44,15 +47,46 @@ def evidence_of(branches: Sequence[Branch], rows: Rows) -> Evidence:
     return Evidence(tuple(found for _, _, found in answers), (*classified, rows.final))
 
 
-def keep_evidence(branches: Sequence[Branch], parts: Iterable[Rows], count: int) -> Evidence | None:
-    """The evidence of `count` samples, batch by batch; None where it would be too large to keep."""
+@torch.no_grad()
+def evidence_of_cache(ee: EarlyExitModule, cache: FeatureCache) -> Evidence | None:
+    """What gates judge by, of every view of all kept images, in the order of the data set.
+
+    The cache remembers it for as long as the classifiers stay as they are.
+
+    Returns:
+        None where it would be too large to keep.
+    """
+    branches = list(ee.exits.branches())
+    key = _classifiers(ee)
+    if cache.remembered is not None and cache.remembered[0] == key:
+        return cast(Evidence | None, cache.remembered[1])
     found: list[Evidence] = []
-    for rows in parts:
+    for rows in cache.everything(device_of(ee), final_classifier(ee)):
         found.append(evidence_of(branches, rows))
         values = (*found[0].evidence, *found[0].logits)
-        if count * sum(tensor[0].numel() * tensor.element_size() for tensor in values) > LIMIT:
+        if cache.rows * sum(tensor[0].numel() * tensor.element_size() for tensor in values) > LIMIT:
+            cache.remembered = (key, None)
             return None
-    return Evidence(
+    kept = Evidence(
         tuple(torch.cat(columns) for columns in zip(*(f.evidence for f in found), strict=True)),
         tuple(torch.cat(columns) for columns in zip(*(f.logits for f in found), strict=True)),
     )
+    cache.remembered = (key, kept)
+    return kept
+
+
+def _classifiers(ee: EarlyExitModule) -> str:
+    """A digest of all that evidence depends on besides the kept features."""
+    final = final_classifier(ee)
+    modules = [*ee.exits.branches(), *([] if final is None else [final])]
+    digest = hashlib.sha256(repr(modules).encode())
+    gates = {id(p) for branch in ee.exits.branches() for p in branch.gate_parameters()}
+    gates -= {id(p) for branch in ee.exits.branches() for p in branch.classifier_parameters()}
+    for module in modules:
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            # A gate's own tensors change while what it judges by stays.
+            if id(tensor) not in gates and not name.startswith("gate."):
+                digest.update(name.encode())
+                values = tensor.detach().cpu().reshape(-1)
+                digest.update(values.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
