@@ -155,7 +155,7 @@ class StepRun:
             self.schedules.append(torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(length, 1)))
             self.optimizers.append(fabric.setup_optimizers(adam))
         self.before = snapshot(self.state)
-        self.best = snapshot(self.parameters)
+        self.best = snapshot(self.state)
         self.best_loss = math.inf
         self.stale = 0
         self.done = 0
@@ -178,7 +178,7 @@ class StepRun:
                 for index, branch in enumerate(self.branches):
                     # So that every outlet has the same share to begin with.
                     branch.reset_gate(self.generator, 1 / (len(self.branches) + 1 - index))
-        self.best = snapshot(self.parameters)
+        self.best = snapshot(self.state)
 
     def run(
         self,
@@ -306,8 +306,11 @@ class StepRun:
     def _share(self, loss: Tensor, parameters: list[nn.Parameter]) -> float:
         """Sums gradients and loss over processes, so that each has those of the whole batch."""
         if self.fabric.world_size > 1:
-            # A process without rows has a gradient of 0 where others may have none.
-            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            for parameter in parameters:
+                # A process without rows has a gradient of 0 where others may have none.
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            gradients = [p.grad for p in parameters if p.grad is not None]
             flat = torch.cat([gradient.flatten() for gradient in gradients] + [loss.reshape(1)])
             flat = torch.as_tensor(self.fabric.all_reduce(flat, reduce_op="sum"))
             sizes = [gradient.numel() for gradient in gradients]
