@@ -19,10 +19,7 @@ class Body(nn.Module, ABC):
 
     Attributes:
         width: n, the length of the vector.
-        deep: whether it has weights of its own, which learn at the rate of a deep network.
     """
-
-    deep = False
 
     def __init__(self, site: Site, width: int) -> None:
         super().__init__()
@@ -40,7 +37,7 @@ class Body(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, *reduced: Tensor) -> Tensor:
-        """What `reduce` left → (B, n)."""
+        """What `reduce` left → (B, n), of spread about n^−½: rates of heads count on it."""
 
     def measure(self, *reduced: Tensor) -> None:
         """Scales by what `reduce` leaves of training images; one that was scaled stays so."""
@@ -115,8 +112,6 @@ class NormPool(Body):
         grid: cells along each side; None takes the finest, as `Pool`.
     """
 
-    deep = True
-
     def __init__(self, site: Site, grid: int | None = None) -> None:
         grid = _checked_grid(site, grid)
         super().__init__(site, pooled_width(site.features, grid))
@@ -149,8 +144,6 @@ class Conv(Body):
         size: longest side of the map that they see.
         channels: most channels; None allows four times those of the feature.
     """
-
-    deep = True
 
     def __init__(
         self, site: Site, blocks: int = 1, size: int = 8, channels: int | None = None
