@@ -189,12 +189,12 @@ def test_a_comparison_has_every_variant_and_seed(whole):
     ]
     knobs = {run.label: (run.knob, len(run.points)) for run in found.runs}
     assert knobs == {
-        "shallow-deep": ("threshold", 41),
+        "shallow-deep": ("threshold", 101),
         "leenet": ("weight", len(ALPHAS)),
         "pabee": ("patience", 3),
         "leenet-dial": ("dial", len(ALPHAS)),
-        "pteenet": ("threshold", 41),
-        "branchynet, joint": ("threshold", 41),
+        "pteenet": ("threshold", 101),
+        "branchynet, joint": ("threshold", 101),
     }
     x, labels = data(40, 2)
     with torch.no_grad():

@@ -54,7 +54,7 @@ ALPHAS = (0.0, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 1.0)
 LAMBDAS = (0.0, 0.2, 0.5, 1.0, 2.0, 4.0)
 """Weights of the cost that methods are trained for: an α, or a λ."""
 
-POINTS = {"threshold": 40, "shares": 16}
+POINTS = {"threshold": 100, "shares": 16}
 """Budgets that thresholds are solved for."""
 
 
