@@ -23,7 +23,7 @@ from leenet_fx.data.transforms import make_transform
 
 FACTORY = Path(__file__).parents[1] / "examples" / "cifar_resnet.py"
 RESULTS = Path(__file__).parent / "results"
-WORK = Path(__file__).parent / "work"
+WORK = Path(__file__).parent / "fitted"
 """Fitted heads, which several benchmarks use; not kept in the repository."""
 
 NETWORKS = {"resnet20": 0.8852, "resnet56": 0.9006}

@@ -16,7 +16,7 @@ from leenet_fx.parts.policies import Policy, ThresholdPolicy
 from leenet_fx.parts.thresholds import get_solver
 from leenet_fx.surgery.model import EarlyExitModule, device_of, final_classifier
 from leenet_fx.training.cache import FeatureCache, cache_features
-from leenet_fx.training.evidence import evidence_of, evidence_of_cache
+from leenet_fx.training.evidence import evidence_of, evidence_of_cache, gate_logits, joined
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,8 @@ class Said:
 
     def gates(self, ee: EarlyExitModule, alpha: float | None) -> Tensor:
         """Gate logits (n, N) of a network whose classifiers said this."""
-        scored = zip(ee.exits.branches(), self.evidence, strict=True)
         with torch.no_grad():
-            return torch.stack([branch.score(at, alpha) for branch, at in scored], 1)
+            return gate_logits(ee.exits.branches(), self.evidence, alpha)
 
     def right(self, outlet: Tensor) -> Tensor:
         """(n,) whether the answer at an outlet each, (n,), is right."""
@@ -57,12 +56,8 @@ def ask(ee: EarlyExitModule, kept: FeatureCache) -> Said:
         return Said(first.logits, first.evidence, labels)
     branches = list(ee.exits.branches())
     batches = list(kept.in_order(device_of(ee), final=final_classifier(ee)))
-    found = [evidence_of(branches, rows) for rows in batches]
-    return Said(
-        tuple(torch.cat(at) for at in zip(*(one.logits for one in found), strict=True)),
-        tuple(torch.cat(at) for at in zip(*(one.evidence for one in found), strict=True)),
-        labels,
-    )
+    found = joined([evidence_of(branches, rows) for rows in batches])
+    return Said(found.logits, found.evidence, labels)
 
 
 def replay(ee: EarlyExitModule, kept: FeatureCache) -> Records:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from leenet_fx.errors import InputError
 from leenet_fx.methods.method import Method, register_method
@@ -107,7 +108,8 @@ def eenets(version: int = 1, recipe: str = "joint", two_stage: bool = True) -> M
     if version != 0:
         steps = (*steps, _together("gates", recipe, objective))
     if recipe == "mixed":
-        steps = (EXITS, FINAL, *(_renamed(step, f"{step.name} together") for step in steps))
+        later = (replace(step, name=f"{step.name} together") for step in steps)
+        steps = (EXITS, FINAL, *later)
     return Method(
         steps=steps,
         policy=_eenets_policy(version),
@@ -184,7 +186,3 @@ def _together(
     if recipe != "disjoint":
         groups.append("backbone")
     return one_turn(name, groups, objective, lr=0.03, deep_lr=0.0005)  # type: ignore[arg-type]
-
-
-def _renamed(step: Step, name: str) -> Step:
-    return Step(name, step.turns, step.lr, step.deep_lr)

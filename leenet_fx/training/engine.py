@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -20,7 +20,12 @@ from leenet_fx.parts.objectives import Outputs, SumOfExits, fit_temperature
 from leenet_fx.parts.recipes import Group, Step, Turn
 from leenet_fx.surgery.model import EarlyExitModule, final_classifier
 from leenet_fx.training.cache import FeatureCache, Rows, reduce_features
-from leenet_fx.training.evidence import Evidence, evidence_of, evidence_of_cache
+from leenet_fx.training.evidence import (
+    Evidence,
+    evidence_of,
+    evidence_of_cache,
+    gate_logits,
+)
 from leenet_fx.training.loaders import batches
 from leenet_fx.training.log import Epoch
 
@@ -386,10 +391,8 @@ class StepRun:
                     loss = self._loss(rows, evidence, turn, self._spread(rows))
                     total += loss.double().cpu() * len(rows.labels) / len(self.step.turns)
             count += rows.total
-        if self.fabric.world_size > 1:
-            total = torch.as_tensor(self.fabric.all_reduce(total, reduce_op="sum")).cpu()
         mean = _Mean("val")
-        mean.add(float(total) / max(count, 1), count)
+        mean.add(float(self._summed(total)) / max(count, 1), count)
         return mean.value
 
     def _rows(self, source: Source) -> Iterator[tuple[Rows, Evidence | None]]:
@@ -463,7 +466,7 @@ class StepRun:
         if evidence is not None:
             at_all = zip(evidence.logits, self.temperatures, strict=True)
             logits = tuple(at / temperature for at, temperature in at_all)
-            gates = self._scores(evidence.evidence, dialled)
+            gates = gate_logits(self.branches, evidence.evidence, dialled)
             rows = self._relabelled(rows, evidence.logits[-1])
         elif rows.images is not None:
             found = self.ee.all_exits(rows.images)
@@ -487,17 +490,13 @@ class StepRun:
             logits = tuple(at / t for at, t in zip(logits, self.temperatures, strict=False))
             gates = classified[0].new_zeros(len(rows.labels), len(self.branches))
             if with_gates:
-                gates = self._scores([found for _, _, found in answers], dialled)
+                gates = gate_logits(self.branches, [found for _, _, found in answers], dialled)
         costs = self.costs.to(gates.dtype)
         return objective(Outputs(logits, gates, rows.labels, costs, weight, self._progress))
 
     @property
     def _progress(self) -> float:
         return min(self.done / max(self.length - 1, 1), 1.0)
-
-    def _scores(self, evidence: Sequence[Tensor], alpha: Tensor | None) -> Tensor:
-        scored = zip(self.branches, evidence, strict=True)
-        return torch.stack([branch.score(found, alpha) for branch, found in scored], 1)
 
 
 class _NotFinite(Exception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -38,6 +38,28 @@ class Evidence:
         )
 
 
+def joined(parts: Sequence[Evidence]) -> Evidence:
+    """Several batches as one."""
+    return Evidence(
+        tuple(torch.cat(at) for at in zip(*(part.evidence for part in parts), strict=True)),
+        tuple(torch.cat(at) for at in zip(*(part.logits for part in parts), strict=True)),
+    )
+
+
+def gate_logits(
+    branches: Iterable[Branch], evidence: Iterable[Tensor], alpha: Tensor | float | None
+) -> Tensor:
+    """(B, N) what every gate says.
+
+    Args:
+        branches: in order.
+        evidence: what each judges by, (B, k).
+        alpha: weight of the cost, for gates with a dial.
+    """
+    scored = zip(branches, evidence, strict=True)
+    return torch.stack([branch.score(found, alpha) for branch, found in scored], 1)
+
+
 @torch.no_grad()
 def evidence_of(branches: Sequence[Branch], rows: Rows) -> Evidence:
     """What gates judge by, of a batch with final logits."""
@@ -67,10 +89,7 @@ def evidence_of_cache(ee: EarlyExitModule, cache: FeatureCache) -> Evidence | No
         if cache.rows * sum(tensor[0].numel() * tensor.element_size() for tensor in values) > LIMIT:
             cache.remembered = (key, None)
             return None
-    kept = Evidence(
-        tuple(torch.cat(columns) for columns in zip(*(f.evidence for f in found), strict=True)),
-        tuple(torch.cat(columns) for columns in zip(*(f.logits for f in found), strict=True)),
-    )
+    kept = joined(found)
     cache.remembered = (key, kept)
     return kept
 
