@@ -11,9 +11,9 @@ from test_fit import attached, data, loader
 
 import leenet_fx
 from leenet_fx import InputError, LearnedGate, MaxProbability, Shut, cache_features
-from leenet_fx.evaluation.budgets import replay
 from leenet_fx.evaluation.evaluate import summarise
 from leenet_fx.evaluation.records import Records, auroc, calibration_error
+from leenet_fx.evaluation.said import replay
 
 
 @pytest.fixture(scope="module")

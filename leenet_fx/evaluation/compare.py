@@ -22,7 +22,8 @@ from torch import nn
 
 from leenet_fx import text
 from leenet_fx.errors import InputError, StorageError, TrainingError, first_line
-from leenet_fx.evaluation.budgets import Said, ask, confidences, leaves_at, rising
+from leenet_fx.evaluation.budgets import rising
+from leenet_fx.evaluation.said import Said, ask, confidences, leaves_at
 from leenet_fx.methods import Method, get_method, list_overrides
 from leenet_fx.parts.policies import Patience, Policy, Shut, ThresholdPolicy
 from leenet_fx.parts.thresholds import get_solver

@@ -11,8 +11,8 @@ from typing import Any
 
 from leenet_fx import text
 from leenet_fx.errors import InputError
-from leenet_fx.evaluation.budgets import replay
 from leenet_fx.evaluation.evaluate import Evaluation, evaluate, summarise
+from leenet_fx.evaluation.said import replay
 from leenet_fx.methods import get_method
 from leenet_fx.surgery.model import EarlyExitModule
 from leenet_fx.training.cache import FeatureCache, cache_features
