@@ -33,7 +33,7 @@ EXITS = {
     "resnet20": ("layer1.0", "layer2.1"),
     "resnet56": ("layer1.0", "layer2.0", "layer2.8"),
 }
-HEAD_EPOCHS = {"resnet20": 10, "resnet56": 6}
+HEAD_EPOCHS = {"resnet20": 12, "resnet56": 6}
 HEAD_BATCH = 128
 BATCH = 512
 

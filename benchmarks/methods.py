@@ -47,7 +47,7 @@ ASKED = {
 @leenet_fx.register_method("trained-on")
 def trained_on() -> leenet_fx.Method:
     """The plain model, trained as long as one with exits."""
-    step = leenet_fx.one_turn("together", "backbone", FinalClassifier(), lr=0.03, deep_lr=0.0005)
+    step = leenet_fx.one_turn("together", "backbone", FinalClassifier(), lr=0.03, deep_lr=0.01)
     return leenet_fx.Method((step,), leenet_fx.Shut(), "the reference")
 
 

@@ -117,6 +117,9 @@ class Stops:
     def __init__(self, epochs):
         self.left = epochs
 
+    def __len__(self):
+        return len(loader())
+
     def __iter__(self):
         self.left -= 1
         if self.left < 0:

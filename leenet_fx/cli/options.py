@@ -68,4 +68,4 @@ EpochsOption = Annotated[int, typer.Option(min=0, help="Epochs of each step.")]
 GateEpochsOption = Annotated[
     int | None, typer.Option(min=0, help="Epochs of the gates, if others.")
 ]
-LrOption = Annotated[float | None, typer.Option(help="Adam's learning rate at the start.")]
+LrOption = Annotated[float | None, typer.Option(help="Adam's highest learning rate.")]

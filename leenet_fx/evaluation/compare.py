@@ -10,7 +10,7 @@ import statistics
 import sys
 import textwrap
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise, product
@@ -34,7 +34,7 @@ from leenet_fx.surgery.model import EarlyExitModule, device_of
 from leenet_fx.training.cache import FeatureCache, cache_features
 from leenet_fx.training.checkpoint import random_state, set_random_state
 from leenet_fx.training.fit import fit
-from leenet_fx.training.loaders import batches
+from leenet_fx.training.loaders import batches, count_batches
 from placement.strategies import Position
 
 FILE = "comparison.json"
@@ -333,7 +333,7 @@ def compare(
             method = get_method(variant.method, **variant.options)
             length = epochs if variant.epochs is None else variant.epochs
             live = variant.augmented or _trains_backbone(method)
-            sizes = [_size(work.augmented if live else train), _size(calibrate)]
+            sizes = [count_batches(at) for at in (work.augmented if live else train, calibrate)]
             key = _key(variant, placed, num_exits, common["blocks"], length, sizes)
             done = None if file is None else file.kept.get((variant.label, seed))
             if done is None or done.key != key:
@@ -612,11 +612,6 @@ def _key(variant: Variant, strategy: object, *common: object) -> str:
     return json.dumps(
         {**asdict(variant), "strategy": strategy, "common": common}, sort_keys=True, default=str
     )
-
-
-def _size(loader: object) -> int | None:
-    """Number of batches, where it is known."""
-    return len(loader) if isinstance(loader, Sized) else None
 
 
 class _File:

@@ -185,4 +185,4 @@ def _together(
     groups = ["classifiers", *(["gates"] if gates else [])]
     if recipe != "disjoint":
         groups.append("backbone")
-    return one_turn(name, groups, objective, lr=0.03, deep_lr=0.0005)  # type: ignore[arg-type]
+    return one_turn(name, groups, objective, lr=0.03, deep_lr=0.01)  # type: ignore[arg-type]

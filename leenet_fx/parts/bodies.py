@@ -13,6 +13,11 @@ from leenet_fx.errors import InputError
 from leenet_fx.parts.scale import Scale
 from leenet_fx.parts.sites import Site, finest_grid, join, pool, pooled_width
 
+GAIN = 16.0
+"""Spread of what convolutions say, over that of what is only pooled: by so much faster a head
+learns, and the convolutions with it. Two heads on ResNet-20 after five epochs of CIFAR-10: 70.8 and
+79.9 % right for 0.2, 76.4 and 81.7 % for 4, 77.3 and 82.2 % for 8, 77.0 and 83.2 % for 16."""
+
 
 class Body(nn.Module, ABC):
     """reduce, which uses no parameter, then forward.
@@ -37,7 +42,8 @@ class Body(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, *reduced: Tensor) -> Tensor:
-        """What `reduce` left → (B, n), of spread about n^−½: rates of heads count on it."""
+        """What `reduce` left → (B, n), of spread about n^−½, or `GAIN` times that of what is deep:
+        rates of heads count on it."""
 
     def measure(self, *reduced: Tensor) -> None:
         """Scales by what `reduce` leaves of training images; one that was scaled stays so."""
@@ -182,7 +188,7 @@ class Conv(Body):
         specs = self.site.features
         maps = [f.movedim(s.channel_axis, 1) for f, s in zip(reduced, specs, strict=True)]
         out: Tensor = self.layers(join(maps))
-        return out / math.sqrt(self.width)
+        return GAIN * out / math.sqrt(self.width)
 
 
 def _convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:

@@ -35,8 +35,8 @@ class Step:
         name: what users call it, for instance in `epochs={"gates": 5}`.
         turns: what moves, `period` batches each in turn.
         lr: Adam's learning rate where the user gives none, of what is linear in scaled inputs.
-        deep_lr: that of the backbone and of bodies with weights; with a learning rate of the
-            user's it keeps its ratio to `lr`.
+        deep_lr: SGD's learning rate, for the backbone and for bodies with weights; with a learning
+            rate of the user's it keeps its ratio to `lr`.
         tempered: whether logits held constant are tempered first (Guo et al. 2017): a classifier
             that knows its training images by heart is too sure of itself, and its cross-entropy
             says more of that than of its errors.
@@ -48,7 +48,7 @@ class Step:
     name: str
     turns: tuple[Turn, ...]
     lr: float = 0.1
-    deep_lr: float = 0.01
+    deep_lr: float = 0.2
     tempered: bool = False
     labels: Literal["given", "backbone"] = "given"
     dials: bool = False
@@ -94,7 +94,7 @@ def classifier_steps(recipe: str, exits: Objective, together: Objective) -> tupl
     check_recipe(recipe)
     alone = one_turn("exits", "classifiers", exits)
     final = one_turn("final", "final", FinalClassifier())
-    joint = one_turn("together", ("classifiers", "backbone"), together, lr=0.03, deep_lr=0.0005)
+    joint = one_turn("together", ("classifiers", "backbone"), together, lr=0.03, deep_lr=0.01)
     return {"disjoint": (alone, final), "joint": (joint,), "mixed": (alone, final, joint)}[recipe]
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import Any, TypeAlias
 
 import torch
@@ -26,13 +26,32 @@ from leenet_fx.training.evidence import (
     evidence_of_cache,
     gate_logits,
 )
-from leenet_fx.training.loaders import batches
+from leenet_fx.training.loaders import batches, count_batches
 from leenet_fx.training.log import Epoch
 
 logger = logging.getLogger("leenet_fx")
 
 MEASURED_ON = 2048
 """How many training images tell the scale of inputs, and the temperatures."""
+
+DECAY = 1e-3
+"""Weight decay of exits' bodies. With SGD at 0.2 a head of convolutions ends 1.5 points higher,
+after five epochs of CIFAR-10, than with Adam or AdamW at their best rates and decays."""
+
+WARMED = 0.1
+"""Share of a step over which learning rates rise."""
+
+
+def rate_at(progress: float) -> float:
+    """Share of a learning rate: it rises along a line, then falls to 0 along a cosine.
+
+    Args:
+        progress: share of the step that is over, in [0, 1].
+    """
+    if progress < WARMED:
+        return progress / WARMED
+    return (1 + math.cos(math.pi * (progress - WARMED) / (1 - WARMED))) / 2
+
 
 AfterEpoch: TypeAlias = Callable[["StepRun"], None]
 
@@ -147,18 +166,10 @@ class StepRun:
         self.branches = list(ee.exits.branches())
         self.state = trained_state(ee, final, backbone="backbone" in step.trains)
         self.groups = [self._of(turn) for turn in step.turns]
-        trained = {id(p): p for group in self.groups for p in (*group[0], *group[1])}
+        trained = {id(p): p for groups in self.groups for group in groups for p in group}
         self.parameters = list(trained.values())
         check_trainable(self.parameters, f"step '{step.name}'")
-        self.optimizers: list[Any] = []
-        self.schedules = []
-        for linear, deep in self.groups:
-            if not linear and not deep:
-                continue
-            rates = ((linear, self.lr), (deep, self.lr * step.deep_lr / step.lr))
-            adam = torch.optim.Adam([{"params": p, "lr": rate} for p, rate in rates if p])
-            self.schedules.append(torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(length, 1)))
-            self.optimizers.append(fabric.setup_optimizers(adam))
+        self.optimizers = [self._optimizers(*groups) for groups in self.groups]
         self.before = snapshot(self.state)
         self.best = snapshot(self.state)
         self.best_loss = math.inf
@@ -211,7 +222,6 @@ class StepRun:
                     f"{self.done + 1} ({error.where}): training stopped, and the weights are those "
                     f"{kept}. Look for NaN in the images, or lower lr={self.lr}."
                 ) from None
-            self._step_schedules()
             self.done += 1
             if val_loss is None or val_loss < self.best_loss:
                 self.best = snapshot(self.state)
@@ -238,8 +248,7 @@ class StepRun:
         """All that another run needs to go on from here."""
         return {
             "state": snapshot(self.state),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "schedules": [schedule.state_dict() for schedule in self.schedules],
+            "optimizers": [[one.state_dict() for one in turn] for turn in self.optimizers],
             "best": self.best,
             "best_loss": self.best_loss,
             "stale": self.stale,
@@ -251,28 +260,56 @@ class StepRun:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from where `state_dict` was taken."""
         restore(self.state, state["state"])
-        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
-        for schedule, kept in zip(self.schedules, state["schedules"], strict=True):
-            schedule.load_state_dict(kept)
+        for turn, states in zip(self.optimizers, state["optimizers"], strict=True):
+            for optimizer, kept in zip(turn, states, strict=True):
+                optimizer.load_state_dict(kept)
         self.best = [value.to(self.fabric.device) for value in state["best"]]
         self.best_loss, self.stale, self.done = state["best_loss"], state["stale"], state["done"]
         self.seen = state["seen"]
         self.temperatures = state["temperatures"].to(self.fabric.device)
 
-    def _of(self, turn: Turn) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """What a turn moves: what is linear in scaled inputs, and what is deep."""
+    def _of(self, turn: Turn) -> tuple[list[nn.Parameter], ...]:
+        """What a turn moves: what is linear in scaled inputs, exits' bodies, the backbone."""
         linear: dict[int, nn.Parameter] = {}
-        deep: dict[int, nn.Parameter] = {}
+        bodies: dict[int, nn.Parameter] = {}
+        backbone: dict[int, nn.Parameter] = {}
         for group in turn.trains:
             for parameter in _members(self.ee, group, self.final):
                 linear[id(parameter)] = parameter
             if group == "backbone":
-                deep.update((id(p), p) for p in self.ee.backbone_parameters() if p.requires_grad)
+                moving = (p for p in self.ee.backbone_parameters() if p.requires_grad)
+                backbone.update((id(p), p) for p in moving)
             if group == "classifiers":
-                deep.update((id(p), p) for b in self.branches for p in b.deep_parameters())
-        shallow = [parameter for key, parameter in linear.items() if key not in deep]
-        return shallow, list(deep.values())
+                bodies.update((id(p), p) for b in self.branches for p in b.deep_parameters())
+        bodies = {key: p for key, p in bodies.items() if key not in backbone}
+        shallow = [p for key, p in linear.items() if key not in bodies and key not in backbone]
+        return shallow, list(bodies.values()), list(backbone.values())
+
+    def _optimizers(
+        self, linear: list[nn.Parameter], bodies: list[nn.Parameter], backbone: list[nn.Parameter]
+    ) -> list[Any]:
+        """Adam for what is linear, SGD for what is deep."""
+        deep = self.lr * self.step.deep_lr / self.step.lr
+        decayed = ((bodies, DECAY), (backbone, 0.0))
+        groups = [
+            {"params": moved, "initial_lr": deep, "weight_decay": decay}
+            for moved, decay in decayed
+            if moved
+        ]
+        made: list[torch.optim.Optimizer] = []
+        if linear:
+            made.append(torch.optim.Adam([{"params": linear, "initial_lr": self.lr}], self.lr))
+        if groups:
+            made.append(torch.optim.SGD(groups, deep, momentum=0.9, nesterov=True))
+        return [self.fabric.setup_optimizers(one) for one in made]
+
+    def _set_rates(self, batch: int, batches: int | None) -> None:
+        """Learning rates of one batch; where their number is not known, of the epoch's middle."""
+        within = 0.5 if batches is None else min((batch + 0.5) / batches, 1)
+        factor = rate_at((self.done + within) / self.length)
+        for optimizer in chain.from_iterable(self.optimizers):
+            for group in optimizer.param_groups:
+                group["lr"] = factor * group["initial_lr"]
 
     def _modes(self, *, training: bool) -> None:
         self.ee.train(training and "backbone" in self.step.trains)
@@ -288,7 +325,9 @@ class StepRun:
             return self._loss_on(train)
         self._modes(training=True)
         mean = _Mean("train")
-        for rows, evidence in self._rows(train):
+        batches = count_batches(getattr(train.data, "loader", train.data))
+        for batch, (rows, evidence) in enumerate(self._rows(train)):
+            self._set_rates(batch, batches)
             turn = (self.seen // self.step.period) % len(self.step.turns)
             parameters = [p for group in self.groups[turn] for p in group]
             with self.fabric.autocast():
@@ -296,17 +335,11 @@ class StepRun:
                 loss = loss * (len(rows.labels) / rows.total)
             self.fabric.backward(loss, inputs=parameters)
             mean.add(self._share(loss.detach(), parameters), rows.total)
-            self.optimizers[turn].step()
-            self.optimizers[turn].zero_grad()
+            for optimizer in self.optimizers[turn]:
+                optimizer.step()
+                optimizer.zero_grad()
             self.seen += 1
         return mean.value
-
-    def _step_schedules(self) -> None:
-        with warnings.catch_warnings():
-            # PyTorch warns of an optimizer that has not stepped: its turn has not come yet.
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-            for schedule in self.schedules:
-                schedule.step()
 
     def _share(self, loss: Tensor, parameters: list[nn.Parameter]) -> float:
         """Sums gradients and loss over processes, so that each has those of the whole batch."""

@@ -127,8 +127,9 @@ def fit(
             number from 0; None takes the method's own.
         cost: what counts as cost: "flops", "params" (as LEENet published) or "bytes".
         epochs: for each step, or by step name ("exits", "final", "gates", …).
-        lr: Adam's learning rate at the start of each step, from which it falls to 0 along a cosine;
-            None takes each step's own. What is deep keeps its ratio to it.
+        lr: highest learning rate of each step, Adam's: it rises to it over the first tenth, and
+            falls to 0 along a cosine; None takes each step's own. That of what is deep, SGD's,
+            keeps its ratio to it.
         train_final: whether to train the final classifier; None trains it if `attach` replaced it.
         patience: a step ends after so many epochs in a row without a better loss on `val`.
         cache: whether to run the backbone once and train on what was kept; see `cache_features`.

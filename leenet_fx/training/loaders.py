@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 import torch
@@ -80,6 +80,15 @@ def batches(
         yield images.to(device, non_blocking=True), labels.to(device, torch.int64)
     if empty:
         raise InputError(f"{name} is empty: it yields no images.")
+
+
+def count_batches(loader: object) -> int | None:
+    """Number of batches of a pass; None where the loader does not know it."""
+    try:
+        return len(loader) if isinstance(loader, Sized) else None
+    except TypeError:
+        # A DataLoader has a length only if its data set has one.
+        return None
 
 
 def _describe(value: object) -> str:

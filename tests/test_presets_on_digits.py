@@ -1,0 +1,69 @@
+"""Every preset end to end: a backbone trained on digits, exits, a frontier on images held out."""
+
+import pytest
+import torch
+
+import leenet_fx
+from leenet_fx.data.digits import load_digits
+from leenet_fx.demo.run import train_backbone
+
+PRESETS = [name for name in leenet_fx.list_methods() if not name.startswith("test-")]
+
+TRAINS_SLOWLY = {"pteenet", "jei-dnn"}
+"""Gates and classifiers learn together, and a quick run is over before both have."""
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_digits(0, views=4)
+
+
+@pytest.fixture(scope="module")
+def backbone(digits):
+    return train_backbone(digits["train"], 2, 0)
+
+
+@pytest.fixture(scope="module")
+def found(digits, backbone):
+    """A comparison of all presets on the frozen backbone, quick: three epochs, one seed."""
+    variants = leenet_fx.frozen([name for name in PRESETS if name != "jei-dnn"])
+    return leenet_fx.compare(
+        backbone,
+        [*variants, leenet_fx.Variant("jei-dnn", "jei-dnn", {"period": 20})],
+        digits["train"].loader(64, torch.Generator().manual_seed(0)),
+        digits["gates"].loader(64, torch.Generator().manual_seed(0)),
+        digits["test"].loader(64),
+        strategy="linear",
+        num_exits=3,
+        example_inputs=digits["test"].images[:1],
+        epochs={"exits": 3, "gates": 6},
+        progress=False,
+    )
+
+
+def test_all_presets_have_a_frontier(found):
+    assert {run.label for run in found.runs} == set(PRESETS)
+    assert not found.left_out
+    assert found.plain_accuracy > 0.75
+    for run in found.runs:
+        assert run.plain_accuracy == found.plain_accuracy
+        shares = torch.tensor([at.shares for at in run.points])
+        assert torch.allclose(shares.sum(1), torch.ones(len(shares)))
+        # What is spent is what the shares that leave cost.
+        costs = torch.tensor([at.relative_flops for at in run.points])
+        assert (costs > 0.3).all()
+        assert len({round(float(cost), 3) for cost in costs}) > 1
+
+
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - TRAINS_SLOWLY))
+def test_a_fifth_of_the_flops_costs_two_points_at_most(found, name):
+    (run,) = (run for run in found.runs if run.label == name)
+    saved = run.accuracy_within(0.85)
+    assert saved is not None
+    assert saved >= found.plain_accuracy - 0.02
+
+
+def test_no_preset_is_worse_than_a_coin_between_guessing_and_the_plain_model(found):
+    coin = (1 / 10 + found.plain_accuracy) / 2
+    for run in found.runs:
+        assert run.area(10, found.plain_accuracy) >= coin
