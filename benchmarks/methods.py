@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,27 @@ from leenet_fx.report.results import Figure, Result, environment
 
 FOLDERS = RESULTS / "methods"
 RESULT = RESULTS / "methods.json"
+DIAL = RESULTS / "dial.json"
+DIALLED = (0.2, 0.3, 0.4, 0.45, 0.5, 0.6, 0.8)
+"""α at which one network for all is set beside gates trained for each."""
+
 COMMAND = "python benchmarks/methods.py --data PATH --weights PATH"
 EPOCHS = {"exits": 6, "gates": 30}
 JOINT_EPOCHS = 5
 """Without a GPU the recipe that trains the backbone has one seed and five epochs."""
+
+PRESETS = [name for name in leenet_fx.list_methods() if name != "pteenet"]
+"""PTEEnet's branches are convolutions: it is compared on digits, not on pooled features."""
+
+SOME = ("distilled", "leenet", "shallow-deep")
+"""Presets that are compared on pooled features of the larger backbone too."""
+
+AS_PUBLISHED = Variant(
+    "leenet, gates on features", "leenet", branch="pool", branch_options={"gate": "features"}
+)
+
+PRECISION = "bf16-mixed"
+"""Of the recipe that trains the backbone, and of the plain model trained as long."""
 
 ASKED = {
     "resnet20": ((0.01, 0.60), (0.03, 0.50)),
@@ -51,27 +70,9 @@ def trained_on() -> leenet_fx.Method:
     return leenet_fx.Method((step,), leenet_fx.Shut(), "the reference")
 
 
-def pooled(*, every: bool) -> list[Variant]:
-    """Presets on pooled features, the backbone frozen.
-
-    Args:
-        every: whether all of them, and LEENet's gates on all that gates can read.
-    """
-    names = [n for n in leenet_fx.list_methods() if n not in ("pteenet", "trained-on")]
-    if not every:
-        names = ["branchynet", "distilled", "leenet", "shallow-deep", "ztw"]
-    found = []
-    for one in frozen(names):
-        versions = range(5) if one.method == "eenets" else [None]
-        for version in versions:
-            label = one.label if version is None else f"eenets v{version}"
-            options = one.options if version is None else {**one.options, "version": version}
-            found.append(Variant(label, one.method, options, branch="pool"))
-    if every:
-        for gate in ("features", "history"):
-            options = {"gate": gate}
-            found.append(Variant(f"leenet, {gate}", "leenet", branch_options=options))
-    return found
+def pooled(names: Sequence[str]) -> list[Variant]:
+    """Presets on pooled features, the backbone frozen."""
+    return [replace(one, branch="pool") for one in frozen(names)]
 
 
 def convolutional(name: str) -> list[Variant]:
@@ -123,7 +124,7 @@ def accuracy_trained_on(name: str, options: argparse.Namespace) -> float:
         ee = leenet_fx.attach(cifar.model, EXITS[name], name=name)
         torch.manual_seed(0)
         images = cifar.loader("fit", augment=True, seed=0, batch=HEAD_BATCH)
-        leenet_fx.fit(ee, images, method="trained-on", epochs=JOINT_EPOCHS)
+        leenet_fx.fit(ee, images, method="trained-on", epochs=JOINT_EPOCHS, precision=PRECISION)
         right = [
             (ee(images).argmax(1) == labels).double().mean()
             for images, labels in cifar.loader("report", batch=500)
@@ -174,7 +175,7 @@ def on_digits(out: Path) -> Comparison:
     ee = leenet_fx.attach(model, "linear", num_exits=3, example_inputs=example, copy=False)
     return compare(
         model,
-        frozen([n for n in leenet_fx.list_methods() if n != "trained-on"]),
+        frozen([*PRESETS, "pteenet"]),
         loader("fit", shuffled=True),
         loader("calibrate", shuffled=True),
         loader("report", shuffled=False),
@@ -207,6 +208,47 @@ def figures(comparisons: dict[str, Comparison], trained: float | None) -> list[F
     return made
 
 
+def dial_rows(part: str, found: Comparison) -> list[dict[str, Any]]:
+    """One network for all α beside gates of their own for each, medians over seeds."""
+
+    def median(label: str, alpha: float, field: str) -> float:
+        return statistics.median(
+            getattr(at, field)
+            for run in found.runs
+            if run.label == label
+            for at in run.points
+            if at.setting == alpha
+        )
+
+    return [
+        {
+            "part": part,
+            "α": alpha,
+            "own gates: accuracy %": 100 * median("conv: leenet", alpha, "accuracy"),
+            "dial: accuracy %": 100 * median("conv: leenet-dial", alpha, "accuracy"),
+            "own gates: FLOPs": median("conv: leenet", alpha, "relative_flops"),
+            "dial: FLOPs": median("conv: leenet-dial", alpha, "relative_flops"),
+        }
+        for alpha in DIALLED
+    ]
+
+
+def write_dial(comparisons: dict[str, Comparison]) -> None:
+    """The dial's result, of the parts that have it."""
+    rows, made = [], []
+    for part, found in comparisons.items():
+        areas = {row["label"]: row["area"] for row in found.rows()}
+        if "conv: leenet-dial" not in areas:
+            continue
+        rows += dial_rows(part, found)
+        behind = areas["conv: leenet"] - areas["conv: leenet-dial"]
+        words = f"{part}: area under the frontier, gates of their own less dial"
+        made.append(Figure(words, behind, "", "printed", True))
+    if rows:
+        result = Result(COMMAND, rows, made, environment())
+        result.write(DIAL, "One network for all α, beside gates trained for each")
+
+
 def least_flops(found: Comparison, plain: float, lost: float) -> tuple[float, str]:
     """The cheapest method in the median over seeds, and its name."""
     best = (float("inf"), "none")
@@ -232,18 +274,21 @@ def main() -> None:
     parts: dict[str, Callable[[Path], Comparison]] = {
         "digits": on_digits,
         "resnet20": lambda out: on_cifar10(
-            "resnet20", pooled(every=True) + convolutional("resnet20"), options, out
+            "resnet20",
+            [*pooled(PRESETS), AS_PUBLISHED, *convolutional("resnet20")],
+            options,
+            out,
         ),
         "resnet56": lambda out: on_cifar10(
             "resnet56",
-            pooled(every=False) + convolutional("resnet56"),
+            [*pooled(SOME), *convolutional("resnet56")],
             options,
             out,
             strategy="linear",
             num_exits=9,
         ),
         "resnet20-mixed": lambda out: on_cifar10(
-            "resnet20", mixed("resnet20"), options, out, seeds=1
+            "resnet20", mixed("resnet20"), options, out, seeds=1, precision=PRECISION
         ),
     }
     unknown = set(options.part or ()) - set(parts)
@@ -268,6 +313,7 @@ def write(found: dict[str, Comparison], names: Sequence[str], trained: float | N
     ]
     result = Result(COMMAND, rows, figures(found, trained), environment())
     result.write(RESULT, "Methods side by side")
+    write_dial(found)
     write_page(RESULT.with_suffix(".html"), records, "Methods side by side")
 
 

@@ -293,7 +293,7 @@ def test_what_is_there_is_not_repeated(tmp_path, counted):
     assert counted.batches == batches + batches // 2
     assert set(first.runs) < set(more.runs)
 
-    # Another length, or other batches, is another run.
+    # Another length, precision, or other batches, is another run.
     now = counted.batches
     longer = {**SMALL, "epochs": 3}
     compare(tiny(), frozen([COUNTED]), *parts(), seeds=(0,), out=out, **longer)
@@ -302,6 +302,9 @@ def test_what_is_there_is_not_repeated(tmp_path, counted):
     train = DataLoader(train.dataset, 32)
     compare(tiny(), frozen([COUNTED]), train, calibrate, report, seeds=(0,), out=out, **longer)
     assert counted.batches == now + 3 * 4 + 3 * 2
+    longer["precision"] = "bf16-mixed"
+    compare(tiny(), frozen([COUNTED]), train, calibrate, report, seeds=(0,), out=out, **longer)
+    assert counted.batches == now + 3 * 4 + 2 * 3 * 2
 
 
 def test_a_comparison_cut_short_ends_as_if_nothing_had_happened(tmp_path, counted):

@@ -1,14 +1,19 @@
 """fit: what moves, what does not, and what is refused."""
 
 import copy
+import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from networks import images, tiny
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import leenet_fx
 from leenet_fx import InputError, LearnedGate, Shut, TrainingError, UnknownNameError
+from leenet_fx.training.engine import rate_at
 
 CLASSES = 5
 
@@ -311,3 +316,43 @@ def test_a_users_own_method_and_branch():
     assert ee.policy == leenet_fx.MaxProbability(0.7)
     with pytest.raises(UnknownNameError, match="Did you mean 'threshold'"):
         leenet_fx.fit(ee, loader(), method=name, epochs=1, treshold=0.7)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_rates_rise_for_a_tenth_and_fall_to_nothing(a, b):
+    assert 0 <= rate_at(a) <= 1
+    first, second = sorted((a, b))
+    if second <= 0.1:
+        assert rate_at(first) <= rate_at(second)
+    if first >= 0.1:
+        assert rate_at(first) >= rate_at(second)
+
+
+def test_rates_in_closed_form():
+    assert [rate_at(at) for at in (0, 0.05, 0.1, 0.55, 1)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+
+
+def test_heads_learn_by_adam_and_bodies_by_sgd():
+    """One batch, whose rates are those of the middle of the step."""
+    x, labels = data(40)
+    ee = leenet_fx.attach(tiny(), "every", example_inputs=x[:1], branch="conv")
+    before = copy.deepcopy(ee)
+    leenet_fx.fit(ee, [(x, labels)], method="shallow-deep", epochs=1)
+    before.exits.train()
+    losses = [nn.functional.cross_entropy(at, labels) for at in before.all_exits(x).logits[:-1]]
+    sum(losses).backward()
+    rate = (1 + math.cos(math.pi * 0.4 / 0.9)) / 2
+    compared = set()
+    for (name, old), new in zip(
+        before.exits.named_parameters(), ee.exits.parameters(), strict=True
+    ):
+        if ".body." in name:
+            step = old.grad + 1e-3 * old
+            expected = old - 0.2 * rate * 1.9 * step
+        elif ".head." in name:
+            expected = old - 0.1 * rate * old.grad / (old.grad.abs() + 1e-8)
+        else:
+            continue
+        compared.add(name.split(".")[1])
+        assert torch.allclose(new, expected, atol=1e-5), name
+    assert compared == {"body", "head"}

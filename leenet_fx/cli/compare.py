@@ -47,6 +47,7 @@ def compare(
     augment: Annotated[
         bool, typer.Option("--augment", help="Random crops and flips where the backbone trains.")
     ] = False,
+    precision: o.PrecisionOption = None,
     batch_size: o.BatchSizeOption = 128,
     workers: o.WorkersOption = 0,
     config: ConfigOption = None,
@@ -104,6 +105,7 @@ def compare(
         blocks=block or None,
         name=model,
         epochs=epochs,
+        precision=precision,
         seeds=range(seed, seed + seeds),
         leave_out=methods == ALL,
         out=out,

@@ -49,7 +49,7 @@ def fit(
     workers: o.WorkersOption = 0,
     accelerator: Annotated[str | None, typer.Option(help="cpu, cuda, …")] = None,
     devices: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
-    precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed, 16-mixed.")] = None,
+    precision: o.PrecisionOption = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write its events.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run cut short.")] = False,
     seed: o.SeedOption = 0,

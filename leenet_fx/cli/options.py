@@ -68,4 +68,5 @@ EpochsOption = Annotated[int, typer.Option(min=0, help="Epochs of each step.")]
 GateEpochsOption = Annotated[
     int | None, typer.Option(min=0, help="Epochs of the gates, if others.")
 ]
+PrecisionOption = Annotated[str | None, typer.Option(help="32-true, bf16-mixed, 16-mixed.")]
 LrOption = Annotated[float | None, typer.Option(help="Adam's highest learning rate.")]

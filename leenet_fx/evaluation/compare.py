@@ -266,6 +266,7 @@ def compare(
     blocks: Iterable[str | type[nn.Module]] | None = None,
     name: str | None = None,
     epochs: int | Mapping[str, int] = 10,
+    precision: str | None = None,
     seeds: Sequence[int] = (0,),
     leave_out: bool = False,
     out: str | Path | None = None,
@@ -286,6 +287,7 @@ def compare(
             recipes that train the backbone; None takes `train`.
         strategy, num_exits, example_inputs, num_classes, blocks, name: as `attach` takes them.
         epochs: of each step, or by name.
+        precision: that exits are trained in, as `fit` takes it; all else is in full precision.
         seeds: for everything drawn: a run is the same whichever ran before it.
         leave_out: whether a variant that does not fit the network, or fails to train on it, is left
             out with the reason; else it is an error.
@@ -334,7 +336,7 @@ def compare(
             length = epochs if variant.epochs is None else variant.epochs
             live = variant.augmented or _trains_backbone(method)
             sizes = [count_batches(at) for at in (work.augmented if live else train, calibrate)]
-            key = _key(variant, placed, num_exits, common["blocks"], length, sizes)
+            key = _key(variant, placed, num_exits, common["blocks"], length, precision, sizes)
             done = None if file is None else file.kept.get((variant.label, seed))
             if done is None or done.key != key:
                 try:
@@ -351,7 +353,7 @@ def compare(
                     if variant.start is not None:
                         _begin(ee, model, variant.start.format(seed=seed))
                     _check_trained(ee, variant.method, method)
-                    done = _run(ee, variant, method, work, length, seed, key)
+                    done = _run(ee, variant, method, work, length, precision, seed, key)
                 except (InputError, TrainingError) as error:
                     if not leave_out:
                         raise
@@ -453,6 +455,7 @@ def _run(
     method: Method,
     work: _Features,
     epochs: int | Mapping[str, int],
+    precision: str | None,
     seed: int,
     key: str,
 ) -> Run:
@@ -463,6 +466,7 @@ def _run(
         "method": variant.method,
         "seed": seed,
         "lr": variant.lr,
+        "precision": precision,
         "progress": False,
     }
     options |= dict(variant.options)
