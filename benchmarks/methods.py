@@ -38,19 +38,21 @@ DIALLED = (0.2, 0.3, 0.4, 0.45, 0.5, 0.6, 0.8)
 """α at which one network for all is set beside gates trained for each."""
 
 COMMAND = "python benchmarks/methods.py --data PATH --weights PATH"
-EPOCHS = {"exits": 6, "gates": 30}
+EPOCHS = {"exits": 6, "gates": 15}
+SLOW = {"diffbranch": 6, "jei-dnn": 3, "eenets": 3}
+"""Epochs of methods that train on all images anew for each weight of the cost."""
 JOINT_EPOCHS = 5
 """Without a GPU the recipe that trains the backbone has one seed and five epochs."""
 
 PRESETS = [name for name in leenet_fx.list_methods() if name != "pteenet"]
 """PTEEnet's branches are convolutions: it is compared on digits, not on pooled features."""
 
-SOME = ("distilled", "leenet", "shallow-deep")
-"""Presets that are compared on pooled features of the larger backbone too."""
-
 AS_PUBLISHED = Variant(
     "leenet, gates on features", "leenet", branch="pool", branch_options={"gate": "features"}
 )
+
+JOINT_LR = 0.15
+"""Five times the recipe's own, of plain model and exits alike: five epochs are short."""
 
 PRECISION = "bf16-mixed"
 """Of the recipe that trains the backbone, and of the plain model trained as long."""
@@ -71,8 +73,13 @@ def trained_on() -> leenet_fx.Method:
 
 
 def pooled(names: Sequence[str]) -> list[Variant]:
-    """Presets on pooled features, the backbone frozen."""
-    return [replace(one, branch="pool") for one in frozen(names)]
+    """Presets on pooled features, the backbone frozen; the slow ones last."""
+    found = []
+    for one in frozen(names):
+        last = SLOW.get(one.method, EPOCHS["gates"])
+        epochs = {**EPOCHS, "gates": last, "turns": last}
+        found.append(replace(one, branch="pool", epochs=epochs))
+    return sorted(found, key=lambda one: one.method in SLOW)
 
 
 def convolutional(name: str) -> list[Variant]:
@@ -112,6 +119,7 @@ def mixed(name: str) -> list[Variant]:
             branch_options={"gate": "history"},
             start=str(WORK / f"{name}-{{seed}}"),
             epochs={"together": JOINT_EPOCHS},
+            lr=JOINT_LR,
         ),
     ]
 
@@ -124,7 +132,14 @@ def accuracy_trained_on(name: str, options: argparse.Namespace) -> float:
         ee = leenet_fx.attach(cifar.model, EXITS[name], name=name)
         torch.manual_seed(0)
         images = cifar.loader("fit", augment=True, seed=0, batch=HEAD_BATCH)
-        leenet_fx.fit(ee, images, method="trained-on", epochs=JOINT_EPOCHS, precision=PRECISION)
+        leenet_fx.fit(
+            ee,
+            images,
+            method="trained-on",
+            epochs=JOINT_EPOCHS,
+            lr=JOINT_LR,
+            precision=PRECISION,
+        )
         right = [
             (ee(images).argmax(1) == labels).double().mean()
             for images, labels in cifar.loader("report", batch=500)
@@ -275,17 +290,15 @@ def main() -> None:
         "digits": on_digits,
         "resnet20": lambda out: on_cifar10(
             "resnet20",
-            [*pooled(PRESETS), AS_PUBLISHED, *convolutional("resnet20")],
+            [*convolutional("resnet20"), *pooled(PRESETS), AS_PUBLISHED],
             options,
             out,
         ),
         "resnet56": lambda out: on_cifar10(
             "resnet56",
-            [*pooled(SOME), *convolutional("resnet56")],
+            convolutional("resnet56"),
             options,
             out,
-            strategy="linear",
-            num_exits=9,
         ),
         "resnet20-mixed": lambda out: on_cifar10(
             "resnet20", mixed("resnet20"), options, out, seeds=1, precision=PRECISION

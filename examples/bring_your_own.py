@@ -114,6 +114,7 @@ def main() -> None:
         digits["train"].loader(64, shuffle),
         # Gates are fitted on images that the network has not learned by heart.
         gates=digits["gates"].loader(64, shuffle),
+        method="leenet",
         alpha=options.alpha,
         epochs=epochs,
         cache=True,

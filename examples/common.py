@@ -90,6 +90,7 @@ def run(
             "final": exit_epochs if ee.spec.classifier_is_new else 0,
             "gates": gate_epochs,
         },
+        method="leenet",
         alpha=options.alpha,
         # Runs the frozen backbone once over the images instead of once an epoch.
         cache=True,

@@ -26,7 +26,17 @@ def main(folder, weights):
     generator = torch.Generator().manual_seed(3)
     train = DataLoader(Noisy(*data(64)), 16, shuffle=True, generator=generator)
     val = DataLoader(TensorDataset(*data(32, 7)), 16, shuffle=True)
-    leenet_fx.fit(ee, train, val, epochs=25, seed=5, out=folder, resume=True, train_final=True)
+    leenet_fx.fit(
+        ee,
+        train,
+        val,
+        epochs=25,
+        seed=5,
+        out=folder,
+        resume=True,
+        train_final=True,
+        method="leenet",
+    )
     torch.save(ee.state_dict(), weights)
 
 

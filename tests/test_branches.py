@@ -678,7 +678,7 @@ def test_a_registered_branch_of_ones_own(tmp_path):
     assert ee.costs[-1].flops == ee.costs.plain.flops + 4 * 2
     assert ee.costs[-1].params == ee.costs.plain.params + 4 * 2
     frozen = backbone(ee)
-    leenet_fx.fit(ee, loader(), epochs={"exits": 15, "gates": 1}, lr=0.02)
+    leenet_fx.fit(ee, loader(), epochs={"exits": 15, "gates": 1}, lr=0.02, method="leenet")
     assert all(torch.equal(frozen[key], value) for key, value in backbone(ee).items())
     x, labels = data(seed=5)
     assert all(
@@ -709,7 +709,7 @@ def test_each_exit_may_have_a_branch_of_its_own():
         )
 
     ee = attached(by_place)
-    leenet_fx.fit(ee, loader(), epochs=1, lr=0.01)
+    leenet_fx.fit(ee, loader(), epochs=1, lr=0.01, method="leenet")
     outputs = everything(ee)
     for kind in (LearnedGate, MaxProbability, Patience, Vote):
         ee.policy, left = replayed(outputs, kind)

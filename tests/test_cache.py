@@ -39,9 +39,18 @@ def test_fit_on_kept_features_is_fit_on_the_images(branch):
     ee = attached(branch=branch)
     for options in ({}, {"train_final": True}):
         live, kept = copy.deepcopy(ee), copy.deepcopy(ee)
-        first = leenet_fx.fit(live, shuffled(), shuffled(40, 5), epochs=3, seed=2, **options)
+        first = leenet_fx.fit(
+            live, shuffled(), shuffled(40, 5), epochs=3, seed=2, method="leenet", **options
+        )
         second = leenet_fx.fit(
-            kept, shuffled(), shuffled(40, 5), epochs=3, seed=2, cache=True, **options
+            kept,
+            shuffled(),
+            shuffled(40, 5),
+            epochs=3,
+            seed=2,
+            cache=True,
+            method="leenet",
+            **options,
         )
         assert_equal(live, kept)
         assert [e.step for e in first.history] == [e.step for e in second.history]
@@ -59,7 +68,7 @@ def test_one_cache_serves_many_fits_and_the_backbone_runs_once():
         passes = len(runs)
         assert passes == 5
         for alpha in (0.1, 0.9):
-            leenet_fx.fit(ee, kept, alpha=alpha, epochs=2)
+            leenet_fx.fit(ee, kept, alpha=alpha, epochs=2, method="leenet")
         assert len(runs) == passes
 
 
@@ -67,8 +76,8 @@ def test_a_list_of_batches_is_replayed_as_it_is():
     x, labels = data(30)
     batches = [(x[:20], labels[:20]), (x[20:], labels[20:])]
     live, kept = attached(), attached()
-    leenet_fx.fit(live, batches, epochs=2)
-    leenet_fx.fit(kept, batches, epochs=2, cache=True)
+    leenet_fx.fit(live, batches, epochs=2, method="leenet")
+    leenet_fx.fit(kept, batches, epochs=2, cache=True, method="leenet")
     assert_equal(live, kept)
 
 
@@ -77,15 +86,15 @@ def test_kept_in_files_it_is_the_same_and_the_files_go(tmp_path):
     kept = cache_features(ee, shuffled(), limit=1000, folder=tmp_path)
     assert kept.on_disk
     assert sum(f.stat().st_size for f in tmp_path.rglob("*.bin")) == kept.bytes
-    leenet_fx.fit(ee, kept, epochs=2)
+    leenet_fx.fit(ee, kept, epochs=2, method="leenet")
     with cache_features(other, shuffled()) as memory:
         assert not memory.on_disk
-        leenet_fx.fit(other, memory, epochs=2)
+        leenet_fx.fit(other, memory, epochs=2, method="leenet")
     assert_equal(ee, other, atol=0)
     kept.close()
     assert not list(tmp_path.iterdir())
     with pytest.raises(InputError, match="closed"):
-        leenet_fx.fit(ee, kept, epochs=1)
+        leenet_fx.fit(ee, kept, epochs=1, method="leenet")
 
 
 def test_a_failed_reading_leaves_no_file(tmp_path):
@@ -147,8 +156,8 @@ def test_a_cache_of_another_network_is_refused():
         fewer = leenet_fx.attach(tiny(), ["blocks.1"], example_inputs=images(1, 3, 16, 16))
         for other in (moved, fewer, attached(branch="flatten")):
             with pytest.raises(InputError, match="another network"):
-                leenet_fx.fit(other, kept, epochs=1)
-        leenet_fx.fit(copy.deepcopy(ee), kept, epochs=1)
+                leenet_fx.fit(other, kept, epochs=1, method="leenet")
+        leenet_fx.fit(copy.deepcopy(ee), kept, epochs=1, method="leenet")
 
 
 def test_a_cache_leaves_modes_and_the_loaders_generator_alone():

@@ -78,7 +78,7 @@ def test_fit_trains_what_is_new(kind):
     ee = leenet_fx.attach(model, [1], example_inputs=EXAMPLE, num_classes=5)
     before = {key: value.clone() for key, value in ee.state_dict().items()}
     batches = [(images(8, 3, 16, 16, seed=i), torch.arange(8) % 5) for i in range(2)]
-    leenet_fx.fit(ee, batches, epochs=1, alpha=0.5)
+    leenet_fx.fit(ee, batches, epochs=1, alpha=0.5, method="leenet")
     moved = {key for key, value in ee.state_dict().items() if not torch.equal(value, before[key])}
     assert {"exits.0.head.linear.weight", "exits.0.gate.linear.weight"} <= moved
     assert ("exits.final.linear.weight" in moved) == (kind == "encoder")

@@ -78,7 +78,7 @@ def test_a_run_killed_five_times_ends_with_the_same_weights(tmp_path):
 
 def test_what_fit_leaves_is_what_save_writes(tmp_path):
     ee = attached()
-    result = leenet_fx.fit(ee, loader(), epochs=2, out=tmp_path / "fit")
+    result = leenet_fx.fit(ee, loader(), epochs=2, out=tmp_path / "fit", method="leenet")
     leenet_fx.save(ee, tmp_path / "saved", fit=None)
     names = {path.name for path in (tmp_path / "fit").iterdir()}
     assert names == {"exits.safetensors", "exit_config.json", "metrics.csv"}
@@ -99,16 +99,18 @@ def test_what_fit_leaves_is_what_save_writes(tmp_path):
 
 def test_a_finished_run_is_read_not_repeated(tmp_path):
     ee = attached()
-    first = leenet_fx.fit(ee, loader(), epochs=2, out=tmp_path)
+    first = leenet_fx.fit(ee, loader(), epochs=2, out=tmp_path, method="leenet")
     again = attached()
-    second = leenet_fx.fit(again, loader(), epochs=2, out=tmp_path, resume=True)
+    second = leenet_fx.fit(again, loader(), epochs=2, out=tmp_path, resume=True, method="leenet")
     assert second == first
     x = images(8, 3, 16, 16)
     assert torch.equal(again(x), ee(x))
     with pytest.raises(InputError, match=r"made with alpha=0.5, this run has alpha=0.7"):
-        leenet_fx.fit(attached(), loader(), alpha=0.7, epochs=2, out=tmp_path, resume=True)
+        leenet_fx.fit(
+            attached(), loader(), alpha=0.7, epochs=2, out=tmp_path, resume=True, method="leenet"
+        )
     with pytest.raises(InputError, match=r"holds 'exit_config.json' of another run"):
-        leenet_fx.fit(attached(), loader(), epochs=2, out=tmp_path)
+        leenet_fx.fit(attached(), loader(), epochs=2, out=tmp_path, method="leenet")
 
 
 class Stops:
@@ -129,24 +131,26 @@ class Stops:
 
 def interrupted(folder, **options):
     with pytest.raises(KeyboardInterrupt):
-        leenet_fx.fit(attached(), Stops(2), epochs=5, out=folder, **options)
+        leenet_fx.fit(attached(), Stops(2), epochs=5, out=folder, **options, method="leenet")
 
 
 def test_resuming_with_other_settings_or_another_network_is_refused(tmp_path):
     interrupted(tmp_path)
     with pytest.raises(InputError, match=r"made with lr=None, this run has lr=0.1"):
-        leenet_fx.fit(attached(), loader(), epochs=5, lr=0.1, out=tmp_path, resume=True)
+        leenet_fx.fit(
+            attached(), loader(), epochs=5, lr=0.1, out=tmp_path, resume=True, method="leenet"
+        )
     other = leenet_fx.attach(tiny(), ["blocks.0"], example_inputs=images(1, 3, 16, 16))
     with pytest.raises(InputError, match=r"of another network: up to 'final' expected"):
-        leenet_fx.fit(other, loader(), epochs=5, out=tmp_path, resume=True)
+        leenet_fx.fit(other, loader(), epochs=5, out=tmp_path, resume=True, method="leenet")
     with pytest.raises(InputError, match=r"holds 'resume.pt' of another run"):
-        leenet_fx.fit(attached(), loader(), epochs=5, out=tmp_path)
+        leenet_fx.fit(attached(), loader(), epochs=5, out=tmp_path, method="leenet")
 
 
 def test_a_damaged_checkpoint_is_named_and_runs_no_code(tmp_path):
     (tmp_path / FILE).write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR.")
     with pytest.raises(StorageError, match="is no checkpoint of fit, or is damaged"):
-        leenet_fx.fit(attached(), loader(), epochs=1, out=tmp_path, resume=True)
+        leenet_fx.fit(attached(), loader(), epochs=1, out=tmp_path, resume=True, method="leenet")
     torch.save({"schema": 99}, tmp_path / FILE)
     with pytest.raises(StorageError, match="expected a checkpoint of schema 1"):
         load_checkpoint(tmp_path)
@@ -157,7 +161,7 @@ def test_an_unwritable_folder_is_named_before_training(tmp_path):
     file.write_text("")
     ee = attached()
     with pytest.raises(StorageError, match=r"Cannot write '.*file/run'"):
-        leenet_fx.fit(ee, loader(), epochs=1, out=file / "run")
+        leenet_fx.fit(ee, loader(), epochs=1, out=file / "run", method="leenet")
     assert ee.policy == leenet_fx.Shut()
 
 
@@ -171,7 +175,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
     try:
         with pytest.raises(StorageError, match=r"Cannot write '.*resume.pt': File too large"):
-            leenet_fx.fit(ee, loader(), epochs=5, out=tmp_path, resume=True)
+            leenet_fx.fit(ee, loader(), epochs=5, out=tmp_path, resume=True, method="leenet")
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
         with pytest.raises(StorageError, match=r"Cannot write '.*exits.safetensors'"):
             leenet_fx.save(ee, tmp_path / "other")
@@ -181,7 +185,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
     assert (tmp_path / FILE).read_bytes() == before
     assert not list(tmp_path.glob(".*"))
     assert not list((tmp_path / "other").iterdir())
-    result = leenet_fx.fit(ee, loader(), epochs=5, out=tmp_path, resume=True)
+    result = leenet_fx.fit(ee, loader(), epochs=5, out=tmp_path, resume=True, method="leenet")
     assert [e.epoch for e in result.history] == [1, 2, 3, 4, 5] * 2
     save_checkpoint(tmp_path / "deep", kept)
     assert load_checkpoint(tmp_path / "deep")["history"] == kept["history"]
@@ -192,7 +196,9 @@ def test_patience_ends_a_step_and_survives_a_break(tmp_path):
     x, labels = next(iter(loader(40, 3, batch_size=40)))
     val = [(x, (labels + 1) % 5)]
     ee = attached()
-    result = leenet_fx.fit(ee, loader(), val, epochs={"exits": 12, "gates": 0}, lr=0.05, patience=3)
+    result = leenet_fx.fit(
+        ee, loader(), val, epochs={"exits": 12, "gates": 0}, lr=0.05, patience=3, method="leenet"
+    )
     losses = [epoch.val_loss for epoch in result.history]
     best = losses.index(min(losses))
     assert len(losses) == best + 4 < 12
@@ -206,6 +212,7 @@ def test_patience_ends_a_step_and_survives_a_break(tmp_path):
             lr=0.05,
             patience=3,
             out=tmp_path,
+            method="leenet",
         )
     leenet_fx.fit(
         broken,
@@ -216,24 +223,27 @@ def test_patience_ends_a_step_and_survives_a_break(tmp_path):
         patience=3,
         out=tmp_path,
         resume=True,
+        method="leenet",
     )
     assert torch.equal(broken.exits[0].head.linear.weight, ee.exits[0].head.linear.weight)
     for bad, message in ((0, "whole number from 1"), (1.5, "whole number from 1")):
         with pytest.raises(InputError, match=message):
-            leenet_fx.fit(attached(), loader(), val, patience=bad)
+            leenet_fx.fit(attached(), loader(), val, patience=bad, method="leenet")
     with pytest.raises(InputError, match="patience needs val"):
-        leenet_fx.fit(attached(), loader(), patience=2)
+        leenet_fx.fit(attached(), loader(), patience=2, method="leenet")
 
 
 def test_resume_and_tensorboard_need_a_folder():
     for options in ({"resume": True}, {"tensorboard": True}):
         with pytest.raises(InputError, match="need out="):
-            leenet_fx.fit(attached(), loader(), **options)
+            leenet_fx.fit(attached(), loader(), **options, method="leenet")
 
 
 def test_tensorboard_gets_every_epoch(tmp_path):
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    result = leenet_fx.fit(attached(), loader(), loader(), epochs=2, out=tmp_path, tensorboard=True)
+    result = leenet_fx.fit(
+        attached(), loader(), loader(), epochs=2, out=tmp_path, tensorboard=True, method="leenet"
+    )
     events = accumulators.EventAccumulator(str(tmp_path)).Reload()
     for step in ("exits", "gates"):
         for kind in ("train_loss", "val_loss"):

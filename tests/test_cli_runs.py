@@ -57,7 +57,7 @@ def place(tmp_path_factory):
         f"{base}/net.py:small",
         *("--out", f"{base}/run", "--data", f"{base}/images", "--weights"),
         *(f"{base}/net.safetensors", "--strategy", "linear", "--num-exits", "2"),
-        *("--epochs", "3", "--alpha", "0.3", "--batch-size", "16"),
+        *("--epochs", "3", "--method", "leenet", "--alpha", "0.3", "--batch-size", "16"),
     )
     assert result.exit_code == 0, result.output
     return base

@@ -354,6 +354,19 @@ def test_what_does_not_fit_the_network_is_left_out_or_an_error(tmp_path):
         compare(model, variants[:1], *parts(), leave_out=True, **SMALL)
 
 
+def test_the_number_of_exits_goes_with_the_strategy_it_was_given_with():
+    placed = Variant("placed", "shallow-deep", strategy=("blocks.0",))
+    found = compare(
+        tiny(),
+        [*frozen(["shallow-deep"]), placed],
+        *parts(),
+        strategy="linear",
+        num_exits=2,
+        **SMALL,
+    )
+    assert [len(run.exits) for run in found.runs] == [2, 1]
+
+
 def test_a_new_classifier_is_trained_by_each_method(tmp_path):
     """Six classes where the model has five: its accuracy is that of what the runs trained."""
     x, labels = data(120, 0, classes=6)

@@ -30,9 +30,9 @@ def test_two_processes_give_the_result_of_one(kept, tmp_path):
     one, two = attached(), attached()
     options = {"epochs": 3, "seed": 4, "train_final": True, "cache": kept}
     val = DataLoader(TensorDataset(*data(21, 9)), 5)
-    first = leenet_fx.fit(one, shuffled(), val, **options)
+    first = leenet_fx.fit(one, shuffled(), val, **options, method="leenet")
     second = leenet_fx.fit(
-        two, shuffled(), val, accelerator="cpu", devices=2, out=tmp_path, **options
+        two, shuffled(), val, accelerator="cpu", devices=2, out=tmp_path, method="leenet", **options
     )
     for (name, a), b in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
         assert torch.allclose(a.double(), b.double(), atol=2e-5), name
@@ -50,13 +50,13 @@ def test_an_error_in_a_process_is_the_error_of_one():
     before = copy.deepcopy(ee.state_dict())
     bad = torch.full((70,), 9)
     with pytest.raises(InputError, match="label 9, but the head has 5 classes"):
-        leenet_fx.fit(ee, shuffled(bad), epochs=1, accelerator="cpu", devices=2)
+        leenet_fx.fit(ee, shuffled(bad), epochs=1, accelerator="cpu", devices=2, method="leenet")
     assert all(torch.equal(before[key], value) for key, value in ee.state_dict().items())
 
 
 def test_bf16_mixed_trains_float32_weights():
     ee = attached()
-    leenet_fx.fit(ee, shuffled(), epochs=4, lr=0.03, precision="bf16-mixed")
+    leenet_fx.fit(ee, shuffled(), epochs=4, lr=0.03, precision="bf16-mixed", method="leenet")
     assert {p.dtype for p in ee.parameters()} == {torch.float32}
     x, labels = data(50, 5)
     assert float((ee.all_exits(x).logits[-2].argmax(1) == labels).float().mean()) > 0.8
@@ -68,7 +68,7 @@ def test_a_loss_that_is_not_finite_keeps_the_good_weights_in_mixed_precision():
     late = [(x, labels)] * 260 + [(x * float("nan"), labels)]
     before = copy.deepcopy(ee.state_dict())
     with pytest.raises(TrainingError, match=r"'exits' is nan in epoch 1 \(train batch 261\)"):
-        leenet_fx.fit(ee, late, epochs=1, precision="bf16-mixed")
+        leenet_fx.fit(ee, late, epochs=1, precision="bf16-mixed", method="leenet")
     assert all(torch.equal(before[key], value) for key, value in ee.state_dict().items())
 
 
@@ -82,4 +82,4 @@ def test_a_loss_that_is_not_finite_keeps_the_good_weights_in_mixed_precision():
 )
 def test_what_is_not_there_is_named(options, message):
     with pytest.raises(InputError, match=message):
-        leenet_fx.fit(attached(), shuffled(), **options)
+        leenet_fx.fit(attached(), shuffled(), **options, method="leenet")

@@ -44,7 +44,7 @@ def test_exits_learn_and_the_backbone_stays_frozen(branch):
     ee = attached(branch=branch)
     frozen = backbone(ee)
     requires_grad = {name: p.requires_grad for name, p in ee.named_parameters()}
-    result = leenet_fx.fit(ee, loader(), alpha=0.3, epochs=12, lr=0.03, seed=1)
+    result = leenet_fx.fit(ee, loader(), alpha=0.3, epochs=12, lr=0.03, seed=1, method="leenet")
     assert all(torch.equal(frozen[key], value) for key, value in backbone(ee).items())
     assert requires_grad == {name: p.requires_grad for name, p in ee.named_parameters()}
     assert all(p.grad is None for p in ee.parameters())
@@ -62,9 +62,9 @@ def test_alpha_turns_the_cost():
     spent = []
     ee = attached()
     # So little training that later exits know more.
-    leenet_fx.fit(ee, loader(), epochs={"exits": 2, "gates": 0}, lr=0.001)
+    leenet_fx.fit(ee, loader(), epochs={"exits": 2, "gates": 0}, lr=0.001, method="leenet")
     for alpha in (0.0, 0.5, 1.0):
-        leenet_fx.fit(ee, loader(), alpha=alpha, epochs={"exits": 0, "gates": 30})
+        leenet_fx.fit(ee, loader(), alpha=alpha, epochs={"exits": 0, "gates": 30}, method="leenet")
         spent.append(float(ee.predict(data(seed=5)[0]).cost.mean()))
     assert spent[0] >= spent[1] >= spent[2]
     assert spent[0] > spent[2] + 0.03
@@ -77,7 +77,9 @@ def test_cost_by_parameters_is_another_objective():
     gates = []
     for cost in ("flops", "params"):
         ee = attached()
-        leenet_fx.fit(ee, loader(), alpha=0.6, cost=cost, epochs={"exits": 1, "gates": 3})
+        leenet_fx.fit(
+            ee, loader(), alpha=0.6, cost=cost, epochs={"exits": 1, "gates": 3}, method="leenet"
+        )
         gates.append(ee.get_submodule("exits.0.gate.linear").weight.clone())
     assert not torch.equal(*gates)
 
@@ -90,7 +92,7 @@ def test_classifiers_are_fitted_apart_from_each_other():
     )
     alone.exits[0].load_state_dict(together.exits[1].state_dict())
     for ee in (together, alone):
-        leenet_fx.fit(ee, loader(), epochs={"exits": 3, "gates": 0})
+        leenet_fx.fit(ee, loader(), epochs={"exits": 3, "gates": 0}, method="leenet")
     assert torch.allclose(
         together.exits[1].head.linear.weight, alone.exits[0].head.linear.weight, atol=1e-6
     )
@@ -100,7 +102,7 @@ def test_one_seed_one_result():
     states = []
     for seed in (3, 3, 4):
         ee = attached()
-        leenet_fx.fit(ee, loader(), epochs=2, seed=seed)
+        leenet_fx.fit(ee, loader(), epochs=2, seed=seed, method="leenet")
         states.append(ee.state_dict()["exits.0.gate.linear.weight"])
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
@@ -110,21 +112,23 @@ def test_global_random_state_is_left_alone():
     ee = attached()
     batches = list(loader())
     before = torch.get_rng_state()
-    leenet_fx.fit(ee, batches, epochs=1)
+    leenet_fx.fit(ee, batches, epochs=1, method="leenet")
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_steps_can_be_left_out():
     ee = attached()
-    leenet_fx.fit(ee, loader(), epochs={"exits": 2, "gates": 0})
+    leenet_fx.fit(ee, loader(), epochs={"exits": 2, "gates": 0}, method="leenet")
     classifiers = [e.head.linear.weight.clone() for e in ee.exits]
-    result = leenet_fx.fit(ee, loader(), alpha=0.7, epochs={"exits": 0, "gates": 2})
+    result = leenet_fx.fit(
+        ee, loader(), alpha=0.7, epochs={"exits": 0, "gates": 2}, method="leenet"
+    )
     assert [epoch.step for epoch in result.history] == ["gates", "gates"]
     assert all(
         torch.equal(w, e.head.linear.weight) for w, e in zip(classifiers, ee.exits, strict=True)
     )
     with pytest.raises(UnknownNameError, match="Did you mean 'gates'"):
-        leenet_fx.fit(ee, loader(), epochs={"gate": 2})
+        leenet_fx.fit(ee, loader(), epochs={"gate": 2}, method="leenet")
 
 
 def test_a_new_final_classifier_is_trained_and_nothing_else_of_the_backbone():
@@ -133,7 +137,7 @@ def test_a_new_final_classifier_is_trained_and_nothing_else_of_the_backbone():
         model, "every", example_inputs=images(1, 3, 16, 16), num_classes=3, copy=False
     )
     frozen = backbone(ee)
-    result = leenet_fx.fit(ee, loader(classes=3), epochs=8, lr=0.05)
+    result = leenet_fx.fit(ee, loader(classes=3), epochs=8, lr=0.05, method="leenet")
     assert {epoch.step for epoch in result.history} == {"exits", "final", "gates"}
     changed = {k for k, v in backbone(ee).items() if not torch.equal(frozen[k], v)}
     assert changed == {"fc.weight", "fc.bias"}
@@ -143,19 +147,21 @@ def test_a_new_final_classifier_is_trained_and_nothing_else_of_the_backbone():
 def test_the_final_classifier_on_request():
     ee = attached()
     before = ee.fc.weight.clone()
-    leenet_fx.fit(ee, loader(), epochs=1)
+    leenet_fx.fit(ee, loader(), epochs=1, method="leenet")
     assert torch.equal(before, ee.fc.weight)
-    leenet_fx.fit(ee, loader(), epochs=1, train_final=True)
+    leenet_fx.fit(ee, loader(), epochs=1, train_final=True, method="leenet")
     assert not torch.equal(before, ee.fc.weight)
     shared = attached(copy=False)
     with pytest.raises(InputError, match="copy=True"):
-        leenet_fx.fit(shared, loader(), epochs=1, train_final=True)
+        leenet_fx.fit(shared, loader(), epochs=1, train_final=True, method="leenet")
 
 
 def test_validation_keeps_the_best_epoch():
     ee = attached()
     val = loader(32, seed=9)
-    result = leenet_fx.fit(ee, loader(), val, epochs={"exits": 4, "gates": 0}, lr=0.3)
+    result = leenet_fx.fit(
+        ee, loader(), val, epochs={"exits": 4, "gates": 0}, lr=0.3, method="leenet"
+    )
     best = min(epoch.val_loss for epoch in result.history)
     x, labels = data(32, seed=9)
     losses = leenet_fx.exit_losses(ee.all_exits(x).logits[:-1], labels)
@@ -179,7 +185,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_weights():
 
     train = Turning()
     with pytest.raises(TrainingError, match=r"'exits' is nan in epoch 3 \(train batch 2\)"):
-        leenet_fx.fit(ee, train, epochs={"exits": 5, "gates": 0})
+        leenet_fx.fit(ee, train, epochs={"exits": 5, "gates": 0}, method="leenet")
     assert torch.equal(ee.exits[0].head.linear.weight, train.starts[3])
     assert not torch.equal(train.starts[3], train.starts[1])
     assert ee.policy == Shut()
@@ -202,27 +208,27 @@ def test_a_refit_that_fails_at_once_keeps_the_fitted_gates(error):
             yield x, labels
 
     ee = attached()
-    leenet_fx.fit(ee, loader(), epochs=2)
+    leenet_fx.fit(ee, loader(), epochs=2, method="leenet")
     before, policy = copy.deepcopy(ee.exits.state_dict()), ee.policy
     with pytest.raises(error):
-        leenet_fx.fit(ee, Failing(), epochs={"exits": 0, "gates": 3})
+        leenet_fx.fit(ee, Failing(), epochs={"exits": 0, "gates": 3}, method="leenet")
     assert all(torch.equal(before[key], value) for key, value in ee.exits.state_dict().items())
     assert ee.policy == policy
 
 
 def test_gates_that_were_not_trained_stay_shut():
     ee = attached()
-    leenet_fx.fit(ee, loader(), epochs={"exits": 1, "gates": 0})
+    leenet_fx.fit(ee, loader(), epochs={"exits": 1, "gates": 0}, method="leenet")
     assert ee.policy == Shut()
 
 
 def test_fit_works_where_gradients_are_off_and_names_frozen_exits():
     ee = attached()
     with torch.no_grad():
-        leenet_fx.fit(ee, loader(), epochs=1)
+        leenet_fx.fit(ee, loader(), epochs=1, method="leenet")
     ee.exits.requires_grad_(False)
     with pytest.raises(InputError, match="requires_grad=False"):
-        leenet_fx.fit(ee, loader(), epochs=1)
+        leenet_fx.fit(ee, loader(), epochs=1, method="leenet")
 
 
 def test_features_that_are_not_finite_change_no_gate():
@@ -230,7 +236,9 @@ def test_features_that_are_not_finite_change_no_gate():
     before = copy.deepcopy(ee.exits.state_dict())
     x, labels = data(8)
     with pytest.raises(TrainingError, match="not finite"):
-        leenet_fx.fit(ee, [(x * float("inf"), labels)], epochs={"exits": 0, "gates": 1})
+        leenet_fx.fit(
+            ee, [(x * float("inf"), labels)], epochs={"exits": 0, "gates": 1}, method="leenet"
+        )
     assert all(torch.equal(before[key], value) for key, value in ee.exits.state_dict().items())
 
 
@@ -262,7 +270,7 @@ def test_bad_loaders_change_nothing(train, message):
     before = copy.deepcopy(ee.state_dict())
     modes = [module.training for module in ee.modules()]
     with pytest.raises(InputError, match=message):
-        leenet_fx.fit(ee, train, epochs=1)
+        leenet_fx.fit(ee, train, epochs=1, method="leenet")
     assert all(torch.equal(before[key], value) for key, value in ee.state_dict().items())
     assert modes == [module.training for module in ee.modules()]
 
@@ -271,7 +279,7 @@ def test_a_bad_batch_late_in_an_epoch_undoes_what_was_trained():
     ee = attached()
     before = copy.deepcopy(ee.state_dict())
     with pytest.raises(InputError, match="label 99"):
-        leenet_fx.fit(ee, [(X, Y), (X, Y + 95)], epochs=1)
+        leenet_fx.fit(ee, [(X, Y), (X, Y + 95)], epochs=1, method="leenet")
     assert all(torch.equal(before[key], value) for key, value in ee.state_dict().items())
 
 
@@ -294,7 +302,7 @@ def test_a_bad_batch_late_in_an_epoch_undoes_what_was_trained():
 def test_bad_arguments(options, error, message):
     ee = attached()
     with pytest.raises(error, match=message):
-        leenet_fx.fit(ee, loader(), **options)
+        leenet_fx.fit(ee, loader(), **{"method": "leenet", **options})
     assert ee.policy == Shut()
 
 

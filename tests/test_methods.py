@@ -1,6 +1,7 @@
 """Every published method: what moves, what it minimises, who leaves, what is refused."""
 
 import copy
+import inspect
 import math
 from functools import cache
 from itertools import pairwise
@@ -29,6 +30,8 @@ from leenet_fx import (
     cache_features,
     set_budget,
 )
+from leenet_fx.cli.fit import fit as fit_by_command
+from leenet_fx.methods import DEFAULT
 from leenet_fx.training.checkpoint import load_checkpoint
 
 # Steps, and the policy that is left.
@@ -841,7 +844,7 @@ def mean_cost(found, threshold, costs):
 def unsure():
     """A network whose exits are unsure of many images, and images it was not fitted on."""
     ee = attached("leenet")
-    leenet_fx.fit(ee, loader(), epochs=2, lr=0.003)
+    leenet_fx.fit(ee, loader(), epochs=2, lr=0.003, method="leenet")
     return ee, data(48, seed=5)[0]
 
 
@@ -945,3 +948,24 @@ def test_budgets_that_cannot_be(unsure):
     ee.policy = Shut()
     with pytest.raises(InputError, match="no thresholds: fit first"):
         set_budget(ee, DataLoader(x, 20), 0.6)
+
+
+def test_the_default_needs_no_gates_and_refuses_a_weight_of_the_cost():
+    ee = leenet_fx.attach(tiny(), "every", example_inputs=images(1, 3, 16, 16))
+    before = state(ee)
+    with pytest.raises(
+        InputError, match=r"'shallow-deep' trains no gates.* got alpha=0.3.*'leenet'"
+    ):
+        leenet_fx.fit(ee, loader(), alpha=0.3)
+    assert not moved(before, state(ee))
+    leenet_fx.fit(ee, loader(), epochs=2)
+    assert ee.policy == MaxProbability(0.9)
+    assert leenet_fx.fit(ee, loader(), epochs=1).method == DEFAULT == "shallow-deep"
+    # A weight of the cost goes with every method that trains gates.
+    for method in sorted(GATED):
+        with pytest.raises(InputError, match="must"):
+            leenet_fx.fit(attached(method), loader(), method=method, alpha=-1)
+
+
+def test_the_command_line_has_the_same_default():
+    assert inspect.signature(fit_by_command).parameters["method"].default == DEFAULT

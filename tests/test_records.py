@@ -19,7 +19,7 @@ from leenet_fx.evaluation.said import replay
 @pytest.fixture(scope="module")
 def fitted():
     ee = attached()
-    leenet_fx.fit(ee, loader(), alpha=0.3, epochs={"exits": 4, "gates": 8})
+    leenet_fx.fit(ee, loader(), alpha=0.3, epochs={"exits": 4, "gates": 8}, method="leenet")
     # Thresholds in the middle of what the gates say: somebody leaves everywhere.
     gates = ee.all_exits(data(150, 5)[0]).gates
     ee.policy = LearnedGate(gates.detach().quantile(0.7, 0).tolist())
@@ -142,9 +142,16 @@ def test_a_sweep_is_fit_and_evaluate_for_each_alpha():
     assert all(torch.equal(before[key], value) for key, value in ee.state_dict().items())
     assert [(p.seed, p.alpha) for p in found.points] == [(3, 0.2), (3, 0.9), (4, 0.2), (4, 0.9)]
     alone = attached()
-    leenet_fx.fit(alone, shuffled(), epochs={"exits": 3, "gates": 0}, seed=3)
+    leenet_fx.fit(alone, shuffled(), epochs={"exits": 3, "gates": 0}, seed=3, method="leenet")
     for alpha, point in zip((0.2, 0.9), found.points, strict=False):
-        leenet_fx.fit(alone, loader(40, 6), alpha=alpha, epochs={"exits": 0, "gates": 4}, seed=3)
+        leenet_fx.fit(
+            alone,
+            loader(40, 6),
+            alpha=alpha,
+            epochs={"exits": 0, "gates": 4},
+            seed=3,
+            method="leenet",
+        )
         expected = leenet_fx.evaluate(alone, report)
         assert point.accuracy == pytest.approx(expected.accuracy)
         assert point.relative_flops == pytest.approx(expected.relative_flops)

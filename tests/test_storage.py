@@ -19,7 +19,7 @@ X = images(12, 3, 16, 16)
 
 def fitted(**options):
     ee = attached(**options)
-    leenet_fx.fit(ee, loader(), epochs=2)
+    leenet_fx.fit(ee, loader(), epochs=2, method="leenet")
     return ee
 
 
@@ -62,12 +62,14 @@ def test_only_what_is_new_is_written(tmp_path):
 
 def test_a_final_classifier_that_was_trained_is_new(tmp_path):
     ee = attached()
-    leenet_fx.fit(ee, loader(), epochs=1, train_final=True, out=tmp_path / "trained")
+    leenet_fx.fit(
+        ee, loader(), epochs=1, train_final=True, out=tmp_path / "trained", method="leenet"
+    )
     assert {"fc.weight", "fc.bias"} <= set(load_file(tmp_path / "trained" / "exits.safetensors"))
     loaded = leenet_fx.load(tmp_path / "trained", tiny())
     assert torch.equal(loaded(X), ee(X))
     three = attached(num_classes=3)
-    leenet_fx.fit(three, loader(classes=3), epochs=1, out=tmp_path / "replaced")
+    leenet_fx.fit(three, loader(classes=3), epochs=1, out=tmp_path / "replaced", method="leenet")
     loaded = leenet_fx.load(tmp_path / "replaced", tiny())
     assert torch.equal(loaded(X), three(X))
     again = leenet_fx.load(tmp_path / "replaced", loaded)

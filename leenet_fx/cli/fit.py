@@ -32,7 +32,7 @@ def fit(
     conv_blocks: o.BlocksOption = None,
     num_classes: o.NumClassesOption = None,
     input_size: o.InputSizeOption = None,
-    method: o.MethodOption = "leenet",
+    method: o.MethodOption = "shallow-deep",
     option: o.MethodOptionOption = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of cost against error.")] = None,
     cost: o.CostOption = "flops",

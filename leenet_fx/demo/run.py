@@ -159,12 +159,12 @@ def _sweep(
     train = splits["train"].loader(BATCH, torch.Generator().manual_seed(seed))
     gates = splits["gates"].loader(BATCH, torch.Generator().manual_seed(seed))
     validate = splits["validate"].loader(BATCH)
-    fit(ee, train, epochs={"exits": effort.exit_epochs, "gates": 0}, seed=seed)
+    fit(ee, train, method="leenet", epochs={"exits": effort.exit_epochs, "gates": 0}, seed=seed)
     points: list[dict[str, float]] = []
     fitted: dict[float, EarlyExitModule] = {}
     for alpha in effort.alphas:
         epochs = {"exits": 0, "gates": effort.gate_epochs}
-        fit(ee, gates, alpha=alpha, epochs=epochs, seed=seed)
+        fit(ee, gates, method="leenet", alpha=alpha, epochs=epochs, seed=seed)
         found = evaluate(ee, validate)
         points.append(
             {

@@ -67,7 +67,7 @@ class Variant:
         label: what tables call it.
         method: a registered method.
         options: of the method, in the place of its own.
-        strategy: placement; None takes the comparison's.
+        strategy: placement; None takes the comparison's, and its number of exits.
         branch: what hangs on exits; None takes the method's.
         branch_options: of it.
         epochs: of each step, or by name; None takes the comparison's.
@@ -315,7 +315,6 @@ def compare(
         get_method(variant.method, **variant.options)
     show = sys.stderr.isatty() if progress is None else progress
     common: dict[str, Any] = {
-        "num_exits": num_exits,
         "example_inputs": example_inputs,
         "num_classes": num_classes,
         "blocks": blocks if blocks is None or isinstance(blocks, str) else tuple(blocks),
@@ -325,24 +324,26 @@ def compare(
     runs: dict[tuple[str, int], Run] = {}
     left_out: dict[str, str] = {}
     with _drawn_aside(loaders), closing(_Features(*loaders)) as work:
-        base = attach(model, strategy, copy=False, **common).eval()
+        base = attach(model, strategy, num_exits=num_exits, copy=False, **common).eval()
         given, samples = _plain_accuracy(base, report)
         file = None if out is None else _File(Path(out) / FILE, frame or {}, base, given, samples)
         for variant, seed in product(variants, seeds):
             if variant.label in left_out:
                 continue
             placed = strategy if variant.strategy is None else variant.strategy
+            number = num_exits if variant.strategy is None else None
             method = get_method(variant.method, **variant.options)
             length = epochs if variant.epochs is None else variant.epochs
             live = variant.augmented or _trains_backbone(method)
             sizes = [count_batches(at) for at in (work.augmented if live else train, calibrate)]
-            key = _key(variant, placed, num_exits, common["blocks"], length, precision, sizes)
+            key = _key(variant, placed, number, common["blocks"], length, precision, sizes)
             done = None if file is None else file.kept.get((variant.label, seed))
             if done is None or done.key != key:
                 try:
                     ee = attach(
                         model,
                         placed if isinstance(placed, str) else list(placed),
+                        num_exits=number,
                         branch=variant.branch,
                         branch_options=variant.branch_options,
                         method=variant.method,
@@ -487,7 +488,7 @@ def _run(
         # one's.
         _draw_from(seed, work.loaders)
         began = time.perf_counter()
-        fit(ee, images, gates=gates, alpha=setting, epochs=now, **options)
+        fit(ee, images, gates=gates, alpha=setting if method.gated else None, epochs=now, **options)
         trained += time.perf_counter() - began
 
     if by_weight:

@@ -52,8 +52,25 @@ class Method:
         """Who leaves, in a network with so many exits."""
         return self.policy if isinstance(self.policy, Policy) else self.policy(num_exits)
 
-    def check_weight(self, weight: float) -> float:
-        """Raises InputError where `weight` is no weight of the cost for this method."""
+    @property
+    def gated(self) -> bool:
+        """Whether it trains gates, and so has a weight of the cost."""
+        return any("gates" in step.trains for step in self.steps)
+
+    def check_weight(self, name: str, weight: float | None) -> float:
+        """Raises InputError where `weight` is no weight of the cost for this method.
+
+        Args:
+            name: of the method.
+            weight: None takes its own.
+        """
+        if weight is None:
+            return self.weight
+        if not self.gated:
+            raise InputError(
+                f"Method '{name}' trains no gates, so nothing weighs the cost: got alpha="
+                f"{weight!r}. Give it to a method with gates, such as method='leenet'."
+            )
         top = self.highest_weight
         good = isinstance(weight, (int, float)) and not isinstance(weight, bool)
         if not good or not 0 <= weight <= top or not math.isfinite(weight):
@@ -77,6 +94,9 @@ class Method:
                     f"{option}={found!r} ('{branch}'): attach with method='{name}'."
                 )
 
+
+DEFAULT = "shallow-deep"
+"""What `fit` trains by where no method is named."""
 
 MethodFactory: TypeAlias = Callable[..., Method]
 """Keyword options with defaults → the preset."""

@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from leenet_fx.errors import InputError, TrainingError
-from leenet_fx.methods import Method, get_method
+from leenet_fx.methods import DEFAULT, Method, get_method
 from leenet_fx.parts.recipes import Step
 from leenet_fx.storage.exits import CONFIG, fingerprint, load, read_config, save
 from leenet_fx.storage.files import make_folder, remove_leftovers
@@ -89,7 +89,7 @@ def fit(
     val: Iterable[Any] | FeatureCache | None = None,
     *,
     gates: Iterable[Any] | FeatureCache | None = None,
-    method: str = "leenet",
+    method: str = DEFAULT,
     alpha: float | None = None,
     cost: str = "flops",
     epochs: int | Mapping[str, int] = 10,
@@ -123,8 +123,9 @@ def fit(
         gates: likewise, what the gates are fitted on; None takes `train`. On images that the
             backbone knows by heart no exit looks risky, so images it has not seen are better.
         method: a registered method; see `leenet_fx.list_methods` and `leenet_fx.list_overrides`.
-        alpha: weight of the cost against the error: an α in [0, 1], or for methods with a λ a
-            number from 0; None takes the method's own.
+            The default has the best frontiers of those compared in benchmarks/results/methods.md.
+        alpha: weight of the cost against the error, for methods with gates: an α in [0, 1], or for
+            methods with a λ a number from 0; None takes the method's own.
         cost: what counts as cost: "flops", "params" (as LEENet published) or "bytes".
         epochs: for each step, or by step name ("exits", "final", "gates", …).
         lr: highest learning rate of each step, Adam's: it rises to it over the first tenth, and
@@ -162,7 +163,7 @@ def fit(
         _Plan(
             method,
             _listed(overrides),
-            recipe.check_weight(recipe.weight if alpha is None else alpha),
+            recipe.check_weight(method, alpha),
             cost,
             (),
             lr,
