@@ -334,7 +334,7 @@ def test_convolutions_read_several_features_and_either_layout():
     joined = nn.functional.conv2d(torch.cat([one, other], 1), convolution.weight, padding=1)
     expected = (joined / math.sqrt(1 + norm.eps)).relu()
     cells = expected.reshape(3, 6, 2, 4, 2, 4).mean((3, 5)).flatten(1)
-    assert close(found, cells / math.sqrt(24), 1e-5)
+    assert close(found, 16 * cells / math.sqrt(24), 1e-4)
 
 
 # --- heads -------------------------------------------------------------------------------------
