@@ -123,7 +123,7 @@ def fit(
         gates: likewise, what the gates are fitted on; None takes `train`. On images that the
             backbone knows by heart no exit looks risky, so images it has not seen are better.
         method: a registered method; see `leenet_fx.list_methods` and `leenet_fx.list_overrides`.
-            The default has the best frontiers of those compared in benchmarks/results/methods.md.
+            The default has the best frontier of linear heads in benchmarks/results/methods.md.
         alpha: weight of the cost against the error, for methods with gates: an α in [0, 1], or for
             methods with a λ a number from 0; None takes the method's own.
         cost: what counts as cost: "flops", "params" (as LEENet published) or "bytes".
