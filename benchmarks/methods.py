@@ -154,7 +154,8 @@ def on_cifar10(
     if any(variant.start for variant in variants):
         for seed in seeds:
             fitted_heads(cifar, seed)
-    ee = leenet_fx.attach(cifar.model, EXITS[name], branch="conv", copy=False, name=name)
+    title = given.pop("title", name)
+    ee = leenet_fx.attach(cifar.model, EXITS[name], branch="conv", copy=False, name=title)
     config = {"epochs": EPOCHS, "joint_epochs": JOINT_EPOCHS, "seeds": len(seeds), **given}
     return compare(
         cifar.model,
@@ -165,7 +166,7 @@ def on_cifar10(
         augmented=cifar.loader("fit", augment=True, seed=0, batch=HEAD_BATCH),
         epochs=EPOCHS,
         seeds=seeds,
-        name=name,
+        name=title,
         out=out,
         frame=make_frame(ee, command=COMMAND, config=config, classes=cifar.images.classes),
         progress=True,
@@ -320,7 +321,13 @@ def main() -> None:
             out,
         ),
         "resnet20-mixed": lambda out: on_cifar10(
-            "resnet20", mixed("resnet20"), options, out, seeds=1, precision=PRECISION
+            "resnet20",
+            mixed("resnet20"),
+            options,
+            out,
+            title="resnet20, backbone trained",
+            seeds=1,
+            precision=PRECISION,
         ),
     }
     unknown = set(options.part or ()) - set(parts)
