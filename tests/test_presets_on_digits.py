@@ -56,7 +56,7 @@ def test_all_presets_have_a_frontier(found):
 
 
 @pytest.mark.parametrize("name", sorted(set(PRESETS) - TRAINS_SLOWLY))
-def test_a_fifth_of_the_flops_costs_two_points_at_most(found, name):
+def test_fifteen_percent_of_the_flops_cost_two_points_at_most(found, name):
     (run,) = (run for run in found.runs if run.label == name)
     saved = run.accuracy_within(0.85)
     assert saved is not None

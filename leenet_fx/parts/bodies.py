@@ -42,7 +42,7 @@ class Body(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, *reduced: Tensor) -> Tensor:
-        """What `reduce` left → (B, n), of spread about n^−½, or `GAIN` times that of what is deep:
+        """What `reduce` left → (B, n), of spread about n^−½, or `GAIN` times that of convolutions:
         rates of heads count on it."""
 
     def measure(self, *reduced: Tensor) -> None:
