@@ -72,8 +72,12 @@ _HOMES = {
     "parts.thresholds": ("get_solver", "list_solvers", "register_solver"),
     "storage.exits": ("load", "save"),
     "surgery.attach": ("attach",),
+    "surgery.compiling": ("compile",),
     "surgery.costs": ("CostRow", "CostTable"),
+    "surgery.latency": ("Latency",),
     "surgery.model": ("EarlyExitModule", "ExitOutputs", "Prediction"),
+    "surgery.streaming": ("predict_stream",),
+    "surgery.timing": ("profile",),
     "training.cache": ("FeatureCache", "cache_features"),
     "training.fit": ("FitResult", "fit"),
 }

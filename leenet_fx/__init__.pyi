@@ -243,11 +243,17 @@ from leenet_fx.storage.exits import (
 from leenet_fx.surgery.attach import (
     attach as attach,
 )
+from leenet_fx.surgery.compiling import (
+    compile as compile,
+)
 from leenet_fx.surgery.costs import (
     CostRow as CostRow,
 )
 from leenet_fx.surgery.costs import (
     CostTable as CostTable,
+)
+from leenet_fx.surgery.latency import (
+    Latency as Latency,
 )
 from leenet_fx.surgery.model import (
     EarlyExitModule as EarlyExitModule,
@@ -257,6 +263,12 @@ from leenet_fx.surgery.model import (
 )
 from leenet_fx.surgery.model import (
     Prediction as Prediction,
+)
+from leenet_fx.surgery.streaming import (
+    predict_stream as predict_stream,
+)
+from leenet_fx.surgery.timing import (
+    profile as profile,
 )
 from leenet_fx.training.cache import (
     FeatureCache as FeatureCache,

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from placement.errors import PlacementError
+from placement.registry import unknown_name
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -26,6 +27,7 @@ class Candidate:
         params: parameters used up to here, each counted once.
         bytes: bytes of activations written for one image up to here.
         live_bytes: bytes of the tensors alive here for one image: what a cut would send.
+        seconds: time up to here on some device, where it was measured.
     """
 
     name: str
@@ -33,14 +35,23 @@ class Candidate:
     params: int
     bytes: int
     live_bytes: int = 0
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class CostProfile:
     """The cost of a network up to each candidate boundary, in execution order.
 
+    Attributes:
+        model: name of the network.
+        candidates: the boundaries.
+        flops, params, bytes: of the whole network.
+        seconds: of the whole network, where it was measured.
+        cost: what `shares` counts, "flops" or "seconds".
+
     Raises:
-        PlacementError: names repeat, costs fall from one boundary to the next or pass the total.
+        PlacementError: names repeat, costs fall from one boundary to the next or pass the total;
+            seconds that were not measured everywhere; another cost.
     """
 
     model: str
@@ -48,17 +59,30 @@ class CostProfile:
     flops: int
     params: int
     bytes: int
+    seconds: float | None = None
+    cost: str = "flops"
 
     def __post_init__(self) -> None:
         names = [candidate.name for candidate in self.candidates]
         if len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise PlacementError(f"Candidate name '{twice}' occurs more than once.")
-        for cost in ("flops", "params", "bytes"):
+        for cost in ("flops", "params", "bytes", "seconds"):
             up_to = [getattr(candidate, cost) for candidate in self.candidates]
             up_to.append(getattr(self, cost))
+            if cost == "seconds" and all(value is None for value in up_to):
+                continue
+            if None in up_to:
+                raise PlacementError(f"The {cost} of {self.model} are not all known: {up_to}.")
             if any(later < earlier for earlier, later in pairwise(up_to)):
                 raise PlacementError(f"The {cost} of {self.model} must not fall: {up_to}.")
+
+        if self.cost not in ("flops", "seconds"):
+            raise unknown_name("cost", self.cost, ("flops", "seconds"))
+        if self.cost == "seconds" and self.seconds is None:
+            raise PlacementError(
+                f"cost='seconds' needs times, and those of {self.model} were not measured."
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -67,14 +91,16 @@ class CostProfile:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Cumulative share of the plain network's FLOPs at each candidate, in [0, 1].
+        """Cumulative share of the plain network's cost at each candidate, in [0, 1].
 
         Raises:
-            PlacementError: the network has no FLOPs.
+            PlacementError: the network costs nothing.
         """
-        if self.flops <= 0:
-            raise PlacementError(f"{self.model} has no FLOPs, so exits cannot be placed by cost.")
-        return tuple(candidate.flops / self.flops for candidate in self.candidates)
+        total = getattr(self, self.cost)
+        if total <= 0:
+            what = {"flops": "FLOPs"}.get(self.cost, self.cost)
+            raise PlacementError(f"{self.model} has no {what}, so exits cannot be placed by cost.")
+        return tuple(getattr(candidate, self.cost) / total for candidate in self.candidates)
 
     def to_networkx(self) -> nx.DiGraph:
         """The network as a chain of segments `input → candidates → output`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from placement.errors import PlacementError
@@ -41,6 +42,8 @@ def place(
     profile: CostProfile,
     strategy: str | Strategy | Placement | Sequence[Position] = "fine",
     num_exits: int | None = None,
+    *,
+    cost: str | None = None,
 ) -> Placement:
     """Chooses the boundaries that get an exit.
 
@@ -49,11 +52,16 @@ def place(
         strategy: a registered name, a function of (profile, num_exits), a placement made before,
             or a list of positions (see `fixed`).
         num_exits: how many exits; None lets the strategy choose (see `default_num_exits`).
+        cost: what shares are shares of, "flops" or "seconds" where the profile has them; None
+            takes the profile's own.
 
     Raises:
-        UnknownNameError: no strategy or candidate of that name.
-        PlacementError: more exits than boundaries, or thresholds beyond the last boundary.
+        UnknownNameError: no strategy, candidate or cost of that name.
+        PlacementError: more exits than boundaries, thresholds beyond the last boundary, or seconds
+            that were not measured.
     """
+    if cost is not None:
+        profile = replace(profile, cost=cost)
     if not profile.candidates:
         raise PlacementError(f"{profile.model} has no block boundary where an exit could go.")
     if num_exits is not None:
@@ -84,7 +92,7 @@ def fixed(
 
     Args:
         positions: each a candidate's name, its index (from 0, negative from the end), or a float
-            in (0, 1): the first candidate with at least that share of the FLOPs.
+            in (0, 1): the first candidate with at least that share of the cost.
 
     Raises:
         UnknownNameError: no candidate of that name.
@@ -173,6 +181,7 @@ def _by_share(
 def _scan(strategy: str, profile: CostProfile, thresholds: list[float]) -> Placement:
     """Exit i goes to the first free boundary with share ≥ tᵢ, scanning forward."""
     shares = profile.shares
+    what = {"flops": "FLOPs"}.get(profile.cost, profile.cost)
     chosen: list[int] = []
     for i, threshold in enumerate(thresholds):
         start = chosen[-1] + 1 if chosen else 0
@@ -180,7 +189,7 @@ def _scan(strategy: str, profile: CostProfile, thresholds: list[float]) -> Place
         if found is None:
             raise PlacementError(
                 f"Strategy '{strategy}' cannot place {len(thresholds)} exits on {profile.model}: "
-                f"exit {i} needs a free boundary at {threshold:.3f} of the FLOPs or later, but "
+                f"exit {i} needs a free boundary at {threshold:.3f} of the {what} or later, but "
                 f"{len(shares) - start} of {len(shares)} boundaries are left and the last is at "
                 f"{shares[-1]:.3f}. The first {i} exits fit."
             )

@@ -66,6 +66,7 @@ def fit(
 
     from leenet_fx.cli.setup import (
         attach_by_name,
+        measure_for,
         method_options,
         open_images,
         step_epochs,
@@ -91,6 +92,7 @@ def fit(
         seed=seed,
     )
     images, transform = open_images(ee, backbone, data, root, download, skip_bad)
+    measure_for(ee, cost)
     training = transform
     if augment:
         training = make_transform(backbone, ee.spec.image_shape, augment=True, name=model)

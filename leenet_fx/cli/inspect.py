@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from leenet_fx.surgery.model import EarlyExitModule
 
 
+LATENCY_SIZES = (1, 8, 32)
+
+
 def inspect(
     model: o.ModelArgument,
     strategy: o.StrategyOption = "fine",
@@ -26,6 +29,15 @@ def inspect(
     conv_blocks: o.BlocksOption = None,
     num_classes: o.NumClassesOption = None,
     input_size: o.InputSizeOption = None,
+    cost: o.PlacementCostOption = "flops",
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Measure each stage and branch, too.")
+    ] = False,
+    device: o.DeviceOption = None,
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Images at once for --latency; repeatable. Default: 1, 8, 32."),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the network to this file.")] = None,
     format: FormatOption = Format.human,
     as_json: JsonFlag = False,
@@ -45,8 +57,14 @@ def inspect(
         conv_blocks=conv_blocks,
         num_classes=num_classes,
         input_size=input_size,
-        meta=True,
+        meta=cost != "seconds" and not latency,
+        cost=cost,
+        device=device,
     )
+    if latency:
+        from leenet_fx.surgery.timing import profile
+
+        profile(ee, batch_sizes=batch_size or LATENCY_SIZES)
     if plot is not None:
         from leenet_fx.report.plots import plot_network
 
@@ -60,31 +78,34 @@ def inspect(
         print(_candidates(ee))
         print()
         print(ee.summary())
+        if ee.latency is not None:
+            print()
+            print(ee.latency.summary())
 
 
 def _candidates(ee: EarlyExitModule) -> str:
     from leenet_fx import text
 
     profile, placed = ee.spec.profile, ee.spec.placement.indices
+    timed = profile.seconds is not None
     table = text.new_table(
         f"{profile.model}: {len(profile.candidates)} block boundaries",
-        "block",
-        "#",
-        "exit",
-        "FLOPs",
-        "rel.",
-        "params",
-        "bytes",
-        "live bytes",
+        *("block", "#", "exit", "FLOPs", "rel."),
+        *(["ms", "rel."] if timed else []),
+        *("params", "bytes", "live bytes"),
         caption="Cumulative, plain model; bytes: activations written; live bytes: what is alive.",
     )
     for index, (at, share) in enumerate(zip(profile.candidates, profile.shares, strict=True)):
+        spent: list[str] = []
+        if at.seconds is not None and profile.seconds:
+            spent = [f"{1e3 * at.seconds:.3g}", f"{at.seconds / profile.seconds:.3f}"]
         table.add_row(
             at.name,
             str(index),
             str(placed.index(index)) if index in placed else "",
             text.quantity(at.flops),
             f"{share:.3f}",
+            *spent,
             text.quantity(at.params),
             text.quantity(at.bytes),
             text.quantity(at.live_bytes),

@@ -63,7 +63,14 @@ WorkersOption = Annotated[int, typer.Option(min=0, help="Processes that read ima
 SeedOption = Annotated[int, typer.Option(min=0, help="For everything drawn.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")]
 MethodOption = Annotated[str, typer.Option(help="A preset of recipe, objective and policy.")]
-CostOption = Annotated[str, typer.Option(help="What counts as cost: flops, params or bytes.")]
+CostOption = Annotated[
+    str,
+    typer.Option(help="What counts as cost: flops, params, bytes, or seconds as measured here."),
+]
+PlacementCostOption = Annotated[
+    str, typer.Option(help="What placements count: flops, or seconds as measured here.")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="Where to measure, for instance cuda.")]
 EpochsOption = Annotated[int, typer.Option(min=0, help="Epochs of each step.")]
 GateEpochsOption = Annotated[
     int | None, typer.Option(min=0, help="Epochs of the gates, if others.")

@@ -11,6 +11,7 @@ import typer
 from leenet_fx.errors import InputError, StorageError, first_line
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from leenet_fx.data.splits import Data
@@ -34,6 +35,8 @@ def attach_by_name(
     pretrained: bool = False,
     weights: Path | None = None,
     meta: bool = False,
+    cost: str = "flops",
+    device: str | None = None,
     seed: int = 0,
     name: str | None = None,
 ) -> tuple[nn.Module, EarlyExitModule]:
@@ -43,6 +46,8 @@ def attach_by_name(
         head, gate, conv_blocks: options of branches; None leaves them out.
         method: whose branches to take where none are named.
         meta: whether to do without weights, where only shapes and costs are asked for.
+        cost: what placements count.
+        device: where the backbone goes; None leaves it where it was built.
         name: what tables call it; None takes `model`.
 
     Returns:
@@ -55,6 +60,8 @@ def attach_by_name(
     if at and strategy != "fixed":
         raise typer.BadParameter("--at goes with --strategy fixed.")
     network = build(model, pretrained=pretrained, weights=weights, meta=meta)
+    if device is not None and not meta:
+        network.to(known_device(device))
     made = attach(
         network,
         [_position(text) for text in at] if at else strategy,
@@ -70,10 +77,35 @@ def attach_by_name(
         method=method,
         num_classes=num_classes,
         copy=False,
+        cost=cost,
         seed=seed,
         name=name or model,
     )
     return network, made
+
+
+def known_device(name: str) -> torch.device:
+    """A device by name.
+
+    Raises:
+        InputError: no such device, or none here.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"No device '{name}' here: {first_line(error)}") from error
+    return device
+
+
+def measure_for(ee: EarlyExitModule, cost: str) -> None:
+    """Measures a network whose cost is to be counted in seconds."""
+    if cost == "seconds":
+        from leenet_fx.surgery.timing import profile
+
+        profile(ee)
 
 
 def build(

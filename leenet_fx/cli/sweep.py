@@ -62,6 +62,7 @@ def sweep(
 
     from leenet_fx.cli.setup import (
         attach_by_name,
+        measure_for,
         method_options,
         open_images,
         step_epochs,
@@ -90,6 +91,7 @@ def sweep(
         seed=seed,
     )
     images, transform = open_images(ee, backbone, data, root, download, skip_bad)
+    measure_for(ee, cost)
     generator = torch.Generator().manual_seed(seed)
     train = images.loader("fit", transform, batch_size, shuffle=generator, workers=workers)
     gates = images.loader("calibrate", transform, batch_size, shuffle=generator, workers=workers)

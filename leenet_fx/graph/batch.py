@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -119,6 +120,24 @@ def take_rows(value: Any, carried: Carried, rows: torch.Tensor, before: int) -> 
         ]
         return torch.Size(kept) if isinstance(value, torch.Size) else type(value)(kept)
     return value
+
+
+def join_rows(values: Sequence[Any], carried: Carried) -> Any:
+    """One value for several batches together, in their order; undoes what `take_rows` parts.
+
+    Args:
+        values: what crosses the same cut, of each batch.
+        carried: how it follows the batch.
+    """
+    if carried.kind == "rows":
+        return torch.cat(list(values), carried.axis)
+    if carried.kind == "size":
+        return sum(values)
+    if carried.kind == "nested":
+        columns = zip(*values, strict=True)
+        joined = [join_rows(each, how) for each, how in zip(columns, carried.items, strict=True)]
+        return torch.Size(joined) if isinstance(values[0], torch.Size) else type(values[0])(joined)
+    return values[0]
 
 
 _RESHAPES = (

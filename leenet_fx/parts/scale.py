@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -15,16 +17,19 @@ class Scale(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    shift: Tensor
 
     def __init__(self, width: int, power: float) -> None:
         super().__init__()
         self.power = power
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
+        # −mean·scale, so that scaling is a single operation: on a small network each one shows.
+        self.register_buffer("shift", torch.zeros(width), persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, n) → (B, n)."""
-        return (inputs - self.mean) * self.scale
+        return torch.addcmul(self.shift, inputs, self.scale)
 
     @property
     def measured(self) -> bool:
@@ -37,3 +42,8 @@ class Scale(nn.Module):
         spread = inputs.std(0, correction=0) * inputs.shape[1] ** self.power
         self.mean.copy_(inputs.mean(0))
         self.scale.copy_(torch.where(spread > 1e-6, 1 / spread.clamp(min=1e-6), 0))
+        self.shift.copy_(-self.mean * self.scale)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.shift = -self.mean * self.scale

@@ -86,7 +86,7 @@ def pool(features: Sequence[Tensor], shapes: Sequence[FeatureShape], grid: int) 
     for feature, spec in zip(features, shapes, strict=True):
         rank = len(spec.shape)
         if spec.is_map and grid > 1:
-            maps = feature.movedim(spec.channel_axis, 1)
+            maps = feature if spec.channel_axis == 1 else feature.movedim(spec.channel_axis, 1)
             pooled.append(F.adaptive_avg_pool2d(maps, grid).flatten(1))
         else:
             axes = [a for a in range(1, rank) if a != spec.channel_axis]

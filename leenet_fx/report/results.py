@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from leenet_fx.machine import device_name
 from leenet_fx.storage.files import write_atomically
 
 LIBRARIES = ("leenet-fx", "torch", "torchvision", "timm", "networkx", "numpy")
@@ -100,19 +100,10 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         except PackageNotFoundError:
             found[library] = "not installed"
     found["platform"] = f"{platform.system()} {platform.machine()}"
-    on_gpu = device.startswith("cuda") and torch.cuda.is_available()
-    found["device"] = torch.cuda.get_device_name() if on_gpu else _processor()
+    found["device"] = device_name(device)
     found["threads"] = torch.get_num_threads()
     found["date"] = datetime.now(UTC).date().isoformat()
     return found
-
-
-def _processor() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _markdown_table(rows: Sequence[dict[str, Any]]) -> str:

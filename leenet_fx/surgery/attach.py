@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from leenet_fx.errors import InputError, PlacementError
 from leenet_fx.graph.catalog import library_name
@@ -17,7 +19,8 @@ from leenet_fx.methods import get_method
 from leenet_fx.parts.branches import Branch, BranchFactory, Site, get_branch, make_branch
 from leenet_fx.surgery.model import EarlyExitModule
 from leenet_fx.surgery.rewriter import feature_shapes, rewrite
-from placement import Placement, get_strategy, place
+from leenet_fx.surgery.timing import stage_seconds
+from placement import CostProfile, Placement, get_strategy, place
 from placement.strategies import Position, Strategy
 
 logger = logging.getLogger("leenet_fx")
@@ -40,6 +43,7 @@ def attach(
     leaf_modules: Iterable[type[nn.Module]] = (),
     concrete_args: Mapping[str, Any] | None = None,
     blocks: Iterable[str | type[nn.Module]] | None = None,
+    cost: str = "flops",
     seed: int = 0,
     name: str | None = None,
 ) -> EarlyExitModule:
@@ -73,6 +77,8 @@ def attach(
         concrete_args: where `forward` takes more than images: the others' values, by name.
         blocks: which modules are blocks, after which an exit may stand: names with wildcards, as in
             "layer?.*", or classes. None goes by the rule of `leenet_fx.graph.cuts`.
+        cost: what placements count: "flops", or "seconds", measured on the device of the weights
+            with `example_inputs` (one image, if there are none).
         seed: for the weights of branches and of a new classifier.
         name: the model's name in tables and files; by default timm's for its models, the class
             name for others. By `timm/NAME` or `torchvision/NAME` the model can be found again.
@@ -80,7 +86,8 @@ def attach(
     Raises:
         InputError: not a module, images that do not fit, a classifier that cannot be replaced, an
             encoder without `num_classes`.
-        UnknownNameError: no such strategy, method, branch, option of a branch, block or argument.
+        UnknownNameError: no such strategy, method, branch, option of a branch, block, argument or
+            cost.
         PlacementError: the model has no usable boundary, or fewer than asked for.
         TraceError: the model cannot become a graph.
     """
@@ -122,7 +129,25 @@ def attach(
     if not traced.boundaries and traced.refused:
         reasons = "; ".join(f"{at}: {why}" for at, why in traced.refused.items())
         raise PlacementError(f"{traced.profile.model} has no usable block boundary ({reasons}).")
-    placement = place(traced.profile, strategy, num_exits)
+    profile = traced.profile
+    if cost == "seconds":
+        profile = _timed(
+            traced,
+            attach(
+                model,
+                "every",
+                example_inputs=example_inputs,
+                num_classes=num_classes,
+                copy=False,
+                leaf_modules=leaf_modules,
+                concrete_args=concrete_args,
+                blocks=blocks,
+                name=name,
+            ),
+            example_inputs,
+        )
+    traced = replace(traced, profile=profile)
+    placement = place(profile, strategy, num_exits, cost=cost)
     branches = _build(traced, placement, factory, options, seed)
     branch_name = branch if isinstance(branch, str) else getattr(branch, "__name__", repr(branch))
     if branch_name == "flatten":
@@ -157,6 +182,22 @@ def _build(
         ]
         branches = [make_branch(factory, site, options) for site in sites]
     return [made.to(weight.device, weight.dtype) for made in branches]
+
+
+def _timed(traced: TracedModel, every: EarlyExitModule, example_inputs: object) -> CostProfile:
+    """The profile with seconds, of a network with an exit at each boundary."""
+    place_of, dtype = next((p.device, p.dtype) for p in every.exits.parameters())
+    if place_of.type == "meta":
+        raise InputError("cost='seconds' needs weights, and these are on the meta device.")
+    images = example_inputs if isinstance(example_inputs, Tensor) else None
+    if images is None:
+        images = torch.zeros(1, *traced.image_shape)
+    up_to = list(accumulate(stage_seconds(every.eval(), images.to(place_of, dtype))))
+    candidates = tuple(
+        replace(candidate, seconds=seconds)
+        for candidate, seconds in zip(traced.profile.candidates, up_to, strict=False)
+    )
+    return replace(traced.profile, candidates=candidates, seconds=up_to[-1])
 
 
 def _warn_if_large(traced: TracedModel, branches: list[Branch]) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import linecache
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,275 +12,321 @@ from torch import Tensor, fx, nn
 from leenet_fx.graph.batch import Carried, check_rows, take_rows
 from leenet_fx.parts.branches import Branch
 from leenet_fx.parts.policies import Policy
-
-_serial = count()
-_EXIT = re.compile(r"exits\.\d+")
+from leenet_fx.surgery.stages import Cut, Stage, split
 
 
-@dataclass(frozen=True)
-class Cut:
-    """What crosses from one stage to the next.
+class Segment(NamedTuple):
+    """What an exit hears of a stage and its branch, run together.
 
     Attributes:
-        live: names of the nodes whose values cross, in order.
-        carried: how each follows the batch.
-        features: which of `live` the exit reads.
+        live: the values that cross to the next stage.
+        kept: the branch's state, or class logits where they decide; what `classify` starts from.
+        scores: gate logits (B,), or class logits (B, m), of all who arrived.
+        said: (B, m) what later exits are told; None where none of them asks.
     """
 
-    live: tuple[str, ...]
-    carried: tuple[Carried, ...]
-    features: tuple[int, ...]
+    live: tuple[Any, ...]
+    kept: Tensor
+    scores: Tensor
+    said: Tensor | None
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A piece of the network between two exits.
+Wrap: TypeAlias = Callable[[Callable[..., Any], Sequence[Carried]], Callable[..., Any]]
+"""(function, how its last arguments, the live values, follow the batch) → the function to run."""
+
+_IMAGES = (Carried("rows"),)
+
+
+class Pieces:
+    """The stages of a network, and the segments that policies run.
 
     Attributes:
-        graph: its graph; placeholders and outputs are the values that cross the cuts.
-        code: the Python generated from it.
-        run: `run(network, *live)` → the values that cross to the next stage, or the logits.
+        stages: N+1.
+        cuts: N, what crosses behind each stage but the last.
+        runs: N+1 functions `(network, *live)` of the stages, to run.
     """
 
-    graph: fx.Graph
-    code: str
-    run: Callable[..., Any]
+    def __init__(self, graph: fx.Graph, cuts: Sequence[Cut], wrap: Wrap | None = None) -> None:
+        self.stages = split(graph, cuts)
+        self.cuts = tuple(cuts)
+        self._wrap = wrap
+        self._segments: dict[bool, tuple[Callable[..., Segment], ...]] = {}
+        entering = (_IMAGES, *(cut.carried for cut in cuts))
+        self.runs = tuple(
+            self._wrapped(stage.run, how) for stage, how in zip(self.stages, entering, strict=True)
+        )
+
+    def segments(self, *, by_gate: bool) -> tuple[Callable[..., Segment], ...]:
+        """N functions `(network, branch, tells, earlier, alpha, *live)` → `Segment`.
+
+        `tells` says whether a later exit asks what this one says.
+
+        Args:
+            by_gate: whether gates decide, so that only leaving samples are classified.
+        """
+        if by_gate not in self._segments:
+            entering = (_IMAGES, *(cut.carried for cut in self.cuts))
+            self._segments[by_gate] = tuple(
+                self._wrapped(make_segment(stage, cut, by_gate=by_gate), how)
+                for stage, cut, how in zip(self.stages, self.cuts, entering, strict=False)
+            )
+        return self._segments[by_gate]
+
+    def _wrapped(
+        self, function: Callable[..., Any], entering: Sequence[Carried]
+    ) -> Callable[..., Any]:
+        return function if self._wrap is None else self._wrap(function, entering)
 
 
-def split(graph: fx.Graph, cuts: Sequence[Cut]) -> tuple[Stage, ...]:
-    """Cuts the graph that computes every exit into one stage for each exit and a last one.
+def make_segment(stage: Stage, cut: Cut, *, by_gate: bool) -> Callable[..., Segment]:
+    """A stage and the deciding part of the branch behind it, as one function.
 
-    The stages read weights from the network they are handed, so they are never stale.
+    Args:
+        stage: the piece of the network.
+        cut: what crosses behind it.
+        by_gate: whether the gate decides, so that only leaving samples are classified.
     """
-    body: list[list[fx.Node]] = [[]]
-    for node in graph.nodes:
-        if is_exit(node):
-            body.append([])
-        elif node.op not in ("placeholder", "output", "get_attr") and not _collects(node):
-            body[-1].append(node)
-    named = {node.name: node for node in graph.nodes}
-    image = next(node for node in graph.nodes if node.op == "placeholder")
-    logits = logits_node(graph)
-    entering: Sequence[fx.Node] = [image]
-    stages = []
-    for index, nodes in enumerate(body):
-        last = index == len(cuts)
-        leaving = [logits] if last else [named[name] for name in cuts[index].live]
-        stages.append(_stage(nodes, entering, leaving, last))
-        entering = leaving
-    return tuple(stages)
+    run, features = stage.run, cut.features
+
+    def segment(
+        network: nn.Module,
+        branch: Branch,
+        tells: bool,
+        earlier: Tensor | None,
+        alpha: Tensor | None,
+        *live: Any,
+    ) -> Segment:
+        live = run(network, *live)
+        reduced = branch.reduce(*[live[i] for i in features])
+        state = branch.embed(*reduced, earlier=earlier)
+        said = branch.said(state) if tells else None
+        if by_gate:
+            return Segment(live, state, branch.score(branch.evidence(state, earlier), alpha), said)
+        logits = branch.classify(state)
+        return Segment(live, logits, logits, said)
+
+    return segment
 
 
-def is_exit(node: fx.Node) -> bool:
-    """Whether a node calls one of the exits."""
-    return node.op == "call_module" and _EXIT.fullmatch(str(node.target)) is not None
-
-
-def logits_node(graph: fx.Graph) -> fx.Node:
-    """The node of the final classifier's logits in the graph that computes every exit."""
-    collect = next(node for node in reversed(graph.nodes) if _collects(node))
-    logits = collect.args[0]
-    assert isinstance(logits, fx.Node)
-    return logits
-
-
-def _collects(node: fx.Node) -> bool:
-    return node.op == "call_function" and getattr(node.target, "__name__", "") == "collect_exits"
-
-
-def _stage(
-    nodes: Sequence[fx.Node], entering: Sequence[fx.Node], leaving: Sequence[fx.Node], last: bool
-) -> Stage:
-    graph = fx.Graph()
-    made = {node: graph.placeholder(node.name) for node in entering}
-    for node in nodes:
-        for source in node.all_input_nodes:
-            if source.op == "get_attr" and source not in made:
-                made[source] = graph.create_node(
-                    "get_attr", source.target, (), {}, name=source.name
-                )
-        made[node] = graph.node_copy(node, made.__getitem__)
-    graph.output(made[leaving[0]] if last else tuple(made[node] for node in leaving))
-    python = graph.python_code(root_module="self")
-    filename = f"<leenet_fx stage {next(_serial)}>"
-    linecache.cache[filename] = (len(python.src), None, python.src.splitlines(True), filename)
-    scope = dict(python.globals)
-    exec(compile(python.src, filename, "exec"), scope)
-    return Stage(graph, python.src, scope["forward"])
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What an exit is asked about the samples that are still inside.
+@dataclass(slots=True)
+class Inside:
+    """The samples that have not left.
 
     Attributes:
-        index: which exit.
-        branch: its branch.
-        features: what it reads.
-        rows: which samples these are; None for all.
-        earlier: (B, index, m) what earlier exits said; None where nobody needs it.
-        answered: (B, index, m) their class logits, which may differ; None where nobody needs them.
+        live: the values that crossed the last cut.
+        count: how many they are.
+        rows: (count,) which samples of the batch these are; None for all.
+        earlier: (count, i, m) what earlier exits said; None where nobody asks.
+        answered: (count, i, m) their class logits, which may differ; None where nobody asks.
     """
 
-    index: int
-    branch: Branch
-    features: Sequence[Tensor]
-    rows: Tensor | None
-    earlier: Tensor | None
-    answered: Tensor | None
+    live: tuple[Any, ...]
+    count: int
+    rows: Tensor | None = None
+    earlier: Tensor | None = None
+    answered: Tensor | None = None
+
+    def keep(self, staying: Tensor, cut: Cut) -> None:
+        """Lets all but `staying` (n,) go."""
+        self.live = tuple(
+            take_rows(value, how, staying, self.count)
+            for value, how in zip(self.live, cut.carried, strict=True)
+        )
+        self.rows = staying if self.rows is None else self.rows[staying]
+        self.earlier = None if self.earlier is None else self.earlier[staying]
+        self.answered = None if self.answered is None else self.answered[staying]
+        self.count = staying.shape[0]
 
 
-@dataclass(frozen=True)
-class Told:
+class Told(NamedTuple):
     """An exit's answer.
 
     Attributes:
         leave: (B,) who leaves.
         classify: from rows to their class logits; None stands for all rows.
-        said: (B, m) what later exits are told, where one of them needs it.
+        said: (B, m) what later exits are told, where one of them asks.
         answered: (B, m) class logits, where the policy asks for them again at later exits.
     """
 
     leave: Tensor
     classify: Callable[[Tensor | None], Tensor]
-    said: Callable[[], Tensor]
+    said: Tensor | None = None
     answered: Tensor | None = None
 
 
-Decide: TypeAlias = Callable[[Asked], Told]
+Ask: TypeAlias = Callable[[int, Inside], Told]
+"""(exit, who arrives) → who leaves; takes `inside.live` behind the next stage."""
 
 
-def by_policy(policy: Policy) -> Decide | None:
-    """Lets each exit's gate or class logits decide; None where no branch is to run."""
-    if policy.reads == "nothing":
-        return None
+def by_policy(
+    network: nn.Module, pieces: Pieces, branches: Sequence[Branch], policy: Policy
+) -> Ask:
+    """Lets each exit's gate or class logits decide.
 
-    def decide(asked: Asked) -> Told:
-        branch, earlier = asked.branch, asked.earlier if asked.branch.reads_earlier else None
-        state = branch.embed(*branch.reduce(*asked.features), earlier=earlier)
+    Args:
+        network: whose weights are read.
+        pieces: of the network.
+        branches: what hangs behind each stage but the last.
+        policy: who leaves.
+    """
+    reads = policy.reads
+    tells = any(branch.reads_earlier for branch in branches)
+    segments = pieces.segments(by_gate=reads == "gate")
+    alpha = None if policy.alpha is None else torch.tensor(policy.alpha)
 
-        def said() -> Tensor:
-            return branch.said(state)
+    def ask(index: int, inside: Inside) -> Told:
+        branch = branches[index]
+        earlier = inside.earlier if branch.reads_earlier else None
+        inside.live, kept, scores, said = segments[index](
+            network, branch, tells, earlier, alpha, *inside.live
+        )
+        if reads == "gate":
+            leave = policy.leaves(index, scores)
+            return Told(leave, lambda taken: branch.classify(_pick(kept, taken)), said)
+        if reads == "history":
+            leave = policy.leaves(index, joined(inside.answered, scores))
+            return Told(leave, lambda taken: _pick(kept, taken), said, kept)
+        return Told(policy.leaves(index, scores), lambda taken: _pick(kept, taken), said)
 
-        if policy.reads == "gate":
-            scores = branch.score(branch.evidence(state, earlier), policy.alpha)
-            leave = policy.leaves(asked.index, scores)
-            return Told(leave, lambda taken: branch.classify(_pick(state, taken)), said)
-        logits = branch.classify(state)
-        scores = logits
-        if policy.reads == "history":
-            scores = _joined(asked.answered, logits)
-        leave = policy.leaves(asked.index, scores)
-        answered = logits if policy.reads == "history" else None
-        return Told(leave, lambda taken: _pick(logits, taken), said, answered)
-
-    return decide
+    return ask
 
 
-def by_index(exit_index: Tensor) -> Decide:
-    """Lets sample b leave at `exit_index[b]`; no gate is asked."""
+def by_index(network: nn.Module, pieces: Pieces, branches: Sequence[Branch], to: Tensor) -> Ask:
+    """Lets sample b leave at `to[b]`; no gate is asked.
 
-    def decide(asked: Asked) -> Told:
-        branch, earlier = asked.branch, asked.earlier if asked.branch.reads_earlier else None
+    Args:
+        network: whose weights are read.
+        pieces: of the network.
+        branches: what hangs behind each stage but the last.
+        to: (B,) where samples leave.
+    """
+    tells = any(branch.reads_earlier for branch in branches)
+
+    def ask(index: int, inside: Inside) -> Told:
+        branch = branches[index]
+        inside.live = live = pieces.runs[index](network, *inside.live)
+        earlier = inside.earlier if branch.reads_earlier else None
 
         def state(taken: Tensor | None) -> Tensor:
-            reduced = branch.reduce(*(_pick(f, taken) for f in asked.features))
+            features = pieces.cuts[index].features
+            reduced = branch.reduce(*[_pick(live[i], taken) for i in features])
             return branch.embed(*reduced, earlier=_pick(earlier, taken))
 
-        leave = _pick(exit_index, asked.rows) == asked.index
-        return Told(
-            leave,
-            lambda taken: branch.classify(state(taken)),
-            lambda: branch.said(state(None)),
-        )
+        said = branch.said(state(None)) if tells else None
+        leave = _pick(to, inside.rows) == index
+        return Told(leave, lambda taken: branch.classify(state(taken)), said)
 
-    return decide
+    return ask
 
 
-def run(
-    network: nn.Module,
-    stages: Sequence[Stage],
-    cuts: Sequence[Cut],
-    branches: Sequence[Branch],
-    images: Tensor,
-    decide: Decide | None,
-    keeps_said: bool = False,
-) -> tuple[Tensor, Tensor]:
+class Left(NamedTuple):
+    """Samples that left together.
+
+    Attributes:
+        outlet: the exit; N is the final classifier.
+        rows: (n,) which samples; None for the whole batch.
+        logits: (n, m).
+    """
+
+    outlet: int
+    rows: Tensor | None
+    logits: Tensor
+
+
+def run(network: nn.Module, pieces: Pieces, ask: Ask | None, images: Tensor) -> list[Left]:
     """Runs each stage on the samples that are still inside.
 
     Args:
+        network: whose weights are read.
+        pieces: of the network.
+        ask: who leaves where; None runs the plain network.
         images: (B, …), B ≥ 1.
-        decide: who leaves where; None runs the plain network.
-        keeps_said: whether a branch needs what earlier exits said.
+
+    Raises:
+        InputError: at this image size a value does not follow the batch.
+    """
+    last = pieces.runs[-1]
+    if ask is None:
+        live: Any = (images,)
+        for stage in pieces.runs[:-1]:
+            live = stage(network, *live)
+        return [Left(len(pieces.cuts), None, last(network, *live))]
+    inside = Inside((images,), images.shape[0])
+    left: list[Left] = []
+    for index, cut in enumerate(pieces.cuts):
+        leaving = settle(ask(index, inside), inside, cut)
+        if leaving is not None:
+            left.append(Left(index, *leaving))
+            if not inside.count:
+                return left
+    left.append(Left(len(pieces.cuts), inside.rows, last(network, *inside.live)))
+    return left
+
+
+def settle(told: Told, inside: Inside, cut: Cut) -> tuple[Tensor | None, Tensor] | None:
+    """Lets go who leaves; the device is asked once.
 
     Returns:
-        Logits (B, classes) and exit indices (B,), in the order of `images`.
+        Their rows (None for the whole batch) and logits; None where nobody leaves.
+
+    Raises:
+        InputError: at this image size a value that the exit reads does not follow the batch.
     """
-    live: Any = (images,)
-    rows: Tensor | None = None
-    inside = images.shape[0]
-    left: list[tuple[int, Tensor | None, Tensor]] = []
-    earlier: Tensor | None = None
-    answered: Tensor | None = None
-    for index, (stage, cut, branch) in enumerate(zip(stages, cuts, branches, strict=False)):
-        live = stage.run(network, *live)
-        if decide is None:
-            continue
-        features = [live[i] for i in cut.features]
-        for at in cut.features:
-            check_rows(live[at], cut.carried[at], inside)
-        told = decide(Asked(index, branch, features, rows, earlier, answered))
-        leaving = told.leave.nonzero().squeeze(1)
-        gone = leaving.shape[0]
-        if gone == inside:
-            left.append((index, rows, told.classify(None)))
-            inside = 0
-            break
-        if keeps_said:
-            earlier = _joined(earlier, told.said())
-        if told.answered is not None:
-            answered = _joined(answered, told.answered)
-        if gone == 0:
-            continue
-        left.append((index, _pick(rows, leaving, leaving), told.classify(leaving)))
-        staying = (~told.leave).nonzero().squeeze(1)
-        earlier, answered = _pick(earlier, staying), _pick(answered, staying)
-        live = tuple(
-            take_rows(value, how, staying, inside)
-            for value, how in zip(live, cut.carried, strict=True)
-        )
-        rows = _pick(rows, staying, staying)
-        inside -= gone
-    if inside:
-        left.append((len(cuts), rows, stages[-1].run(network, *live)))
-    return _in_order(left, images)
+    count = inside.count
+    for at in cut.features:
+        check_rows(inside.live[at], cut.carried[at], count)
+    gone = int(told.leave) if count == 1 else int(told.leave.sum())
+    if gone == count:
+        inside.count = 0
+        return inside.rows, told.classify(None)
+    if told.said is not None:
+        inside.earlier = joined(inside.earlier, told.said)
+    if told.answered is not None:
+        inside.answered = joined(inside.answered, told.answered)
+    if not gone:
+        return None
+    # Both lists without asking the device how long they are; bytes sort on every device.
+    order = told.leave.byte().argsort(stable=True)
+    staying, leaving = order[: count - gone], order[count - gone :]
+    rows = leaving if inside.rows is None else inside.rows[leaving]
+    logits = told.classify(leaving)
+    inside.keep(staying, cut)
+    return rows, logits
 
 
-def _pick(values: Any, taken: Tensor | None, otherwise: Tensor | None = None) -> Any:
-    """`values[taken]`; all of `values` where taken is None; `otherwise` where values is None."""
-    if values is None:
-        return otherwise
-    return values if taken is None else values[taken]
-
-
-def _joined(earlier: Tensor | None, own: Tensor) -> Tensor:
-    """(B, index, m) and (B, m) → (B, index+1, m)."""
-    own = own.unsqueeze(1)
-    return own if earlier is None else torch.cat([earlier, own], 1)
-
-
-def _in_order(
-    left: Sequence[tuple[int, Tensor | None, Tensor]], images: Tensor
-) -> tuple[Tensor, Tensor]:
-    size = images.shape[0]
-    exit_index = torch.empty(size, dtype=torch.int64, device=images.device)
+def in_order(left: Sequence[Left]) -> Tensor:
+    """Logits (B, m) of all samples, in the order of the batch."""
     if len(left) == 1:
-        index, _, logits = left[0]
-        return logits, exit_index.fill_(index)
-    rows = []
-    for index, taken, _ in left:
-        assert taken is not None
-        exit_index[taken] = index
-        rows.append(taken)
-    joined = torch.cat([logits for _, _, logits in left])
-    return joined[torch.cat(rows).argsort()], exit_index
+        return left[0].logits
+    rows = torch.cat([group.rows for group in left if group.rows is not None])
+    return torch.cat([group.logits for group in left])[rows.argsort()]
+
+
+def exits_taken(left: Sequence[Left]) -> Tensor:
+    """Where each sample left (B,), in the order of the batch."""
+    size = sum(len(group.logits) for group in left)
+    device = left[0].logits.device
+    index = torch.full((size,), left[0].outlet, dtype=torch.int64, device=device)
+    for group in left[1:]:
+        assert group.rows is not None
+        index[group.rows] = group.outlet
+    return index
+
+
+def _pick(values: Any, taken: Tensor | None) -> Any:
+    """`values[taken]`; all of `values` where there is nothing to take, or nothing to take from."""
+    return values if taken is None or values is None else values[taken]
+
+
+def joined(earlier: Tensor | None, own: Tensor) -> Tensor:
+    """(B, index, m) and (B, m) → (B, index+1, m).
+
+    Never a view, for compiled code is bound to what a view is a view of.
+
+    Args:
+        earlier: of the exits before; None at the first.
+        own: of this exit.
+    """
+    if earlier is None:
+        return torch.stack([own], 1)
+    return torch.cat([earlier, own.unsqueeze(1)], 1)

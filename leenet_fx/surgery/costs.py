@@ -9,14 +9,19 @@ from typing import Any, Literal, TypeAlias, overload
 import torch
 from torch import Tensor, nn
 
+from leenet_fx.errors import InputError
 from leenet_fx.graph.profile import measure_call
 from leenet_fx.graph.tracer import clone
 from leenet_fx.parts.branches import Branch
+from leenet_fx.surgery.latency import Latency
 from placement import UNIT, CostProfile, Placement
 from placement.registry import unknown_name
 
-CostKind: TypeAlias = Literal["flops", "params", "bytes"]
-COST_KINDS: tuple[CostKind, ...] = ("flops", "params", "bytes")
+CostKind: TypeAlias = Literal["flops", "params", "bytes", "seconds"]
+COST_KINDS: tuple[CostKind, ...] = ("flops", "params", "bytes", "seconds")
+
+
+Reads: TypeAlias = Literal["gate", "logits"]
 
 
 @dataclass(frozen=True)
@@ -109,14 +114,25 @@ class CostTable(Sequence[CostRow]):
     Attributes:
         model: name of the network.
         plain: cost of the plain model.
+        reads: what decides at exits, "gate" or "logits".
+        latency: what was measured, under the same; None where nothing was.
         unit: how FLOPs are counted.
     """
 
     unit = UNIT
 
-    def __init__(self, model: str, plain: Cost, rows: Sequence[CostRow]) -> None:
+    def __init__(
+        self,
+        model: str,
+        plain: Cost,
+        rows: Sequence[CostRow],
+        reads: Reads,
+        latency: Latency | None = None,
+    ) -> None:
         self.model = model
         self.plain = plain
+        self.reads = reads
+        self.latency = latency
         self._rows = tuple(rows)
 
     @overload
@@ -135,7 +151,7 @@ class CostTable(Sequence[CostRow]):
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, CostTable)
-            and (self.model, self.plain) == (other.model, other.plain)
+            and (self.model, self.plain, self.latency) == (other.model, other.plain, other.latency)
             and self._rows == other._rows
         )
 
@@ -147,12 +163,22 @@ class CostTable(Sequence[CostRow]):
         """Cost of leaving at each exit and at the end, relative to the plain model.
 
         Args:
-            kind: "flops", "params" (as LEENet published) or "bytes".
+            kind: "flops", "params" (as LEENet published), "bytes", or "seconds": at batches of
+                `latency.reference`, on the device that `leenet_fx.profile` measured.
 
         Raises:
             UnknownNameError: another kind.
+            InputError: seconds, which nobody measured yet where exits decide as they do now.
         """
         check_cost_kind(kind)
+        if kind == "seconds":
+            if self.latency is None:
+                raise InputError(
+                    f"cost='seconds' needs measured times of exits that decide by {self.reads}: "
+                    "call leenet_fx.profile(ee) first."
+                )
+            plain = self.latency.plain_seconds()
+            return tuple(seconds / plain for seconds in self.latency.rows())
         return tuple(getattr(row, f"relative_{kind}") for row in self._rows)
 
     def to_dict(self) -> dict[str, Any]:
@@ -162,6 +188,7 @@ class CostTable(Sequence[CostRow]):
             "unit": self.unit,
             "total": asdict(self.plain),
             "exits": [asdict(row) for row in self._rows],
+            "latency": None if self.latency is None else self.latency.to_dict(),
         }
 
 
@@ -169,7 +196,8 @@ def cost_table(
     profile: CostProfile,
     placement: Placement,
     branches: Sequence[BranchCost],
-    reads: Literal["gate", "logits"],
+    reads: Reads,
+    latency: Latency | None = None,
 ) -> CostTable:
     """The cost table under a policy that reads gates, or class logits, at each exit it passes.
 
@@ -188,7 +216,8 @@ def cost_table(
             spent = spent + branch.classify
         rows.append(_row(at.name, spent, plain))
     rows.append(_row("final", plain + passed, plain))
-    return CostTable(profile.model, plain, rows)
+    known = latency if latency is not None and latency.reads == reads else None
+    return CostTable(profile.model, plain, rows, reads, known)
 
 
 def check_cost_kind(kind: str) -> None:

@@ -19,8 +19,9 @@ from leenet_fx.errors import InputError, ModeError
 from leenet_fx.parts.branches import Branch
 from leenet_fx.parts.policies import Policy, Shut, policy_from_dict, policy_to_dict
 from leenet_fx.surgery import conditional
-from leenet_fx.surgery.conditional import Cut, Stage
 from leenet_fx.surgery.costs import BranchCost, CostTable, cost_table
+from leenet_fx.surgery.latency import Latency
+from leenet_fx.surgery.stages import Cut, Stage
 from placement import CostProfile, Placement
 
 
@@ -115,7 +116,7 @@ class Exits(nn.ModuleList):
         return len(self._modules) - ("final" in self._modules)
 
     def __iter__(self) -> Iterator[nn.Module]:
-        return (self[index] for index in range(len(self)))
+        return iter([made for name, made in self._modules.items() if name != "final" and made])
 
     def get_extra_state(self) -> Tensor:
         """The policy as JSON in a tensor of bytes, so that safetensors can hold it."""
@@ -157,7 +158,7 @@ class EarlyExitModule(fx.GraphModule):
     Made by `leenet_fx.attach`.
     """
 
-    _NOT_COPIED = ("_graph", "_stages", "_costs")
+    _NOT_COPIED = ("_graph", "_pieces", "_wrap", "_costs", "_accepted")
 
     def __init__(self, root: nn.Module, graph: fx.Graph, exits: Exits, spec: ExitSpec) -> None:
         super().__init__(nn.Module(), fx.Graph(), "EarlyExitModule")
@@ -190,14 +191,14 @@ class EarlyExitModule(fx.GraphModule):
         generated = type(self)
         generated._compute_all = generated.forward  # type: ignore[attr-defined]
         generated.forward = EarlyExitModule._dispatch
-        self.__dict__.pop("_stages", None)
+        self.__dict__.pop("_pieces", None)
         return code
 
     def _dispatch(self, images: Tensor) -> ExitOutputs | Tensor:
         """Training mode: `ExitOutputs` of every exit. Evaluation mode: logits (B, classes)."""
         if self.training:
             return self.all_exits(images)
-        return self.run_with(images, self.policy)[0]
+        return conditional.in_order(self._run(images, self.policy))
 
     def all_exits(self, images: Tensor) -> ExitOutputs:
         """Every exit's answer for every sample, in the present mode.
@@ -210,7 +211,7 @@ class EarlyExitModule(fx.GraphModule):
         """
         if torch.fx._symbolic_trace.is_fx_symbolic_tracing():
             return cast(ExitOutputs, self._compute_all(images))  # type: ignore[operator]
-        self._check_images(images)
+        self.check_images(images)
         if images.shape[0] == 0:
             empty = self._no_rows(images)
             return ExitOutputs((empty,) * (self.num_exits + 1), empty.new_empty(0, self.num_exits))
@@ -244,15 +245,24 @@ class EarlyExitModule(fx.GraphModule):
         policy = self.policy if alpha is None else self.policy.turned(alpha)
         shut = exit_index is None and policy.reads == "nothing"
         if exit_index is None:
-            logits, left_at = self.run_with(images, policy)
+            left = self._run(images, policy)
         else:
-            self._check_images(images)
-            decide = conditional.by_index(self._check_indices(exit_index, images))
-            logits, left_at = self._run(images, decide)
-        table = torch.tensor(self.costs.relative("flops"), device=images.device)
-        cost = torch.ones(left_at.shape, device=images.device) if shut else table[left_at]
+            self.check_images(images)
+            left = self._run(images, self._check_indices(exit_index, images))
+        return self.prediction(conditional.in_order(left), conditional.exits_taken(left), shut=shut)
+
+    def prediction(self, logits: Tensor, exit_index: Tensor, *, shut: bool) -> Prediction:
+        """What is to be said of samples that left.
+
+        Args:
+            logits: (B, classes).
+            exit_index: (B,).
+            shut: whether no branch ran.
+        """
+        table = torch.tensor(self.costs.relative("flops"), device=logits.device)
+        cost = torch.ones(exit_index.shape, device=logits.device) if shut else table[exit_index]
         confidence = logits.float().softmax(1).amax(1) if len(logits) else cost.new_empty(0)
-        return Prediction(logits, left_at, confidence, cost)
+        return Prediction(logits, exit_index, confidence, cost)
 
     def run_with(self, images: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
         """Runs the conditional form under any policy, in any mode.
@@ -260,30 +270,36 @@ class EarlyExitModule(fx.GraphModule):
         Returns:
             Logits (B, classes) and where each sample left (B,).
         """
-        return self._run(images, conditional.by_policy(policy))
+        left = self._run(images, policy)
+        return conditional.in_order(left), conditional.exits_taken(left)
 
     def exit_features(self, images: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """What each exit reads, one tuple an exit, then the final logits; nobody leaves.
 
         Stages run as they are asked for, so a caller may stop early.
         """
-        self._check_images(images)
+        self.check_images(images)
         live: Any = (images,)
-        for stage, cut in zip(self.conditional_stages[:-1], self.spec.cuts, strict=True):
-            live = stage.run(self, *live)
+        for run, cut in zip(self.pieces.runs, self.spec.cuts, strict=False):
+            live = run(self, *live)
             yield tuple(live[i] for i in cut.features)
-        yield (self.conditional_stages[-1].run(self, *live),)
+        yield (self.pieces.runs[-1](self, *live),)
 
-    def _run(self, images: Tensor, decide: conditional.Decide | None) -> tuple[Tensor, Tensor]:
-        self._check_images(images)
+    def _run(self, images: Tensor, leave_by: Policy | Tensor) -> list[conditional.Left]:
+        """Groups of samples that left together, by a policy or at exits (B,) given."""
+        self.check_images(images)
         if images.shape[0] == 0:
-            empty = self._no_rows(images)
-            return empty, torch.empty(0, dtype=torch.int64, device=images.device)
+            return [conditional.Left(self.num_exits, None, self._no_rows(images))]
         branches = list(self.exits.branches())
-        keeps_said = any(branch.reads_earlier for branch in branches)
-        return conditional.run(
-            self, self.conditional_stages, self.spec.cuts, branches, images, decide, keeps_said
-        )
+        if isinstance(leave_by, Tensor):
+            ask: conditional.Ask | None = conditional.by_index(
+                self, self.pieces, branches, leave_by
+            )
+        elif leave_by.reads == "nothing":
+            ask = None
+        else:
+            ask = conditional.by_policy(self, self.pieces, branches, leave_by)
+        return conditional.run(self, self.pieces, ask, images)
 
     # --- what it is ----------------------------------------------------------------------------
 
@@ -330,16 +346,38 @@ class EarlyExitModule(fx.GraphModule):
         if reads not in tables:
             spec = self.spec
             tables[reads] = cost_table(
-                spec.profile, spec.placement, spec.branch_costs, cast(Any, reads)
+                spec.profile, spec.placement, spec.branch_costs, cast(Any, reads), self.latency
             )
         return tables[reads]
 
     @property
+    def latency(self) -> Latency | None:
+        """What `leenet_fx.profile` measured last; None before."""
+        return self.__dict__.get("_latency")
+
+    @latency.setter
+    def latency(self, measured: Latency | None) -> None:
+        self.__dict__["_latency"] = measured
+        self.__dict__.pop("_costs", None)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether `leenet_fx.compile` made this."""
+        return "_wrap" in self.__dict__
+
+    @property
     def conditional_stages(self) -> tuple[Stage, ...]:
         """The conditional form: N+1 pieces of the network, cut at the exits."""
-        if "_stages" not in self.__dict__:
-            self.__dict__["_stages"] = conditional.split(self.graph, self.spec.cuts)
-        return cast(tuple[Stage, ...], self.__dict__["_stages"])
+        return self.pieces.stages
+
+    @property
+    def pieces(self) -> conditional.Pieces:
+        """What the conditional form runs."""
+        found: conditional.Pieces | None = self.__dict__.get("_pieces")
+        if found is None:
+            found = conditional.Pieces(self.graph, self.spec.cuts, self.__dict__.get("_wrap"))
+            self.__dict__["_pieces"] = found
+        return found
 
     def summary(self) -> str:
         """Exits, their positions and costs as a table of text."""
@@ -414,7 +452,23 @@ class EarlyExitModule(fx.GraphModule):
 
     # --- checks --------------------------------------------------------------------------------
 
-    def _check_images(self, images: Tensor) -> None:
+    def check_images(self, images: Tensor) -> None:
+        """Raises InputError for images of another rank, channel count or dtype."""
+        # The checks would show at batch 1 on a small network: what passed is not asked again.
+        kind = None
+        if isinstance(images, Tensor):
+            mixed = not images.is_meta and torch.is_autocast_enabled(images.device.type)
+            kind = (images.shape[1:], images.dtype, mixed)
+            if kind == self.__dict__.get("_accepted"):
+                return
+        self._check_kind(images)
+        self.__dict__["_accepted"] = kind
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.__dict__.pop("_accepted", None)
+        return super()._apply(fn, recurse)
+
+    def _check_kind(self, images: Tensor) -> None:
         expected = self.spec.image_shape
         if not isinstance(images, Tensor):
             raise InputError(

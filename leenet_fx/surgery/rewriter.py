@@ -10,9 +10,9 @@ from torch import fx
 from leenet_fx.graph.cuts import Boundary
 from leenet_fx.graph.traced import TracedModel
 from leenet_fx.parts.branches import Branch, FeatureShape
-from leenet_fx.surgery.conditional import Cut
 from leenet_fx.surgery.costs import branch_cost
 from leenet_fx.surgery.model import EarlyExitModule, Exits, ExitSpec, collect_exits
+from leenet_fx.surgery.stages import Cut
 from placement import Placement
 
 

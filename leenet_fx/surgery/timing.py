@@ -1,0 +1,219 @@
+"""Measures what each stage and branch takes on a device."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from leenet_fx.errors import InputError, ModeError
+from leenet_fx.graph.batch import take_rows
+from leenet_fx.machine import device_name
+from leenet_fx.parts.branches import Branch
+from leenet_fx.parts.policies import LearnedGate, MaxProbability, Policy
+from leenet_fx.surgery.conditional import Segment, joined
+from leenet_fx.surgery.latency import Latency
+from leenet_fx.surgery.model import EarlyExitModule, device_of
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+FEWEST, MOST = 7, 200
+"""Rounds of measuring; in between, as many as `seconds` allow."""
+
+
+def profile(
+    ee: EarlyExitModule,
+    device: torch.device | str | None = None,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    *,
+    reference: int | None = None,
+    seconds: float = 2.0,
+) -> Latency:
+    """Measures each stage and branch, and keeps what was found in the cost table.
+
+    The network runs as a whole, piece after piece, with a clock between them (that of
+    torch.utils.benchmark, which waits for a GPU): a piece run over and over by itself would find
+    its weights in the cache. Medians are kept. `ee.costs` has them as `ee.costs.latency`, and
+    `cost="seconds"` counts by them from then on.
+
+    Args:
+        ee: the network, in evaluation mode; its policy says whether gates or class logits decide
+            (gates, while it is shut).
+        device: where to measure; None measures where the network is, another moves it there.
+        batch_sizes: how many images at once.
+        reference: the batch size at which `cost="seconds"` counts; None takes the first.
+        seconds: to spend on each batch size; at least 7 runs are made.
+
+    Returns:
+        The times, which predict those of any batch and mix of exits.
+
+    Raises:
+        ModeError: `ee` is in training mode, or its weights are on the meta device.
+        InputError: batch sizes that are none.
+    """
+    if ee.training:
+        raise ModeError("profile needs evaluation mode: call ee.eval() first.")
+    sizes, at = _checked(batch_sizes, reference)
+    if device is not None:
+        ee.to(device)
+    place = device_of(ee)
+    if place.type == "meta":
+        raise ModeError("profile needs weights, and these are on the meta device.")
+    dtype = next(p.dtype for p in ee.parameters() if p.is_floating_point())
+    shape = ee.spec.image_shape
+    found = {}
+    with torch.inference_mode():
+        for size in sizes:
+            generator = torch.Generator().manual_seed(size)
+            images = torch.randn(size, *shape, generator=generator).to(place, dtype)
+            found[size] = _rounds(_Rounds(ee, images), seconds)
+    reads: Literal["gate", "logits"] = "gate" if _by_gate(ee.policy) else "logits"
+
+    def series(name: str, count: int) -> tuple[tuple[float, ...], ...]:
+        return tuple(tuple(found[size][f"{name} {i}"] for size in sizes) for i in range(count))
+
+    measured = Latency(
+        device=device_name(place),
+        threads=torch.get_num_threads(),
+        dtype=str(dtype).removeprefix("torch."),
+        reads=reads,
+        compiled=ee.is_compiled,
+        batch_sizes=sizes,
+        reference=at,
+        plain=tuple(found[size]["plain"] for size in sizes),
+        stages=series("stage", ee.num_exits + 1),
+        passing=series("pass", ee.num_exits),
+        leaving=series("leave", ee.num_exits),
+        moving=series("move", ee.num_exits),
+    )
+    ee.latency = measured
+    return measured
+
+
+def stage_seconds(ee: EarlyExitModule, images: Tensor, seconds: float = 1.0) -> list[float]:
+    """Medians of the time of each of the N+1 stages, one after the other, on these images.
+
+    Args:
+        ee: the network, in evaluation mode.
+        images: (B, …) on its device.
+        seconds: to spend.
+    """
+    with torch.inference_mode():
+        found = _rounds(_Stages(ee, images), seconds)
+    return [found[f"stage {index}"] for index in range(ee.num_exits + 1)]
+
+
+def _by_gate(policy: Policy) -> bool:
+    return policy.reads in ("gate", "nothing")
+
+
+def _checked(batch_sizes: Sequence[int], reference: int | None) -> tuple[tuple[int, ...], int]:
+    sizes = list(batch_sizes)
+    at = reference if reference is not None or not sizes else sizes[0]
+    for size in [*sizes, at]:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InputError(
+                f"batch_sizes must be whole numbers from 1, and at least one, got {sizes} with "
+                f"reference={reference}."
+            )
+    assert at is not None
+    return tuple(sorted(set(sizes))), at
+
+
+@dataclass
+class _Stages:
+    """One round: each stage in turn."""
+
+    ee: EarlyExitModule
+    images: Tensor
+    clock: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def __post_init__(self) -> None:
+        # Imported when needed: it looks for compilers and says so.
+        from torch.utils.benchmark import timer
+
+        self.now: Callable[[], float] = timer
+
+    def __call__(self) -> None:
+        self.stages()
+
+    def stages(self) -> None:
+        live: Any = (self.images,)
+        for index, run in enumerate(self.ee.pieces.runs):
+            live = self.time(f"stage {index}", run, self.ee, *live)
+
+    def time(self, name: str, call: Callable[..., Any], *given: Any) -> Any:
+        start = self.now()
+        result = call(*given)
+        self.clock[name].append(self.now() - start)
+        return result
+
+
+class _Rounds(_Stages):
+    """One round: the plain network, each stage, each stage with its exit."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.by_gate = _by_gate(self.ee.policy)
+        never = float("inf")
+        self.policy: Policy = LearnedGate(never) if self.by_gate else MaxProbability(never)
+        alpha = self.ee.policy.alpha
+        self.alpha = None if alpha is None else torch.tensor(alpha)
+        self.branches = list(self.ee.exits.branches())
+        self.tells = any(branch.reads_earlier for branch in self.branches)
+
+    def __call__(self) -> None:
+        self.time("plain", self._plain)
+        self.stages()
+        self._segments()
+
+    def _plain(self) -> Any:
+        live: Any = (self.images,)
+        for run in self.ee.pieces.runs[:-1]:
+            live = run(self.ee, *live)
+        return self.ee.pieces.runs[-1](self.ee, *live)
+
+    def _segments(self) -> None:
+        live: Any = (self.images,)
+        earlier: Tensor | None = None
+        for index, branch in enumerate(self.branches):
+            heard = earlier if branch.reads_earlier else None
+            told = self.time(f"pass {index}", self._decide, index, heard, live)
+            live = told.live
+            if told.said is not None:
+                earlier = joined(earlier, told.said)
+            self.time(f"leave {index}", self._leave, branch, told.kept)
+            self.time(f"move {index}", self._move, index, live)
+
+    def _decide(self, index: int, heard: Tensor | None, live: tuple[Any, ...]) -> Segment:
+        segment = self.ee.pieces.segments(by_gate=self.by_gate)[index]
+        told = segment(self.ee, self.branches[index], self.tells, heard, self.alpha, *live)
+        int(self.policy.leaves(index, told.scores).sum())
+        return told
+
+    def _leave(self, branch: Branch, kept: Tensor) -> Tensor:
+        rows = torch.ones(len(kept), dtype=torch.uint8, device=kept.device).argsort()
+        return branch.classify(kept[rows]) if self.by_gate else kept[rows]
+
+    def _move(self, index: int, live: tuple[Any, ...]) -> list[Any]:
+        count = len(self.images)
+        rows = torch.arange(count, device=self.images.device)
+        carried = self.ee.pieces.cuts[index].carried
+        return [
+            take_rows(value, how, rows, count) for value, how in zip(live, carried, strict=True)
+        ]
+
+
+def _rounds(run: _Stages, seconds: float) -> dict[str, float]:
+    run()
+    run.clock.clear()
+    start = run.now()
+    for done in range(1, MOST + 1):
+        run()
+        if done >= FEWEST and run.now() - start > seconds:
+            break
+    return {name: statistics.median(times) for name, times in run.clock.items()}
