@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo test lint check test-oldest benchmarks coverage docs clean
+.PHONY: demo test lint check test-oldest benchmarks speed coverage docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/leenet-fx demo
@@ -27,6 +27,11 @@ test-oldest:
 benchmarks: $(VENV)/installed
 	$(BIN)/leenet-fx demo --seeds 3 --output benchmarks/results
 	$(BIN)/python benchmarks/gate_loss.py
+
+# Beside the plain model and earlyon; about half an hour. Takes up where it was interrupted.
+speed: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python benchmarks/speed.py
 
 # Every torchvision and timm model; takes up where it was interrupted.
 coverage: $(VENV)/installed

@@ -66,6 +66,24 @@ def test_inspect_for_people_fits_80_columns(tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_inspect_measures_time_where_asked():
+    small = ("inspect", "timm/test_resnet", "--num-exits", "2", "--input-size", "3x64x64")
+    sizes = ("--batch-size", "1", "--batch-size", "3")
+    shown = run(*small, "--latency", *sizes, "--cost", "seconds", "--device", "cpu").stdout
+    assert "Milliseconds a batch" in shown
+    assert "exit 1: decide" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    found = json.loads(run(*small, "--latency", *sizes, "--json").stdout)
+    assert found["latency"]["batch_sizes"] == [1, 3]
+    assert [len(found["latency"][key]) for key in ("stages", "passing")] == [3, 2]
+    assert found["candidates"][0]["seconds"] is None
+    by_time = json.loads(run(*small, "--cost", "seconds", "--json").stdout)
+    assert by_time["latency"] is None
+    up_to = [at["seconds"] for at in by_time["candidates"]]
+    assert up_to == sorted(up_to)
+    assert up_to[0] > 0
+
+
 def test_inspect_takes_positions_and_a_users_own_file(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(FACTORY)
@@ -89,6 +107,8 @@ def test_inspect_takes_positions_and_a_users_own_file(tmp_path):
         (["inspect", "torchvision/alexnet", "--branch", "pol"], 2, "Did you mean 'pool'"),
         (["inspect", "torchvision/alexnet", "--num-exits", "9"], 1, "only 7 block boundaries"),
         (["inspect", "torchvision/alexnet", "--input-size", "3x8"], 1, "does not take"),
+        (["inspect", "torchvision/alexnet", "--cost", "second"], 2, "Did you mean 'seconds'"),
+        (["inspect", "torchvision/alexnet", "--latency", "--device", "gpu"], 1, "No device 'gpu'"),
         (["inspect", "missing.py:factory"], 1, "No file 'missing.py'"),
         (["inspect", "torchvision/alexnet", "--input-size", "big"], 2, "like 3x224x224"),
         (["inspect", "torchvision/alexnet", "--at", "0"], 2, "--strategy fixed"),

@@ -37,6 +37,13 @@ def test_how_it_works_shows_what_is_printed():
         assert printed == output
 
 
+def test_time_shows_what_is_printed():
+    shown = [(printed, output) for printed, output in run("speed.md") if output is not None]
+    assert len(shown) == 2
+    for printed, output in shown:
+        assert printed == output
+
+
 def test_ten_minutes_run_as_they_stand(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     printed = [text for text, _ in run("start.md")]

@@ -1,0 +1,667 @@
+"""What exits save and cost in time: beside the plain model, earlyon, and a run of all exits.
+
+    pip install -e '.[bench]'
+    python benchmarks/speed.py [--part cells|start|memory|compiled]… [--threads 1]…
+
+Every cell is measured in one process: in each round every system runs once (small networks several
+times), so that what slows the machine slows all of them; ratios are of medians over rounds, with a
+bootstrap interval of 95 %. Weights are drawn at random and thresholds are set so that given shares
+of the batch leave. Cells that were measured are kept in benchmarks/results/speed/ and not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import leenet_fx
+from leenet_fx.cli.setup import build
+from leenet_fx.report.plots import BLUE, GREEN, GREY, ORANGE, pyplot, save
+from leenet_fx.report.results import Figure, Result, environment
+
+COMMAND = "python benchmarks/speed.py"
+RESULTS = Path(__file__).parent / "results"
+FOLDER = RESULTS / "speed"
+RESULT = RESULTS / "speed.json"
+FACTORY = Path(__file__).parents[1] / "examples" / "cifar_resnet.py"
+CLASSES = 10
+ROUNDS = 30
+LEAST = 0.01
+"""Seconds that one measurement takes at least; a quicker call is repeated."""
+
+NEVER = 2.0
+"""A class probability that no sample reaches."""
+
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+MIX = (0.4, 0.2, 0.15)
+"""Shares that leave at the first three exits in the realistic mix; the rest goes to the end."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A backbone and the blocks behind which its exits stand.
+
+    Attributes:
+        make: builds it.
+        exits: names of blocks; earlyon's heads stand at the same modules.
+        sizes: the image's side at each batch size.
+        blocks: patterns of blocks, where the rule would not find the exits.
+    """
+
+    make: Callable[[], nn.Module]
+    exits: tuple[str, ...]
+    sizes: dict[int, int]
+    blocks: tuple[str, ...] | None = None
+
+
+def _vit(size: int) -> nn.Module:
+    name = "vit_small_patch16_224"
+    return timm.create_model(name, num_classes=CLASSES, img_size=size)
+
+
+SMALL = {1: 224, 8: 64, 32: 64}
+"""Images of 224 pixels one by one, of 64 in batches: a round of 128 large ones takes minutes."""
+
+NETWORKS: dict[str, Callable[[int], Network]] = {
+    "resnet20": lambda size: Network(
+        lambda: build(f"{FACTORY}:resnet20"),
+        ("layer1.2", "layer2.0", "layer2.2"),
+        {1: 32, 8: 32, 32: 32, 128: 32},
+    ),
+    "resnet18": lambda size: Network(
+        lambda: torchvision.models.resnet18(num_classes=CLASSES),
+        ("layer1.1", "layer2.1", "layer3.1"),
+        {**SMALL, 128: 64},
+    ),
+    "resnet18-stem": lambda size: Network(
+        lambda: torchvision.models.resnet18(num_classes=CLASSES),
+        ("maxpool", "layer2.1", "layer3.1"),
+        {32: 64},
+        blocks=("maxpool", "layer?.*"),
+    ),
+    "resnet50": lambda size: Network(
+        lambda: torchvision.models.resnet50(num_classes=CLASSES),
+        ("layer1.2", "layer2.3", "layer3.5"),
+        SMALL,
+    ),
+    "vit_small": lambda size: Network(
+        lambda: _vit(size), ("blocks.2", "blocks.5", "blocks.8"), SMALL
+    ),
+    "convnext_tiny": lambda size: Network(
+        lambda: torchvision.models.convnext_tiny(num_classes=CLASSES),
+        ("features.1.2", "features.3.2", "features.5.8"),
+        SMALL,
+    ),
+}
+
+
+def attached(model: nn.Module, network: Network, images: Tensor) -> leenet_fx.EarlyExitModule:
+    """Exits with a threshold on the largest class probability, as earlyon's."""
+    return leenet_fx.attach(
+        model,
+        list(network.exits),
+        example_inputs=images[:1],
+        blocks=network.blocks,
+        copy=False,
+    ).eval()
+
+
+def set_shares(ee: leenet_fx.EarlyExitModule, images: Tensor, shares: Sequence[float]) -> list[int]:
+    """Sets thresholds so that these shares of the images leave at the first exits.
+
+    Returns:
+        How many leave at each exit, and at the end.
+    """
+    with torch.inference_mode():
+        sure = [logits.softmax(1).amax(1) for logits in ee.all_exits(images).logits]
+    inside = torch.ones(len(images), dtype=torch.bool)
+    thresholds, counts = [], []
+    for index in range(ee.num_exits):
+        leave = round((shares[index] if index < len(shares) else 0.0) * len(images))
+        ranked = sure[index][inside].sort(descending=True).values
+        at = NEVER
+        if leave == len(ranked):
+            at = 0.0
+        elif leave:
+            at = float((ranked[leave - 1] + ranked[leave]) / 2)
+        thresholds.append(at)
+        gone = inside & (sure[index] >= at)
+        counts.append(int(gone.sum()))
+        inside &= ~gone
+    ee.policy = leenet_fx.MaxProbability(thresholds)
+    return [*counts, int(inside.sum())]
+
+
+def earlyon_of(model: nn.Module, network: Network, images: Tensor) -> Any:
+    """earlyon's wrapper with heads at the same modules."""
+    from earlyon.models.custom import custom_ee
+
+    return custom_ee(
+        model,
+        num_classes=CLASSES,
+        exit_layers=list(network.exits),
+        input_shape=(1, *images.shape[1:]),
+    ).eval()
+
+
+def run_earlyon(wrapped: Any, batches: Sequence[Tensor]) -> None:
+    """A batch leaves as a whole, where its hardest sample may."""
+    for images in batches:
+        wrapped.forward_inference_batched(images)
+
+
+class Clock:
+    """Medians of systems that run in turn."""
+
+    def __init__(self, systems: dict[str, Callable[[], Any]], rounds: int) -> None:
+        with torch.inference_mode():
+            self.repeats = {}
+            for name, run in systems.items():
+                run()
+                self.repeats[name] = max(1, math.ceil(LEAST / max(self._once(run, 1), 1e-6)))
+            self.times: dict[str, list[float]] = {name: [] for name in systems}
+            for turn in range(rounds):
+                names = list(systems) if turn % 2 == 0 else list(systems)[::-1]
+                for name in names:
+                    self.times[name].append(self._once(systems[name], self.repeats[name]))
+
+    @staticmethod
+    def _once(run: Callable[[], Any], repeats: int) -> float:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        return (time.perf_counter() - start) / repeats
+
+    def median(self, name: str) -> float:
+        """Seconds."""
+        return statistics.median(self.times[name])
+
+    def ratio(self, name: str, to: str) -> dict[str, float]:
+        """Ratio of medians and its 95 % bootstrap interval."""
+        pairs = torch.tensor([self.times[name], self.times[to]], dtype=torch.float64)
+        generator = torch.Generator().manual_seed(0)
+        count = pairs.shape[1]
+        drawn = torch.randint(0, count, (2000, count), generator=generator)
+        medians = pairs[:, drawn].median(2).values
+        low, high = (medians[0] / medians[1]).quantile(
+            torch.tensor([0.025, 0.975], dtype=torch.float64)
+        )
+        found = self.median(name) / self.median(to)
+        return {"ratio": found, "low": float(low), "high": float(high)}
+
+
+def pieces_of(ee: leenet_fx.EarlyExitModule, images: Tensor, counts: Sequence[int]) -> list[Any]:
+    """The work that a batch with these counts really does, as separate calls.
+
+    Stages with the deciding part of their exits, on as many samples as arrive; what is left out is
+    all that runs between them.
+    """
+    segments = ee.pieces.segments(by_gate=False)
+    branches = list(ee.exits.branches())
+    live: Any = (images,)
+    calls = []
+    for index, branch in enumerate(branches):
+        given = live
+
+        def run(given: Any = given, index: int = index, branch: Any = branch) -> Any:
+            return segments[index](ee, branch, False, None, None, *given)
+
+        calls.append(run)
+        left = sum(counts[: index + 1])
+        if left == len(images):
+            return calls
+        with torch.inference_mode():
+            # Any samples do, and they are copied as survivors are.
+            rows = torch.arange(len(run().live[0]))[: len(images) - left]
+            live = tuple(value[rows] if left else value for value in run().live)
+
+    def last(given: Any = live) -> Any:
+        return ee.pieces.runs[-1](ee, *given)
+
+    return [*calls, last]
+
+
+def cell(name: str, batch: int, rounds: int) -> dict[str, Any]:
+    """One network at one batch size: every system, every share."""
+    make = NETWORKS[name]
+    network = make(224)
+    size = network.sizes[batch]
+    network = make(size)
+    torch.manual_seed(0)
+    model = network.make().eval()
+    # One by one, four images make every share of SHARES possible.
+    images = torch.randn(max(batch, 4), 3, size, size)
+    batches = list(images.split(batch))
+    ee = attached(model, network, images)
+    counts = {f"ours {share:g}": set_shares(ee, images, [share]) for share in SHARES}
+    policies = {f"ours {share:g}": _policy(ee, images, [share]) for share in SHARES}
+    counts["ours mix"], policies["ours mix"] = (
+        set_shares(ee, images, MIX),
+        _policy(ee, images, MIX),
+    )
+    wrapped = earlyon_of(network.make().eval(), network, images)
+
+    def plain() -> None:
+        for given in batches:
+            model(given)
+
+    def ours(key: str) -> Callable[[], None]:
+        def run() -> None:
+            ee.policy = policies[key]
+            for given in batches:
+                ee(given)
+
+        return run
+
+    def all_exits() -> None:
+        for given in batches:
+            found = ee.all_exits(given).logits
+            sure = torch.stack([logits.softmax(1).amax(1) for logits in found])
+            first = (sure >= 0.5).int().argmax(0)
+            torch.stack(found)[first, torch.arange(len(given))]
+
+    def branches() -> None:
+        for given in features:
+            for branch, read in zip(ee.exits.branches(), given, strict=True):
+                branch.classify(branch.embed(*branch.reduce(*read)))
+
+    def earlyon(threshold: float) -> Callable[[], None]:
+        def run() -> None:
+            wrapped.config.confidence_thresholds[:] = [threshold] * len(network.exits)
+            run_earlyon(wrapped, batches)
+
+        return run
+
+    with torch.inference_mode():
+        features = [list(ee.exit_features(given))[:-1] for given in batches]
+    systems: dict[str, Callable[[], Any]] = {
+        "plain": plain,
+        "branches": branches,
+        **{key: ours(key) for key in counts},
+        "all exits": all_exits,
+        "earlyon none": earlyon(1.0),
+        "earlyon all": earlyon(0.0),
+    }
+    if batch > 1:
+        for key, leaving in counts.items():
+            calls = pieces_of(ee, images, leaving)
+            systems[f"pieces {key}"] = lambda calls=calls: [call() for call in calls]
+    ee.policy = policies["ours 0"]
+    sizes = sorted({1, *(2**i for i in range(1, 8) if 2**i < batch), batch})
+    before = leenet_fx.profile(ee, batch_sizes=sizes, seconds=0.5)
+    clock = Clock(systems, rounds)
+    ee.policy = policies["ours 0"]
+    after = leenet_fx.profile(ee, batch_sizes=sizes, seconds=0.5)
+    row: dict[str, Any] = {
+        "network": name,
+        "batch": batch,
+        "image": size,
+        "threads": torch.get_num_threads(),
+        "rounds": rounds,
+        "exits": list(network.exits),
+        "relative_flops": list(ee.costs.relative()),
+        "plain_ms": 1e3 * clock.median("plain") / len(batches),
+        "branches": clock.ratio("branches", "plain")["ratio"],
+        "counts": counts,
+    }
+    for key in systems:
+        if key not in ("plain", "branches"):
+            row[key] = clock.ratio(key, "plain")
+    none = clock.median("ours 0")
+    row["none over plain and branches"] = none / (clock.median("plain") + clock.median("branches"))
+    for key, leaving in counts.items():
+        measured = clock.median(key)
+        if batch > 1:
+            row[f"{key} over pieces"] = measured / clock.median(f"pieces {key}")
+            predicted = [known.of_batch(leaving) for known in (before, after)]
+        else:
+            each = [[int(e == i) for i in range(len(leaving))] for e in _outlets(leaving)]
+            predicted = [sum(known.of_batch(one) for one in each) for known in (before, after)]
+        row[f"{key} over predicted"] = measured / statistics.mean(predicted)
+    return row
+
+
+def _outlets(counts: Sequence[int]) -> list[int]:
+    return [outlet for outlet, count in enumerate(counts) for _ in range(count)]
+
+
+def _policy(ee: leenet_fx.EarlyExitModule, images: Tensor, shares: Sequence[float]) -> Any:
+    set_shares(ee, images, shares)
+    return ee.policy
+
+
+def compiled(name: str, batch: int, rounds: int) -> dict[str, Any]:
+    """Stages compiled, beside the plain model compiled as a whole."""
+    make = NETWORKS[name]
+    size = make(224).sizes[batch]
+    network = make(size)
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    model = network.make().eval()
+    images = torch.randn(max(batch, 2), 3, size, size)
+    ee = attached(model, network, images)
+    half, none = _policy(ee, images, [0.5]), _policy(ee, images, [0.0])
+    images = images[:batch]
+    fast, plain = leenet_fx.compile(ee), torch.compile(model)
+
+    def ours(network: leenet_fx.EarlyExitModule, policy: Any) -> Callable[[], Any]:
+        def run() -> Tensor:
+            ee.policy = policy
+            return network(images)
+
+        return run
+
+    start = time.perf_counter()
+    with torch.inference_mode():
+        ours(fast, none)()
+        ours(fast, half)()
+    took = time.perf_counter() - start
+    clock = Clock(
+        {
+            "plain": lambda: plain(images),
+            "plain eager": lambda: model(images),
+            "none": ours(fast, none),
+            "shut": ours(fast, leenet_fx.Shut()),
+            "half": ours(fast, half),
+            "half eager": ours(ee, half),
+        },
+        rounds,
+    )
+    row: dict[str, Any] = {
+        "network": name,
+        "batch": batch,
+        "image": size,
+        "threads": torch.get_num_threads(),
+        "plain_ms": 1e3 * clock.median("plain"),
+        "compile_seconds": took,
+    }
+    for key in ("plain eager", "none", "shut", "half", "half eager"):
+        row[key] = clock.ratio(key, "plain")
+    return row
+
+
+def start(rounds: int) -> dict[str, Any]:
+    """From a ResNet-50 to the first answer: attach and predict, wrap and predict."""
+    torch.manual_seed(0)
+    network = NETWORKS["resnet50"](224)
+    images = torch.randn(1, 3, 224, 224)
+    models = iter([network.make().eval() for _ in range(2)])
+    ours, theirs = next(models), next(models)
+
+    def attach() -> None:
+        made = leenet_fx.attach(ours, list(network.exits), example_inputs=images)
+        made.policy = leenet_fx.MaxProbability(NEVER)
+        made(images)
+
+    def wrap() -> None:
+        wrapped = earlyon_of(theirs, network, images)
+        wrapped.config.confidence_thresholds[:] = [1.0] * len(network.exits)
+        run_earlyon(wrapped, [images])
+        for handle in wrapped._hook_handles:
+            handle.remove()
+
+    clock = Clock({"earlyon": wrap, "ours": attach}, rounds)
+    return {
+        "ours, s": clock.median("ours"),
+        "earlyon, s": clock.median("earlyon"),
+        **clock.ratio("ours", "earlyon"),
+    }
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """The most memory that torch had allocated at once, beyond what was there before."""
+    gc.collect()
+    with torch.inference_mode():
+        run()
+        with torch.profiler.profile(profile_memory=True) as profiler:
+            run()
+    held = most = 0
+    events = [
+        event
+        for event in profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+        if event.name() == "[memory]"
+    ]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+def memory() -> list[dict[str, Any]]:
+    """Peak memory at batch 32, by how many leave at the first exit."""
+    rows = []
+    for name in ("resnet18", "resnet50", "vit_small", "convnext_tiny"):
+        torch.manual_seed(0)
+        network = NETWORKS[name](64)
+        model = network.make().eval()
+        images = torch.randn(32, 3, 64, 64)
+        ee = attached(model, network, images)
+        plain = peak_bytes(lambda model=model, images=images: model(images))
+        row: dict[str, Any] = {"network": name, "plain, MB": plain / 1e6}
+        for share in SHARES:
+            set_shares(ee, images, [share])
+            row[f"{share:g}"] = peak_bytes(lambda ee=ee, images=images: ee(images)) / plain
+        rows.append(row)
+    return rows
+
+
+def kept(key: str, measure: Callable[[], Any]) -> Any:
+    """What a file holds, or what is measured and written there."""
+    path = FOLDER / f"{key}.json"
+    if not path.exists():
+        began = time.perf_counter()
+        found = measure()
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=1))
+        print(f"{key}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    return json.loads(path.read_text())
+
+
+def figures(
+    cells: list[dict[str, Any]],
+    compiled_rows: list[dict[str, Any]],
+    started: dict[str, Any] | None,
+    memory_rows: list[dict[str, Any]],
+) -> list[Figure]:
+    """What was asked for, beside what was found, on one thread."""
+    made = []
+    one = {(row["network"], row["batch"]): row for row in cells if row["threads"] == 1}
+    for name in ("resnet18", "resnet50"):
+        for batch in (1, 32):
+            if (name, batch) in one:
+                ratio = one[name, batch]["none over plain and branches"]
+                words = f"{name}, batch {batch}, nobody leaves, over plain + branches"
+                made.append(Figure(words, ratio, "", "≤ 1.02", ratio <= 1.02))
+    for row in compiled_rows:
+        ratio = row["none"]["ratio"]
+        words = f"{row['network']}, batch {row['batch']}, compiled, nobody leaves, over compiled"
+        made.append(Figure(words, ratio, "", "≤ 1.03", ratio <= 1.03))
+    pieces = [
+        (row[key], row["network"], row["batch"], key)
+        for row in one.values()
+        for key in row
+        if key.endswith("over pieces")
+    ]
+    if pieces:
+        ratios = [ratio for ratio, *_ in pieces]
+        within = sum(ratio <= 1.05 for ratio in ratios) / len(ratios)
+        words = f"any mix over its stage times, median of {len(ratios)}"
+        middle = statistics.median(ratios)
+        made.append(Figure(words, middle, "", "≤ 1.05", middle <= 1.05))
+        made.append(
+            Figure("any mix over its stage times, share ≤ 1.05", within, "", "1", within == 1)
+        )
+        worst, *where = max(pieces)
+        words = f"worst mix over its stage times ({', '.join(map(str, where))})"
+        made.append(Figure(words, worst, "", "≤ 1.05", worst <= 1.05))
+    predicted = [row[key] for row in one.values() for key in row if key.endswith("over predicted")]
+    if predicted:
+        within = sum(abs(ratio - 1) <= 0.1 for ratio in predicted) / len(predicted)
+        words = f"latency predicted within 10 %, share of {len(predicted)} mixes"
+        made.append(Figure(words, within, "", "1", within == 1))
+        off = statistics.median(abs(ratio - 1) for ratio in predicted)
+        made.append(Figure("latency predicted, median error", off, "", "≤ 0.1", off <= 0.1))
+    stem = one.get(("resnet18-stem", 32))
+    if stem:
+        ratio = stem["ours 0.5"]["ratio"]
+        words = "resnet18, batch 32, half leave behind the stem, over plain"
+        made.append(Figure(words, ratio, "", "< 0.62", ratio < 0.62))
+    tiny = one.get(("resnet20", 1))
+    if tiny:
+        ratio = tiny["ours 0"]["ratio"]
+        words = "resnet20, batch 1, nobody leaves, over plain"
+        made.append(Figure(words, ratio, "", "≤ 1.05", ratio <= 1.05))
+    if started:
+        words = "resnet50, attach and first answer, over earlyon's"
+        made.append(Figure(words, started["ratio"], "", "< 1", started["ratio"] < 1))
+    for row in memory_rows:
+        words = f"{row['network']}, batch 32, peak memory, nobody leaves, over plain"
+        made.append(Figure(words, row["0"], "", "≤ 1.05", row["0"] <= 1.05))
+    return made
+
+
+def plot(cells: Sequence[dict[str, Any]], path: Path) -> None:
+    """Time over plain by share that leaves at the first exit, a panel for each network."""
+    names = [name for name in NETWORKS if any(row["network"] == name for row in cells)]
+    figure, panels = pyplot().subplots(
+        2, math.ceil(len(names) / 2), figsize=(11, 6.5), sharey=True, layout="constrained"
+    )
+    colours = {1: ORANGE, 8: GREEN, 32: BLUE, 128: GREY}
+    for axes, name in zip(panels.flat, names, strict=False):
+        for row in cells:
+            if row["network"] != name or row["threads"] != 1:
+                continue
+            colour, found = colours[row["batch"]], [row[f"ours {share:g}"] for share in SHARES]
+            axes.plot(SHARES, [f["ratio"] for f in found], "o-", ms=4, color=colour)
+            axes.fill_between(
+                SHARES,
+                [f["low"] for f in found],
+                [f["high"] for f in found],
+                color=colour,
+                alpha=0.2,
+            )
+            first = row["relative_flops"][0]
+            work = [share * first + (1 - share) * row["relative_flops"][-1] for share in SHARES]
+            if row["batch"] == max(r["batch"] for r in cells if r["network"] == name):
+                axes.plot(SHARES, work, ":", color="black", lw=1)
+                label = f"first exit at {first:.2f} of the FLOPs"
+                axes.text(0.02, 0.04, label, transform=axes.transAxes, fontsize=8)
+            theirs = [row["earlyon none"]["ratio"]] * 4 + [row["earlyon all"]["ratio"]]
+            if row["batch"] == 32:
+                axes.plot(SHARES, theirs, "x--", color="#666666", ms=4, lw=0.8)
+        axes.set(title=name, xlabel="share that leaves at the first exit", ylim=(0, 1.35))
+        axes.grid(alpha=0.3)
+    for row in panels[:, :1]:
+        row[0].set_ylabel("time over the plain model's")
+    for axes in list(panels.flat)[len(names) :]:
+        axes.axis("off")
+    handles = [
+        *(
+            figure.axes[0].plot([], [], "o-", color=c, label=f"batch {b}")[0]
+            for b, c in colours.items()
+        ),
+        figure.axes[0].plot([], [], ":", color="black", label="FLOPs")[0],
+        figure.axes[0].plot([], [], "x--", color="#666666", label="earlyon, batch 32")[0],
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False)
+    save(figure, path)
+
+
+def table(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each cell, as the Markdown shows it."""
+
+    def shown(row: dict[str, Any], key: str) -> str:
+        found = row[key]
+        return f"{found['ratio']:.2f} ({found['low']:.2f}–{found['high']:.2f})"
+
+    return [
+        {
+            "network": row["network"],
+            "batch": row["batch"],
+            "image": row["image"],
+            "threads": row["threads"],
+            "plain, ms": f"{row['plain_ms']:.1f}",
+            **{f"{100 * share:g} %": shown(row, f"ours {share:g}") for share in SHARES},
+            "mix": shown(row, "ours mix"),
+            "all exits": shown(row, "all exits"),
+            "earlyon, none": shown(row, "earlyon none"),
+            "earlyon, all": shown(row, "earlyon all"),
+            "none / (plain + branches)": f"{row['none over plain and branches']:.3f}",
+        }
+        for row in cells
+    ]
+
+
+def main() -> None:
+    """Measures what is not kept yet, and writes JSON, Markdown and the plot of all there is."""
+    parser = argparse.ArgumentParser(description="Time beside the plain model.")
+    parser.add_argument("--part", action="append", choices=PARTS)
+    parser.add_argument("--threads", action="append", type=int)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    options = parser.parse_args()
+    asked = options.part or PARTS
+    for threads in options.threads or [1, 2]:
+        torch.set_num_threads(threads)
+        if "cells" in asked:
+            for name, make in NETWORKS.items():
+                for batch in make(224).sizes:
+                    key = f"cell-{name}-{batch}-{threads}"
+                    kept(key, lambda n=name, b=batch: cell(n, b, options.rounds))
+        if threads > 1:
+            continue
+        if "start" in asked:
+            kept("start", lambda: start(7))
+        if "memory" in asked:
+            kept("memory", memory)
+        if "compiled" in asked:
+            for name in ("resnet18", "resnet50"):
+                for batch in (1, 32):
+                    key = f"compiled-{name}-{batch}"
+                    kept(key, lambda n=name, b=batch: compiled(n, b, options.rounds))
+    write()
+
+
+PARTS = ("cells", "start", "memory", "compiled")
+
+
+def write() -> None:
+    """The results of all that was measured."""
+
+    def read(pattern: str) -> list[Any]:
+        return [json.loads(path.read_text()) for path in sorted(FOLDER.glob(pattern))]
+
+    order = list(NETWORKS)
+    cells = sorted(
+        read("cell-*.json"),
+        key=lambda row: (row["threads"], order.index(row["network"]), row["batch"]),
+    )
+    compiled_rows = read("compiled-*.json")
+    started = next(iter(read("start.json")), None)
+    memory_rows = next(iter(read("memory.json")), [])
+    rows = [
+        *({"part": "cells", **row} for row in cells),
+        *({"part": "compiled", **row} for row in compiled_rows),
+        *([{"part": "start", **started}] if started else []),
+        *({"part": "memory", **row} for row in memory_rows),
+    ]
+    found = figures(cells, compiled_rows, started, memory_rows)
+    Result(COMMAND, rows, found, environment()).write(RESULT, "Time", table(cells))
+    plot(cells, RESULT.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
