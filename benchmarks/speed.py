@@ -4,9 +4,10 @@
     python benchmarks/speed.py [--part cells|start|memory|compiled]… [--threads 1]…
 
 Every cell is measured in one process: in each round every system runs once (small networks several
-times), so that what slows the machine slows all of them; ratios are of medians over rounds, with a
-bootstrap interval of 95 %. Weights are drawn at random and thresholds are set so that given shares
-of the batch leave. Cells that were measured are kept in benchmarks/results/speed/ and not repeated.
+times), so that what slows the machine slows all of them. Profiles for predictions are taken in
+between. Ratios are of medians over rounds, with a bootstrap interval of 95 %. Weights are drawn at
+random, and thresholds are set so that given shares of the batch leave. Cells that were measured are
+kept in benchmarks/results/speed/ and not repeated.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ def _vit(size: int) -> nn.Module:
     return timm.create_model(name, num_classes=CLASSES, img_size=size)
 
 
-SMALL = {1: 224, 8: 64, 32: 64}
-"""Images of 224 pixels one by one, of 64 in batches: a round of 128 large ones takes minutes."""
+SMALL = {1: 128, 8: 64, 32: 64}
+"""Images of 128 pixels one by one, of 64 in batches: a round of 128 large ones takes minutes."""
 
 NETWORKS: dict[str, Callable[[int], Network]] = {
     "resnet20": lambda size: Network(
@@ -85,7 +86,7 @@ NETWORKS: dict[str, Callable[[int], Network]] = {
     "resnet18": lambda size: Network(
         lambda: torchvision.models.resnet18(num_classes=CLASSES),
         ("layer1.1", "layer2.1", "layer3.1"),
-        {**SMALL, 128: 64},
+        SMALL,
     ),
     "resnet18-stem": lambda size: Network(
         lambda: torchvision.models.resnet18(num_classes=CLASSES),
@@ -167,7 +168,12 @@ def run_earlyon(wrapped: Any, batches: Sequence[Tensor]) -> None:
 class Clock:
     """Medians of systems that run in turn."""
 
-    def __init__(self, systems: dict[str, Callable[[], Any]], rounds: int) -> None:
+    def __init__(
+        self,
+        systems: dict[str, Callable[[], Any]],
+        rounds: int,
+        now_and_then: Callable[[], Any] | None = None,
+    ) -> None:
         with torch.inference_mode():
             self.repeats = {}
             for name, run in systems.items():
@@ -175,6 +181,8 @@ class Clock:
                 self.repeats[name] = max(1, math.ceil(LEAST / max(self._once(run, 1), 1e-6)))
             self.times: dict[str, list[float]] = {name: [] for name in systems}
             for turn in range(rounds):
+                if now_and_then is not None and turn % 12 == 5:
+                    now_and_then()
                 names = list(systems) if turn % 2 == 0 else list(systems)[::-1]
                 for name in names:
                     self.times[name].append(self._once(systems[name], self.repeats[name]))
@@ -300,12 +308,14 @@ def cell(name: str, batch: int, rounds: int) -> dict[str, Any]:
         for key, leaving in counts.items():
             calls = pieces_of(ee, images, leaving)
             systems[f"pieces {key}"] = lambda calls=calls: [call() for call in calls]
-    ee.policy = policies["ours 0"]
     sizes = sorted({1, *(2**i for i in range(1, 8) if 2**i < batch), batch})
-    before = leenet_fx.profile(ee, batch_sizes=sizes, seconds=0.5)
-    clock = Clock(systems, rounds)
-    ee.policy = policies["ours 0"]
-    after = leenet_fx.profile(ee, batch_sizes=sizes, seconds=0.5)
+    profiles: list[leenet_fx.Latency] = []
+
+    def profile() -> None:
+        ee.policy = policies["ours 0"]
+        profiles.append(leenet_fx.profile(ee, batch_sizes=sizes, seconds=0.1))
+
+    clock = Clock(systems, rounds, profile)
     row: dict[str, Any] = {
         "network": name,
         "batch": batch,
@@ -327,11 +337,11 @@ def cell(name: str, batch: int, rounds: int) -> dict[str, Any]:
         measured = clock.median(key)
         if batch > 1:
             row[f"{key} over pieces"] = measured / clock.median(f"pieces {key}")
-            predicted = [known.of_batch(leaving) for known in (before, after)]
+            predicted = [known.of_batch(leaving) for known in profiles]
         else:
             each = [[int(e == i) for i in range(len(leaving))] for e in _outlets(leaving)]
-            predicted = [sum(known.of_batch(one) for one in each) for known in (before, after)]
-        row[f"{key} over predicted"] = measured / statistics.mean(predicted)
+            predicted = [sum(known.of_batch(one) for one in each) for known in profiles]
+        row[f"{key} over predicted"] = measured / statistics.median(predicted)
     return row
 
 

@@ -121,7 +121,7 @@ def test_survivors_of_any_number_are_compiled_for_once(options):
     x = images(64, 3, 16, 16, seed=1)
     counter = CompileCounter()
     fast = leenet_fx.compile(ee, backend=counter)
-    with torch.no_grad():
+    with torch.inference_mode():
         # On one thread torch runs convolutions of 16 and more images in another way.
         for size in (1, 2, 16):
             for index in range(ee.num_exits + 1):

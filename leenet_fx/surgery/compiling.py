@@ -30,8 +30,9 @@ def compile(
     Each stage and the deciding part of the branch behind it become one graph without breaks, with
     the batch as a symbol: a stage is compiled once for a single sample and once for all larger
     batches, at its first such call, and however many samples are left in a batch, never again.
-    Thresholds and α may change without a recompilation; gates deciding after class logits did, or
-    another image size, are compiled anew.
+    Thresholds and α may change without a recompilation; gates deciding after class logits did,
+    another image size, or another of torch's modes (gradients, no gradients, inference) compile
+    anew.
 
     Args:
         ee: the network; it stays as it is.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -110,14 +111,15 @@ def make_segment(stage: Stage, cut: Cut, *, by_gate: bool) -> Callable[..., Segm
 
 @dataclass(slots=True)
 class Inside:
-    """The samples that have not left.
+    """The samples that have not left, and what the last exit found of them.
 
     Attributes:
         live: the values that crossed the last cut.
         count: how many they are.
         rows: (count,) which samples of the batch these are; None for all.
-        earlier: (count, i, m) what earlier exits said; None where nobody asks.
+        earlier: (count, i, m) what exits said; None where nobody asks.
         answered: (count, i, m) their class logits, which may differ; None where nobody asks.
+        kept: (count, k) what the last exit classifies from.
     """
 
     live: tuple[Any, ...]
@@ -125,6 +127,7 @@ class Inside:
     rows: Tensor | None = None
     earlier: Tensor | None = None
     answered: Tensor | None = None
+    kept: Tensor | None = None
 
     def keep(self, staying: Tensor, cut: Cut) -> None:
         """Lets all but `staying` (n,) go."""
@@ -135,88 +138,106 @@ class Inside:
         self.rows = staying if self.rows is None else self.rows[staying]
         self.earlier = None if self.earlier is None else self.earlier[staying]
         self.answered = None if self.answered is None else self.answered[staying]
+        self.kept = None
         self.count = staying.shape[0]
 
 
-class Told(NamedTuple):
-    """An exit's answer.
+class Guide(ABC):
+    """Says who leaves where.
 
     Attributes:
-        leave: (B,) who leaves.
-        classify: from rows to their class logits; None stands for all rows.
-        said: (B, m) what later exits are told, where one of them asks.
-        answered: (B, m) class logits, where the policy asks for them again at later exits.
-    """
-
-    leave: Tensor
-    classify: Callable[[Tensor | None], Tensor]
-    said: Tensor | None = None
-    answered: Tensor | None = None
-
-
-Ask: TypeAlias = Callable[[int, Inside], Told]
-"""(exit, who arrives) → who leaves; takes `inside.live` behind the next stage."""
-
-
-def by_policy(
-    network: nn.Module, pieces: Pieces, branches: Sequence[Branch], policy: Policy
-) -> Ask:
-    """Lets each exit's gate or class logits decide.
-
-    Args:
         network: whose weights are read.
         pieces: of the network.
         branches: what hangs behind each stage but the last.
-        policy: who leaves.
+        tells: whether any branch asks what earlier exits said.
     """
-    reads = policy.reads
-    tells = any(branch.reads_earlier for branch in branches)
-    segments = pieces.segments(by_gate=reads == "gate")
-    alpha = None if policy.alpha is None else torch.tensor(policy.alpha)
 
-    def ask(index: int, inside: Inside) -> Told:
-        branch = branches[index]
+    def __init__(self, network: nn.Module, pieces: Pieces, branches: Sequence[Branch]) -> None:
+        self.network = network
+        self.pieces = pieces
+        self.branches = branches
+        self.tells = any(branch.reads_earlier for branch in branches)
+
+    @abstractmethod
+    def ask(self, index: int, inside: Inside) -> Tensor:
+        """Takes the samples through the next stage and asks its exit.
+
+        Args:
+            index: of stage and exit.
+            inside: who arrives; its values become those behind the stage.
+
+        Returns:
+            (B,) who leaves.
+        """
+
+    @abstractmethod
+    def classify(self, index: int, inside: Inside, taken: Tensor | None) -> Tensor:
+        """Class logits (n, m) of samples that leave.
+
+        Args:
+            index: of the exit that was asked last.
+            inside: who arrived there.
+            taken: (n,) which of them; None for all.
+        """
+
+
+class ByPolicy(Guide):
+    """Each exit's gate or class logits decide."""
+
+    def __init__(
+        self, network: nn.Module, pieces: Pieces, branches: Sequence[Branch], policy: Policy
+    ) -> None:
+        super().__init__(network, pieces, branches)
+        self.policy = policy
+        self.by_gate = policy.reads == "gate"
+        self.remembers = policy.reads == "history"
+        self.segments = pieces.segments(by_gate=self.by_gate)
+        self.alpha = None if policy.alpha is None else torch.tensor(policy.alpha)
+
+    def ask(self, index: int, inside: Inside) -> Tensor:
+        branch = self.branches[index]
         earlier = inside.earlier if branch.reads_earlier else None
-        inside.live, kept, scores, said = segments[index](
-            network, branch, tells, earlier, alpha, *inside.live
+        inside.live, inside.kept, scores, said = self.segments[index](
+            self.network, branch, self.tells, earlier, self.alpha, *inside.live
         )
-        if reads == "gate":
-            leave = policy.leaves(index, scores)
-            return Told(leave, lambda taken: branch.classify(_pick(kept, taken)), said)
-        if reads == "history":
-            leave = policy.leaves(index, joined(inside.answered, scores))
-            return Told(leave, lambda taken: _pick(kept, taken), said, kept)
-        return Told(policy.leaves(index, scores), lambda taken: _pick(kept, taken), said)
+        if said is not None:
+            inside.earlier = joined(inside.earlier, said)
+        if self.remembers:
+            scores = inside.answered = joined(inside.answered, scores)
+        return self.policy.leaves(index, scores)
 
-    return ask
+    def classify(self, index: int, inside: Inside, taken: Tensor | None) -> Tensor:
+        kept: Tensor = _pick(inside.kept, taken)
+        return self.branches[index].classify(kept) if self.by_gate else kept
 
 
-def by_index(network: nn.Module, pieces: Pieces, branches: Sequence[Branch], to: Tensor) -> Ask:
-    """Lets sample b leave at `to[b]`; no gate is asked.
+class ByIndex(Guide):
+    """Sample b leaves at `to[b]`; no gate is asked."""
 
-    Args:
-        network: whose weights are read.
-        pieces: of the network.
-        branches: what hangs behind each stage but the last.
-        to: (B,) where samples leave.
-    """
-    tells = any(branch.reads_earlier for branch in branches)
+    def __init__(
+        self, network: nn.Module, pieces: Pieces, branches: Sequence[Branch], to: Tensor
+    ) -> None:
+        super().__init__(network, pieces, branches)
+        self.to = to
 
-    def ask(index: int, inside: Inside) -> Told:
-        branch = branches[index]
-        inside.live = live = pieces.runs[index](network, *inside.live)
-        earlier = inside.earlier if branch.reads_earlier else None
+    def ask(self, index: int, inside: Inside) -> Tensor:
+        inside.live = self.pieces.runs[index](self.network, *inside.live)
+        if self.tells:
+            said = self.branches[index].said(self._state(index, inside, None))
+            inside.earlier = joined(inside.earlier, said)
+        leave: Tensor = _pick(self.to, inside.rows) == index
+        return leave
 
-        def state(taken: Tensor | None) -> Tensor:
-            features = pieces.cuts[index].features
-            reduced = branch.reduce(*[_pick(live[i], taken) for i in features])
-            return branch.embed(*reduced, earlier=_pick(earlier, taken))
+    def classify(self, index: int, inside: Inside, taken: Tensor | None) -> Tensor:
+        return self.branches[index].classify(self._state(index, inside, taken))
 
-        said = branch.said(state(None)) if tells else None
-        leave = _pick(to, inside.rows) == index
-        return Told(leave, lambda taken: branch.classify(state(taken)), said)
-
-    return ask
+    def _state(self, index: int, inside: Inside, taken: Tensor | None) -> Tensor:
+        branch, features = self.branches[index], self.pieces.cuts[index].features
+        earlier = None
+        if branch.reads_earlier and inside.earlier is not None:
+            earlier = _pick(inside.earlier[:, :index], taken)
+        reduced = branch.reduce(*[_pick(inside.live[i], taken) for i in features])
+        return branch.embed(*reduced, earlier=earlier)
 
 
 class Left(NamedTuple):
@@ -233,65 +254,71 @@ class Left(NamedTuple):
     logits: Tensor
 
 
-def run(network: nn.Module, pieces: Pieces, ask: Ask | None, images: Tensor) -> list[Left]:
-    """Runs each stage on the samples that are still inside.
+def run_plain(network: nn.Module, pieces: Pieces, images: Tensor) -> Tensor:
+    """All stages for all samples, and no branch: logits (B, m).
 
     Args:
         network: whose weights are read.
         pieces: of the network.
-        ask: who leaves where; None runs the plain network.
+        images: (B, …), B ≥ 1.
+    """
+    live: Any = (images,)
+    for stage in pieces.runs[:-1]:
+        live = stage(network, *live)
+    logits: Tensor = pieces.runs[-1](network, *live)
+    return logits
+
+
+def run(guide: Guide, images: Tensor) -> list[Left]:
+    """Runs each stage on the samples that are still inside.
+
+    Args:
+        guide: who leaves where.
         images: (B, …), B ≥ 1.
 
     Raises:
         InputError: at this image size a value does not follow the batch.
     """
-    last = pieces.runs[-1]
-    if ask is None:
-        live: Any = (images,)
-        for stage in pieces.runs[:-1]:
-            live = stage(network, *live)
-        return [Left(len(pieces.cuts), None, last(network, *live))]
     inside = Inside((images,), images.shape[0])
     left: list[Left] = []
-    for index, cut in enumerate(pieces.cuts):
-        leaving = settle(ask(index, inside), inside, cut)
+    last = len(guide.pieces.cuts)
+    for index in range(last):
+        leaving = advance(guide, index, inside)
         if leaving is not None:
-            left.append(Left(index, *leaving))
+            left.append(leaving)
             if not inside.count:
                 return left
-    left.append(Left(len(pieces.cuts), inside.rows, last(network, *inside.live)))
+    logits = guide.pieces.runs[-1](guide.network, *inside.live)
+    left.append(Left(last, inside.rows, logits))
     return left
 
 
-def settle(told: Told, inside: Inside, cut: Cut) -> tuple[Tensor | None, Tensor] | None:
-    """Lets go who leaves; the device is asked once.
+def advance(guide: Guide, index: int, inside: Inside) -> Left | None:
+    """Takes the samples to the next exit, and lets go who leaves; the device is asked once.
 
     Returns:
-        Their rows (None for the whole batch) and logits; None where nobody leaves.
+        Who left; None for nobody.
 
     Raises:
         InputError: at this image size a value that the exit reads does not follow the batch.
     """
-    count = inside.count
+    leave = guide.ask(index, inside)
+    count, cut = inside.count, guide.pieces.cuts[index]
     for at in cut.features:
         check_rows(inside.live[at], cut.carried[at], count)
-    gone = int(told.leave) if count == 1 else int(told.leave.sum())
-    if gone == count:
-        inside.count = 0
-        return inside.rows, told.classify(None)
-    if told.said is not None:
-        inside.earlier = joined(inside.earlier, told.said)
-    if told.answered is not None:
-        inside.answered = joined(inside.answered, told.answered)
+    gone = int(leave) if count == 1 else int(leave.sum())
     if not gone:
         return None
+    if gone == count:
+        inside.count = 0
+        return Left(index, inside.rows, guide.classify(index, inside, None))
     # Both lists without asking the device how long they are; bytes sort on every device.
-    order = told.leave.byte().argsort(stable=True)
+    order = leave.byte().argsort(stable=True)
     staying, leaving = order[: count - gone], order[count - gone :]
     rows = leaving if inside.rows is None else inside.rows[leaving]
-    logits = told.classify(leaving)
+    logits = guide.classify(index, inside, leaving)
     inside.keep(staying, cut)
-    return rows, logits
+    return Left(index, rows, logits)
 
 
 def in_order(left: Sequence[Left]) -> Tensor:

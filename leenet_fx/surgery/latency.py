@@ -28,7 +28,7 @@ class Latency:
         stages: N+1, the network between exits.
         passing: N, a stage with the deciding part of the branch behind it.
         leaving: N, the class logits of samples that leave.
-        moving: N, copying the values of samples that stay where others left.
+        moving: N, parting who stays from who leaves, and copying the values of who stays.
     """
 
     device: str

@@ -217,7 +217,7 @@ class EarlyExitModule(fx.GraphModule):
             return ExitOutputs((empty,) * (self.num_exits + 1), empty.new_empty(0, self.num_exits))
         return cast(ExitOutputs, self._compute_all(images))  # type: ignore[operator]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def predict(
         self,
         images: Tensor,
@@ -290,16 +290,17 @@ class EarlyExitModule(fx.GraphModule):
         self.check_images(images)
         if images.shape[0] == 0:
             return [conditional.Left(self.num_exits, None, self._no_rows(images))]
+        if isinstance(leave_by, Policy) and leave_by.reads == "nothing":
+            logits = conditional.run_plain(self, self.pieces, images)
+            return [conditional.Left(self.num_exits, None, logits)]
+        return conditional.run(self.guide(leave_by), images)
+
+    def guide(self, leave_by: Policy | Tensor) -> conditional.Guide:
+        """What says who leaves: a policy, or exits (B,) given."""
         branches = list(self.exits.branches())
         if isinstance(leave_by, Tensor):
-            ask: conditional.Ask | None = conditional.by_index(
-                self, self.pieces, branches, leave_by
-            )
-        elif leave_by.reads == "nothing":
-            ask = None
-        else:
-            ask = conditional.by_policy(self, self.pieces, branches, leave_by)
-        return conditional.run(self, self.pieces, ask, images)
+            return conditional.ByIndex(self, self.pieces, branches, leave_by)
+        return conditional.ByPolicy(self, self.pieces, branches, leave_by)
 
     # --- what it is ----------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from leenet_fx.errors import InputError, ModeError
 from leenet_fx.graph.batch import join_rows
-from leenet_fx.surgery.conditional import Ask, Inside, Pieces, by_policy, settle
+from leenet_fx.surgery.conditional import Guide, Inside, advance
 from leenet_fx.surgery.model import EarlyExitModule, Prediction, device_of
 from leenet_fx.surgery.stages import Cut
 
@@ -63,10 +63,9 @@ def _stream(
     pools: _Pools | None = None
     for images in _images(loader, device):
         if pools is None:
-            ask = by_policy(ee, ee.pieces, list(ee.exits.branches()), policy)
-            pools = _Pools(ee, ask, batch_size or max(1, len(images)))
+            pools = _Pools(ee, ee.guide(policy), batch_size or max(1, len(images)))
         ee.check_images(images)
-        with torch.no_grad():
+        with torch.inference_mode():
             pools.take(images)
             pools.go_on()
             while pools.oldest_has_waited(max_delay):
@@ -74,7 +73,7 @@ def _stream(
             done = pools.finished()
         yield from done
     if pools is not None:
-        with torch.no_grad():
+        with torch.inference_mode():
             while pools.oldest_has_waited(0):
                 pools.push_oldest()
             done = pools.finished()
@@ -103,11 +102,10 @@ class _Batch:
 class _Pools:
     """Samples in front of each stage; `rows` number them throughout the stream."""
 
-    def __init__(self, ee: EarlyExitModule, ask: Ask, full: int) -> None:
+    def __init__(self, ee: EarlyExitModule, guide: Guide, full: int) -> None:
         self.ee = ee
-        self.ask = ask
+        self.guide = guide
         self.full = full
-        self.pieces: Pieces = ee.pieces
         self.pools: list[list[Inside]] = [[] for _ in range(ee.num_exits + 1)]
         self.waiting: deque[_Batch] = deque()
         self.seen = 0
@@ -162,18 +160,17 @@ class _Pools:
 
     def _drain(self, stage: int) -> None:
         groups, self.pools[stage] = self.pools[stage], []
-        self._run(stage, _joined(groups, self.pieces.cuts[stage - 1]))
+        self._run(stage, _joined(groups, self.guide.pieces.cuts[stage - 1]))
 
     def _run(self, stage: int, inside: Inside) -> None:
-        if stage == len(self.pieces.cuts):
+        if stage == len(self.guide.pieces.cuts):
             assert inside.rows is not None
-            self._note(stage, inside.rows, self.pieces.runs[-1](self.ee, *inside.live))
+            self._note(stage, inside.rows, self.guide.pieces.runs[-1](self.ee, *inside.live))
             return
-        leaving = settle(self.ask(stage, inside), inside, self.pieces.cuts[stage])
-        if leaving is not None:
-            rows, logits = leaving
-            assert rows is not None
-            self._note(stage, rows, logits)
+        left = advance(self.guide, stage, inside)
+        if left is not None:
+            assert left.rows is not None
+            self._note(stage, left.rows, left.logits)
         if inside.count:
             self.pools[stage + 1].append(inside)
 

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from leenet_fx.errors import InputError, ModeError
-from leenet_fx.graph.batch import take_rows
 from leenet_fx.machine import device_name
-from leenet_fx.parts.branches import Branch
-from leenet_fx.parts.policies import LearnedGate, MaxProbability, Policy
-from leenet_fx.surgery.conditional import Segment, joined
+from leenet_fx.parts.policies import LearnedGate, MaxProbability, Policy, ThresholdPolicy
+from leenet_fx.surgery.conditional import Inside, advance, run_plain
 from leenet_fx.surgery.latency import Latency
 from leenet_fx.surgery.model import EarlyExitModule, device_of
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
-FEWEST, MOST = 7, 200
+FEWEST, MOST = 5, 200
 """Rounds of measuring; in between, as many as `seconds` allow."""
+
+AT_LEAST = 0.01
+"""Seconds that each part of a round goes on for."""
 
 
 def profile(
@@ -46,7 +48,7 @@ def profile(
         device: where to measure; None measures where the network is, another moves it there.
         batch_sizes: how many images at once.
         reference: the batch size at which `cost="seconds"` counts; None takes the first.
-        seconds: to spend on each batch size; at least 7 runs are made.
+        seconds: to spend on each batch size; at least 5 rounds are made.
 
     Returns:
         The times, which predict those of any batch and mix of exits.
@@ -124,22 +126,21 @@ def _checked(batch_sizes: Sequence[int], reference: int | None) -> tuple[tuple[i
     return tuple(sorted(set(sizes))), at
 
 
-@dataclass
 class _Stages:
     """One round: each stage in turn."""
 
-    ee: EarlyExitModule
-    images: Tensor
-    clock: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-
-    def __post_init__(self) -> None:
+    def __init__(self, ee: EarlyExitModule, images: Tensor) -> None:
         # Imported when needed: it looks for compilers and says so.
         from torch.utils.benchmark import timer
 
+        self.ee = ee
+        self.images = images
         self.now: Callable[[], float] = timer
+        self.clock: dict[str, list[float]] = defaultdict(list)
 
-    def __call__(self) -> None:
-        self.stages()
+    def __call__(self, repeats: int) -> None:
+        for _ in range(repeats):
+            self.stages()
 
     def stages(self) -> None:
         live: Any = (self.images,)
@@ -154,66 +155,55 @@ class _Stages:
 
 
 class _Rounds(_Stages):
-    """One round: the plain network, each stage, each stage with its exit."""
+    """One round: the plain network, each stage, each stage with its exit, and who leaves there."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.by_gate = _by_gate(self.ee.policy)
-        never = float("inf")
-        self.policy: Policy = LearnedGate(never) if self.by_gate else MaxProbability(never)
-        alpha = self.ee.policy.alpha
-        self.alpha = None if alpha is None else torch.tensor(alpha)
-        self.branches = list(self.ee.exits.branches())
-        self.tells = any(branch.reads_earlier for branch in self.branches)
+    def __init__(self, ee: EarlyExitModule, images: Tensor) -> None:
+        super().__init__(ee, images)
+        self.guide = ee.guide(_never(ee.policy))
 
-    def __call__(self) -> None:
-        self.time("plain", self._plain)
-        self.stages()
-        self._segments()
+    def __call__(self, repeats: int) -> None:
+        for _ in range(repeats):
+            self.time("plain", run_plain, self.ee, self.ee.pieces, self.images)
+        super().__call__(repeats)
+        for _ in range(repeats):
+            inside = Inside((self.images,), len(self.images))
+            for index in range(self.ee.num_exits):
+                self.time(f"pass {index}", advance, self.guide, index, inside)
+        inside = Inside((self.images,), len(self.images))
+        for index in range(self.ee.num_exits):
+            advance(self.guide, index, inside)
+            for _ in range(repeats):
+                self.time(f"leave {index}", self.guide.classify, index, inside, None)
+                self.time(f"move {index}", self._move, index, inside)
 
-    def _plain(self) -> Any:
-        live: Any = (self.images,)
-        for run in self.ee.pieces.runs[:-1]:
-            live = run(self.ee, *live)
-        return self.ee.pieces.runs[-1](self.ee, *live)
+    def _move(self, index: int, inside: Inside) -> Inside:
+        """Nobody leaves, but all are copied as if somebody had."""
+        nobody = torch.zeros(inside.count, dtype=torch.uint8, device=self.images.device)
+        rows = nobody.argsort(stable=True)
+        assert inside.kept is not None
+        inside.kept[rows]
+        copied = replace(inside)
+        copied.keep(rows, self.ee.pieces.cuts[index])
+        return copied
 
-    def _segments(self) -> None:
-        live: Any = (self.images,)
-        earlier: Tensor | None = None
-        for index, branch in enumerate(self.branches):
-            heard = earlier if branch.reads_earlier else None
-            told = self.time(f"pass {index}", self._decide, index, heard, live)
-            live = told.live
-            if told.said is not None:
-                earlier = joined(earlier, told.said)
-            self.time(f"leave {index}", self._leave, branch, told.kept)
-            self.time(f"move {index}", self._move, index, live)
 
-    def _decide(self, index: int, heard: Tensor | None, live: tuple[Any, ...]) -> Segment:
-        segment = self.ee.pieces.segments(by_gate=self.by_gate)[index]
-        told = segment(self.ee, self.branches[index], self.tells, heard, self.alpha, *live)
-        int(self.policy.leaves(index, told.scores).sum())
-        return told
-
-    def _leave(self, branch: Branch, kept: Tensor) -> Tensor:
-        rows = torch.ones(len(kept), dtype=torch.uint8, device=kept.device).argsort()
-        return branch.classify(kept[rows]) if self.by_gate else kept[rows]
-
-    def _move(self, index: int, live: tuple[Any, ...]) -> list[Any]:
-        count = len(self.images)
-        rows = torch.arange(count, device=self.images.device)
-        carried = self.ee.pieces.cuts[index].carried
-        return [
-            take_rows(value, how, rows, count) for value, how in zip(live, carried, strict=True)
-        ]
+def _never(policy: Policy) -> Policy:
+    """A policy that asks what this one asks, and lets nobody leave."""
+    if isinstance(policy, ThresholdPolicy):
+        return policy.with_confidence(math.inf)
+    return LearnedGate(math.inf) if _by_gate(policy) else MaxProbability(math.inf)
 
 
 def _rounds(run: _Stages, seconds: float) -> dict[str, float]:
-    run()
+    """Medians; a quick network runs several times in a row, as it would in use."""
+    run(1)
+    start = run.now()
+    run.stages()
+    repeats = max(1, math.ceil(AT_LEAST / (run.now() - start)))
     run.clock.clear()
     start = run.now()
     for done in range(1, MOST + 1):
-        run()
+        run(repeats)
         if done >= FEWEST and run.now() - start > seconds:
             break
     return {name: statistics.median(times) for name, times in run.clock.items()}
