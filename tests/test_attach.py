@@ -515,3 +515,12 @@ def test_an_exit_in_front_of_dropout_in_place_trains():
     ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE, branch="flatten").train()
     sum(at.sum() for at in ee(images(2, 3, 16, 16)).logits).backward()
     assert all(p.grad is not None for p in ee.get_submodule("0").parameters())
+
+
+def test_attach_works_in_inference_mode_and_makes_weights_that_train():
+    with torch.inference_mode():
+        ee = leenet_fx.attach(tiny(), "linear", example_inputs=images(1, 3, 16, 16))
+        x = images(2, 3, 16, 16)
+        assert close(ee.eval()(x), tiny()(x), 1e-5)
+    ee.train()(images(4, 3, 16, 16)).logits[0].sum().backward()
+    assert next(ee.exits.branches()).classifier_parameters()[0].grad is not None

@@ -29,6 +29,8 @@ OUTGROWN = 0.1
 """Share of the backbone's parameters above which `flatten` branches are worth a warning."""
 
 
+# What is traced counts the writes to each tensor, and weights are to be trained afterwards.
+@torch.inference_mode(False)
 def attach(
     model: nn.Module,
     strategy: str | Strategy | Placement | Sequence[Position] = "fine",

@@ -116,7 +116,7 @@ class Exits(nn.ModuleList):
         return len(self._modules) - ("final" in self._modules)
 
     def __iter__(self) -> Iterator[nn.Module]:
-        return iter([made for name, made in self._modules.items() if name != "final" and made])
+        return iter([self._modules[name] for name in self._modules if name != "final"])
 
     def get_extra_state(self) -> Tensor:
         """The policy as JSON in a tensor of bytes, so that safetensors can hold it."""
