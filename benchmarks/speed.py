@@ -413,6 +413,37 @@ def compiled(name: str, batch: int, rounds: int) -> dict[str, Any]:
     return row
 
 
+def stream(name: str, batch: int, rounds: int) -> dict[str, Any]:
+    """Eight batches of the realistic mix: survivors pooled, and each batch by itself."""
+    network = NETWORKS[name](64)
+    torch.manual_seed(0)
+    model = network.make().eval()
+    images = torch.randn(8 * batch, 3, 64, 64)
+    batches = list(images.split(batch))
+    ee = attached(model, network, images)
+    set_shares(ee, images, MIX)
+
+    def pooled(delay: int) -> Callable[[], Any]:
+        return lambda: list(leenet_fx.predict_stream(ee, batches, max_delay=delay))
+
+    systems: dict[str, Callable[[], Any]] = {
+        "plain": lambda: [model(given) for given in batches],
+        "predict": lambda: [ee.predict(given) for given in batches],
+        "delay 2": pooled(2),
+        "delay 8": pooled(8),
+    }
+    clock = Clock(systems, rounds)
+    row: dict[str, Any] = {
+        "network": name,
+        "batch": batch,
+        "image": 64,
+        "threads": torch.get_num_threads(),
+    }
+    for key in ("predict", "delay 2", "delay 8"):
+        row[key] = clock.ratio(key, "plain")
+    return row
+
+
 def start(rounds: int) -> dict[str, Any]:
     """From a ResNet-50 to the first answer: attach and predict, wrap and predict."""
     torch.manual_seed(0)
@@ -687,6 +718,11 @@ def main() -> None:
             continue
         if "start" in asked:
             kept("start", lambda: start(7))
+        if "stream" in asked:
+            for name in ("resnet18", "resnet50"):
+                for batch in (8, 32):
+                    key = f"stream-{name}-{batch}"
+                    kept(key, lambda n=name, b=batch: stream(n, b, options.rounds // 3))
         if "memory" in asked:
             kept("memory", memory)
         if "compiled" in asked:
@@ -697,7 +733,7 @@ def main() -> None:
     write()
 
 
-PARTS = ("cells", "start", "memory", "compiled")
+PARTS = ("cells", "start", "memory", "compiled", "stream")
 
 
 def write() -> None:
@@ -711,7 +747,7 @@ def write() -> None:
         read("cell-*.json"),
         key=lambda row: (row["threads"], order.index(row["network"]), row["batch"]),
     )
-    compiled_rows = read("compiled-*.json")
+    compiled_rows, streams = read("compiled-*.json"), read("stream-*.json")
     started = next(iter(read("start.json")), None)
     memory_rows = next(iter(read("memory.json")), [])
     rows = [
@@ -719,8 +755,15 @@ def write() -> None:
         *({"part": "compiled", **row} for row in compiled_rows),
         *([{"part": "start", **started}] if started else []),
         *({"part": "memory", **row} for row in memory_rows),
+        *({"part": "stream", **row} for row in streams),
     ]
     found = figures(cells, compiled_rows, started, memory_rows)
+    for row in streams:
+        words = f"{row['network']}, stream of batches of {row['batch']}, realistic mix"
+        for key in ("predict", "delay 2", "delay 8"):
+            what = {"predict": "one by one"}.get(key, f"pooled, {key}")
+            figure = Figure(f"{words}: {what}, over plain", row[key]["ratio"], "", "printed", True)
+            found.append(figure)
     setting = environment() | {"allocator": "glibc, keeping what is freed"}
     Result(COMMAND, rows, found, setting).write(RESULT, "Time", table(cells))
     plot(cells, RESULT.with_suffix(".png"))
