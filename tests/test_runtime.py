@@ -156,6 +156,8 @@ def test_stages_of_known_architectures_compile_without_breaks(name):
             assert close(fast.predict(x, exit_index=index).logits, expected, 1e-4)
 
 
+# Torch 2.11's inductor imports what torch 2.11 deprecates.
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.usefixtures("fresh_compiler")
 def test_inductor_says_what_eager_says():
     ee = half_leave(attached(), images(16, 3, 16, 16))
