@@ -92,8 +92,10 @@ def _candidates(ee: EarlyExitModule) -> str:
         f"{profile.model}: {len(profile.candidates)} block boundaries",
         *("block", "#", "exit", "FLOPs", "rel."),
         *(["ms", "rel."] if timed else []),
-        *("params", "bytes", "live bytes"),
-        caption="Cumulative, plain model; bytes: activations written; live bytes: what is alive.",
+        *("params", "bytes"),
+        *([] if timed else ["live bytes"]),
+        caption="Cumulative, plain model; bytes: activations written"
+        + ("." if timed else "; live bytes: what is alive."),
     )
     for index, (at, share) in enumerate(zip(profile.candidates, profile.shares, strict=True)):
         spent: list[str] = []
@@ -108,7 +110,7 @@ def _candidates(ee: EarlyExitModule) -> str:
             *spent,
             text.quantity(at.params),
             text.quantity(at.bytes),
-            text.quantity(at.live_bytes),
+            *([] if timed else [text.quantity(at.live_bytes)]),
         )
     lines = [text.render(table)]
     lines += [f"Not a boundary: {name}: {why}" for name, why in ee.spec.refused.items()]

@@ -143,7 +143,7 @@ class Latency:
             f"Milliseconds a batch on {self.device}, {threads}",
             "piece",
             *sizes,
-            caption=f"{how}{self.dtype}; b8: a batch of 8; exits decide by {self.reads}.",
+            caption=f"{how}{self.dtype}; bN: a batch of N; exits decide by {self.reads}.",
         )
         for index, stage in enumerate(self.stages):
             table.add_row(f"stage {index}", *map(_milliseconds, stage))
