@@ -90,6 +90,11 @@ class CostProfile:
         return tuple(candidate.name for candidate in self.candidates)
 
     @property
+    def cost_name(self) -> str:
+        """What `shares` counts, in words."""
+        return "FLOPs" if self.cost == "flops" else self.cost
+
+    @property
     def shares(self) -> tuple[float, ...]:
         """Cumulative share of the plain network's cost at each candidate, in [0, 1].
 
@@ -98,8 +103,9 @@ class CostProfile:
         """
         total = getattr(self, self.cost)
         if total <= 0:
-            what = {"flops": "FLOPs"}.get(self.cost, self.cost)
-            raise PlacementError(f"{self.model} has no {what}, so exits cannot be placed by cost.")
+            raise PlacementError(
+                f"{self.model} has no {self.cost_name}, so exits cannot be placed by cost."
+            )
         return tuple(getattr(candidate, self.cost) / total for candidate in self.candidates)
 
     def to_networkx(self) -> nx.DiGraph:

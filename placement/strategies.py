@@ -181,7 +181,6 @@ def _by_share(
 def _scan(strategy: str, profile: CostProfile, thresholds: list[float]) -> Placement:
     """Exit i goes to the first free boundary with share ≥ tᵢ, scanning forward."""
     shares = profile.shares
-    what = {"flops": "FLOPs"}.get(profile.cost, profile.cost)
     chosen: list[int] = []
     for i, threshold in enumerate(thresholds):
         start = chosen[-1] + 1 if chosen else 0
@@ -189,9 +188,9 @@ def _scan(strategy: str, profile: CostProfile, thresholds: list[float]) -> Place
         if found is None:
             raise PlacementError(
                 f"Strategy '{strategy}' cannot place {len(thresholds)} exits on {profile.model}: "
-                f"exit {i} needs a free boundary at {threshold:.3f} of the {what} or later, but "
-                f"{len(shares) - start} of {len(shares)} boundaries are left and the last is at "
-                f"{shares[-1]:.3f}. The first {i} exits fit."
+                f"exit {i} needs a free boundary at {threshold:.3f} of the {profile.cost_name} "
+                f"or later, but {len(shares) - start} of {len(shares)} boundaries are left and the "
+                f"last is at {shares[-1]:.3f}. The first {i} exits fit."
             )
         chosen.append(found)
     return _placement(strategy, profile, chosen)

@@ -17,10 +17,10 @@ from leenet_fx.graph.traced import TracedModel, trace_model
 from leenet_fx.graph.tracer import check_module
 from leenet_fx.methods import get_method
 from leenet_fx.parts.branches import Branch, BranchFactory, Site, get_branch, make_branch
-from leenet_fx.surgery.model import EarlyExitModule
+from leenet_fx.surgery.model import EarlyExitModule, device_of
 from leenet_fx.surgery.rewriter import feature_shapes, rewrite
 from leenet_fx.surgery.timing import stage_seconds
-from placement import CostProfile, Placement, get_strategy, place
+from placement import Placement, get_strategy, place
 from placement.strategies import Position, Strategy
 
 logger = logging.getLogger("leenet_fx")
@@ -131,9 +131,8 @@ def attach(
     if not traced.boundaries and traced.refused:
         reasons = "; ".join(f"{at}: {why}" for at, why in traced.refused.items())
         raise PlacementError(f"{traced.profile.model} has no usable block boundary ({reasons}).")
-    profile = traced.profile
     if cost == "seconds":
-        profile = _timed(
+        traced = _timed(
             traced,
             attach(
                 model,
@@ -148,8 +147,7 @@ def attach(
             ),
             example_inputs,
         )
-    traced = replace(traced, profile=profile)
-    placement = place(profile, strategy, num_exits, cost=cost)
+    placement = place(traced.profile, strategy, num_exits, cost=cost)
     branches = _build(traced, placement, factory, options, seed)
     branch_name = branch if isinstance(branch, str) else getattr(branch, "__name__", repr(branch))
     if branch_name == "flatten":
@@ -186,20 +184,21 @@ def _build(
     return [made.to(weight.device, weight.dtype) for made in branches]
 
 
-def _timed(traced: TracedModel, every: EarlyExitModule, example_inputs: object) -> CostProfile:
-    """The profile with seconds, of a network with an exit at each boundary."""
-    place_of, dtype = next((p.device, p.dtype) for p in every.exits.parameters())
-    if place_of.type == "meta":
+def _timed(traced: TracedModel, every: EarlyExitModule, example_inputs: object) -> TracedModel:
+    """The model with seconds in its profile, from a network with an exit at each boundary."""
+    device = device_of(every)
+    if device.type == "meta":
         raise InputError("cost='seconds' needs weights, and these are on the meta device.")
     images = example_inputs if isinstance(example_inputs, Tensor) else None
     if images is None:
         images = torch.zeros(1, *traced.image_shape)
-    up_to = list(accumulate(stage_seconds(every.eval(), images.to(place_of, dtype))))
+    up_to = list(accumulate(stage_seconds(every.eval(), images.to(device, traced.dtype))))
     candidates = tuple(
         replace(candidate, seconds=seconds)
         for candidate, seconds in zip(traced.profile.candidates, up_to, strict=False)
     )
-    return replace(traced.profile, candidates=candidates, seconds=up_to[-1])
+    profile = replace(traced.profile, candidates=candidates, seconds=up_to[-1])
+    return replace(traced, profile=profile)
 
 
 def _warn_if_large(traced: TracedModel, branches: list[Branch]) -> None:

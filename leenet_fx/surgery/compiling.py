@@ -81,7 +81,6 @@ def compile(
 
     made = copy.copy(ee)
     made.__dict__["_wrap"] = wrap
-    made.__dict__.pop("_pieces", None)
     return made
 
 

@@ -52,9 +52,10 @@ class Pieces:
         self.cuts = tuple(cuts)
         self._wrap = wrap
         self._segments: dict[bool, tuple[Callable[..., Segment], ...]] = {}
-        entering = (_IMAGES, *(cut.carried for cut in cuts))
+        self._entering = (_IMAGES, *(cut.carried for cut in cuts))
         self.runs = tuple(
-            self._wrapped(stage.run, how) for stage, how in zip(self.stages, entering, strict=True)
+            self._wrapped(stage.run, how)
+            for stage, how in zip(self.stages, self._entering, strict=True)
         )
 
     def segments(self, *, by_gate: bool) -> tuple[Callable[..., Segment], ...]:
@@ -66,10 +67,9 @@ class Pieces:
             by_gate: whether gates decide, so that only leaving samples are classified.
         """
         if by_gate not in self._segments:
-            entering = (_IMAGES, *(cut.carried for cut in self.cuts))
             self._segments[by_gate] = tuple(
                 self._wrapped(make_segment(stage, cut, by_gate=by_gate), how)
-                for stage, cut, how in zip(self.stages, self.cuts, entering, strict=False)
+                for stage, cut, how in zip(self.stages, self.cuts, self._entering, strict=False)
             )
         return self._segments[by_gate]
 

@@ -98,6 +98,10 @@ class _Batch:
     logits: Tensor
     exit_index: Tensor
 
+    def holds(self, rows: Tensor) -> Tensor:
+        """Which of these numbers are of its samples."""
+        return (rows >= self.first) & (rows < self.first + self.count)
+
 
 class _Pools:
     """Samples in front of each stage; `rows` number them throughout the stream."""
@@ -113,7 +117,7 @@ class _Pools:
     def take(self, images: Tensor) -> None:
         """Lets a batch in, and runs the first stage."""
         count, device = len(images), images.device
-        logits = images.new_empty(0)
+        logits = images.new_empty(0, self.ee.spec.num_classes)
         index = torch.empty(count, dtype=torch.int64, device=device)
         self.waiting.append(_Batch(self.seen, count, 0, logits, index))
         if count:
@@ -138,7 +142,8 @@ class _Pools:
         if oldest is None:
             return
         for stage in range(1, len(self.pools)):
-            if any(self._holds(group, oldest) for group in self.pools[stage]):
+            waiting = [group.rows for group in self.pools[stage] if group.rows is not None]
+            if any(bool(oldest.holds(rows).any()) for rows in waiting):
                 self._drain(stage)
 
     def finished(self) -> list[Prediction]:
@@ -146,17 +151,8 @@ class _Pools:
         done = []
         while self.waiting and self.waiting[0].left == self.waiting[0].count:
             batch = self.waiting.popleft()
-            logits = batch.logits
-            if not batch.count:
-                logits = logits.new_empty(0, self.ee.spec.num_classes)
-            done.append(self.ee.prediction(logits, batch.exit_index, shut=False))
+            done.append(self.ee.prediction(batch.logits, batch.exit_index, shut=False))
         return done
-
-    @staticmethod
-    def _holds(group: Inside, batch: _Batch) -> bool:
-        # Rows are in order, and a group joins neighbouring batches.
-        assert group.rows is not None
-        return bool(((group.rows >= batch.first) & (group.rows < batch.first + batch.count)).any())
 
     def _drain(self, stage: int) -> None:
         groups, self.pools[stage] = self.pools[stage], []
@@ -176,7 +172,7 @@ class _Pools:
 
     def _note(self, index: int, rows: Tensor, logits: Tensor) -> None:
         for batch in self.waiting:
-            of_batch = (rows >= batch.first) & (rows < batch.first + batch.count)
+            of_batch = batch.holds(rows)
             mine = rows[of_batch] - batch.first
             if not len(mine):
                 continue

@@ -7,7 +7,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,7 +73,6 @@ def profile(
             generator = torch.Generator().manual_seed(size)
             images = torch.randn(size, *shape, generator=generator).to(place, dtype)
             found[size] = _rounds(_Rounds(ee, images), seconds)
-    reads: Literal["gate", "logits"] = "gate" if _by_gate(ee.policy) else "logits"
 
     def series(name: str, count: int) -> tuple[tuple[float, ...], ...]:
         return tuple(tuple(found[size][f"{name} {i}"] for size in sizes) for i in range(count))
@@ -82,7 +81,7 @@ def profile(
         device=device_name(place),
         threads=torch.get_num_threads(),
         dtype=str(dtype).removeprefix("torch."),
-        reads=reads,
+        reads=ee.costs.reads,
         compiled=ee.is_compiled,
         batch_sizes=sizes,
         reference=at,
@@ -107,10 +106,6 @@ def stage_seconds(ee: EarlyExitModule, images: Tensor, seconds: float = 1.0) -> 
     with torch.inference_mode():
         found = _rounds(_Stages(ee, images), seconds)
     return [found[f"stage {index}"] for index in range(ee.num_exits + 1)]
-
-
-def _by_gate(policy: Policy) -> bool:
-    return policy.reads in ("gate", "nothing")
 
 
 def _checked(batch_sizes: Sequence[int], reference: int | None) -> tuple[tuple[int, ...], int]:
@@ -159,7 +154,7 @@ class _Rounds(_Stages):
 
     def __init__(self, ee: EarlyExitModule, images: Tensor) -> None:
         super().__init__(ee, images)
-        self.guide = ee.guide(_never(ee.policy))
+        self.guide = ee.guide(_never(ee))
 
     def __call__(self, repeats: int) -> None:
         for _ in range(repeats):
@@ -187,11 +182,11 @@ class _Rounds(_Stages):
         return copied
 
 
-def _never(policy: Policy) -> Policy:
-    """A policy that asks what this one asks, and lets nobody leave."""
-    if isinstance(policy, ThresholdPolicy):
-        return policy.with_confidence(math.inf)
-    return LearnedGate(math.inf) if _by_gate(policy) else MaxProbability(math.inf)
+def _never(ee: EarlyExitModule) -> Policy:
+    """A policy that asks what the network's asks, and lets nobody leave."""
+    if isinstance(ee.policy, ThresholdPolicy):
+        return ee.policy.with_confidence(math.inf)
+    return LearnedGate(math.inf) if ee.costs.reads == "gate" else MaxProbability(math.inf)
 
 
 def _rounds(run: _Stages, seconds: float) -> dict[str, float]:
