@@ -46,6 +46,7 @@ FOLDER = RESULTS / "speed"
 RESULT = RESULTS / "speed.json"
 FACTORY = Path(__file__).parents[1] / "examples" / "cifar_resnet.py"
 CLASSES = 10
+PARTS = ("cells", "start", "memory", "compiled", "stream")
 ROUNDS = 30
 LEAST = 0.01
 """Seconds that one measurement takes at least; a quicker call is repeated."""
@@ -63,13 +64,13 @@ class Network:
     """A backbone and the blocks behind which its exits stand.
 
     Attributes:
-        make: builds it.
+        make: builds it for images of a side.
         exits: names of blocks; earlyon's heads stand at the same modules.
         sizes: the image's side at each batch size.
         blocks: patterns of blocks, where the rule would not find the exits.
     """
 
-    make: Callable[[], nn.Module]
+    make: Callable[[int], nn.Module]
     exits: tuple[str, ...]
     sizes: dict[int, int]
     blocks: tuple[str, ...] | None = None
@@ -83,36 +84,32 @@ def _vit(size: int) -> nn.Module:
 SMALL = {1: 128, 8: 64, 32: 64}
 """Images of 128 pixels one by one, of 64 in batches: a round of 128 large ones takes minutes."""
 
-NETWORKS: dict[str, Callable[[int], Network]] = {
-    "resnet20": lambda size: Network(
-        lambda: build(f"{FACTORY}:resnet20"),
+NETWORKS: dict[str, Network] = {
+    "resnet20": Network(
+        lambda _: build(f"{FACTORY}:resnet20"),
         ("layer1.2", "layer2.0", "layer2.2"),
         {1: 32, 8: 32, 32: 32, 128: 32},
     ),
-    "resnet20-one-exit": lambda size: Network(
-        lambda: build(f"{FACTORY}:resnet20"), ("layer1.2",), {1: 32}
-    ),
-    "resnet18": lambda size: Network(
-        lambda: torchvision.models.resnet18(num_classes=CLASSES),
+    "resnet20-one-exit": Network(lambda _: build(f"{FACTORY}:resnet20"), ("layer1.2",), {1: 32}),
+    "resnet18": Network(
+        lambda _: torchvision.models.resnet18(num_classes=CLASSES),
         ("layer1.1", "layer2.1", "layer3.1"),
         SMALL,
     ),
-    "resnet18-stem": lambda size: Network(
-        lambda: torchvision.models.resnet18(num_classes=CLASSES),
+    "resnet18-stem": Network(
+        lambda _: torchvision.models.resnet18(num_classes=CLASSES),
         ("maxpool", "layer2.1", "layer3.1"),
         {32: 128},
         blocks=("maxpool", "layer?.*"),
     ),
-    "resnet50": lambda size: Network(
-        lambda: torchvision.models.resnet50(num_classes=CLASSES),
+    "resnet50": Network(
+        lambda _: torchvision.models.resnet50(num_classes=CLASSES),
         ("layer1.2", "layer2.3", "layer3.5"),
         SMALL,
     ),
-    "vit_small": lambda size: Network(
-        lambda: _vit(size), ("blocks.2", "blocks.5", "blocks.8"), SMALL
-    ),
-    "convnext_tiny": lambda size: Network(
-        lambda: torchvision.models.convnext_tiny(num_classes=CLASSES),
+    "vit_small": Network(_vit, ("blocks.2", "blocks.5", "blocks.8"), SMALL),
+    "convnext_tiny": Network(
+        lambda _: torchvision.models.convnext_tiny(num_classes=CLASSES),
         ("features.1.2", "features.3.2", "features.5.8"),
         SMALL,
     ),
@@ -130,11 +127,13 @@ def attached(model: nn.Module, network: Network, images: Tensor) -> leenet_fx.Ea
     ).eval()
 
 
-def set_shares(ee: leenet_fx.EarlyExitModule, images: Tensor, shares: Sequence[float]) -> list[int]:
-    """Sets thresholds so that these shares of the images leave at the first exits.
+def letting_go(
+    ee: leenet_fx.EarlyExitModule, images: Tensor, shares: Sequence[float]
+) -> tuple[leenet_fx.Policy, list[int]]:
+    """Thresholds by which these shares of the images leave at the first exits.
 
     Returns:
-        How many leave at each exit, and at the end.
+        The policy, and how many leave at each exit and at the end.
     """
     with torch.inference_mode():
         sure = [logits.softmax(1).amax(1) for logits in ee.all_exits(images).logits]
@@ -152,8 +151,7 @@ def set_shares(ee: leenet_fx.EarlyExitModule, images: Tensor, shares: Sequence[f
         gone = inside & (sure[index] >= at)
         counts.append(int(gone.sum()))
         inside &= ~gone
-    ee.policy = leenet_fx.MaxProbability(thresholds)
-    return [*counts, int(inside.sum())]
+    return leenet_fx.MaxProbability(thresholds), [*counts, int(inside.sum())]
 
 
 def earlyon_of(model: nn.Module, network: Network, images: Tensor) -> Any:
@@ -254,23 +252,19 @@ def pieces_of(ee: leenet_fx.EarlyExitModule, images: Tensor, counts: Sequence[in
 
 def cell(name: str, batch: int, rounds: int) -> dict[str, Any]:
     """One network at one batch size: every system, every share."""
-    make = NETWORKS[name]
-    network = make(224)
+    network = NETWORKS[name]
     size = network.sizes[batch]
-    network = make(size)
     torch.manual_seed(0)
-    model = network.make().eval()
+    model = network.make(size).eval()
     # One by one, four images make every share of SHARES possible.
     images = torch.randn(max(batch, 4), 3, size, size)
     batches = list(images.split(batch))
     ee = attached(model, network, images)
-    counts = {f"ours {share:g}": set_shares(ee, images, [share]) for share in SHARES}
-    policies = {f"ours {share:g}": _policy(ee, images, [share]) for share in SHARES}
-    counts["ours mix"], policies["ours mix"] = (
-        set_shares(ee, images, MIX),
-        _policy(ee, images, MIX),
-    )
-    wrapped = earlyon_of(network.make().eval(), network, images)
+    mixes = {**{f"ours {share:g}": (share,) for share in SHARES}, "ours mix": MIX}
+    found = {key: letting_go(ee, images, shares) for key, shares in mixes.items()}
+    policies = {key: policy for key, (policy, _) in found.items()}
+    counts = {key: leaving for key, (_, leaving) in found.items()}
+    wrapped = earlyon_of(network.make(size).eval(), network, images)
 
     def plain() -> None:
         for given in batches:
@@ -358,22 +352,16 @@ def _outlets(counts: Sequence[int]) -> list[int]:
     return [outlet for outlet, count in enumerate(counts) for _ in range(count)]
 
 
-def _policy(ee: leenet_fx.EarlyExitModule, images: Tensor, shares: Sequence[float]) -> Any:
-    set_shares(ee, images, shares)
-    return ee.policy
-
-
 def compiled(name: str, batch: int, rounds: int) -> dict[str, Any]:
     """Stages compiled, beside the plain model compiled as a whole."""
-    make = NETWORKS[name]
-    size = make(224).sizes[batch]
-    network = make(size)
+    network = NETWORKS[name]
+    size = network.sizes[batch]
     torch.manual_seed(0)
     torch._dynamo.reset()
-    model = network.make().eval()
+    model = network.make(size).eval()
     images = torch.randn(max(batch, 2), 3, size, size)
     ee = attached(model, network, images)
-    half, none = _policy(ee, images, [0.5]), _policy(ee, images, [0.0])
+    half, none = (letting_go(ee, images, [share])[0] for share in (0.5, 0.0))
     images = images[:batch]
     fast, plain = leenet_fx.compile(ee), torch.compile(model)
 
@@ -415,13 +403,13 @@ def compiled(name: str, batch: int, rounds: int) -> dict[str, Any]:
 
 def stream(name: str, batch: int, rounds: int) -> dict[str, Any]:
     """Eight batches of the realistic mix: survivors pooled, and each batch by itself."""
-    network = NETWORKS[name](64)
+    network = NETWORKS[name]
     torch.manual_seed(0)
-    model = network.make().eval()
+    model = network.make(64).eval()
     images = torch.randn(8 * batch, 3, 64, 64)
     batches = list(images.split(batch))
     ee = attached(model, network, images)
-    set_shares(ee, images, MIX)
+    ee.policy, _ = letting_go(ee, images, MIX)
 
     def pooled(delay: int) -> Callable[[], Any]:
         return lambda: list(leenet_fx.predict_stream(ee, batches, max_delay=delay))
@@ -447,9 +435,9 @@ def stream(name: str, batch: int, rounds: int) -> dict[str, Any]:
 def start(rounds: int) -> dict[str, Any]:
     """From a ResNet-50 to the first answer: attach and predict, wrap and predict."""
     torch.manual_seed(0)
-    network = NETWORKS["resnet50"](224)
+    network = NETWORKS["resnet50"]
     images = torch.randn(1, 3, 224, 224)
-    models = iter([network.make().eval() for _ in range(2)])
+    models = iter([network.make(224).eval() for _ in range(2)])
     ours, theirs = next(models), next(models)
 
     def attach() -> None:
@@ -500,14 +488,14 @@ def memory() -> list[dict[str, Any]]:
     rows = []
     for name in ("resnet18", "resnet50", "vit_small", "convnext_tiny"):
         torch.manual_seed(0)
-        network = NETWORKS[name](64)
-        model = network.make().eval()
+        network = NETWORKS[name]
+        model = network.make(64).eval()
         images = torch.randn(32, 3, 64, 64)
         ee = attached(model, network, images)
         plain = peak_bytes(lambda model=model, images=images: model(images))
         row: dict[str, Any] = {"network": name, "plain, MB": plain / 1e6}
         for share in SHARES:
-            set_shares(ee, images, [share])
+            ee.policy, _ = letting_go(ee, images, [share])
             row[f"{share:g}"] = peak_bytes(lambda ee=ee, images=images: ee(images)) / plain
             row[f"behind the first exit, {share:g}"] = peak_behind_first_exit(ee, images) / plain
         rows.append(row)
@@ -711,7 +699,7 @@ def main() -> None:
         torch.set_num_threads(threads)
         if "cells" in asked:
             for name in options.network or NETWORKS:
-                for batch in NETWORKS[name](224).sizes:
+                for batch in NETWORKS[name].sizes:
                     key = f"cell-{name}-{batch}-{threads}"
                     kept(key, lambda n=name, b=batch: cell(n, b, options.rounds))
         if threads > 1:
@@ -731,9 +719,6 @@ def main() -> None:
                     key = f"compiled-{name}-{batch}"
                     kept(key, lambda n=name, b=batch: compiled(n, b, options.rounds))
     write()
-
-
-PARTS = ("cells", "start", "memory", "compiled", "stream")
 
 
 def write() -> None:
@@ -764,7 +749,10 @@ def write() -> None:
             what = {"predict": "one by one"}.get(key, f"pooled, {key}")
             figure = Figure(f"{words}: {what}, over plain", row[key]["ratio"], "", "printed", True)
             found.append(figure)
-    setting = environment() | {"allocator": "glibc, keeping what is freed"}
+    setting = environment() | {
+        "threads": "as the rows say",
+        "allocator": "glibc, keeping what is freed",
+    }
     Result(COMMAND, rows, found, setting).write(RESULT, "Time", table(cells))
     plot(cells, RESULT.with_suffix(".png"))
 
