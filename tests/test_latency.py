@@ -249,4 +249,3 @@ def test_predictions_of_a_real_network_add_up_to_its_own_pieces():
     assert everyone == pytest.approx(found.passing[0][2] + found.leaving[0][2])
     nobody = found.of_batch([0, 0, 0, 0, 16])
     assert nobody == pytest.approx(sum(times[2] for times in found.passing) + found.stages[4][2])
-    assert everyone < found.of_shares([0.5, 0.0, 0.0, 0.0, 0.5], 16) < nobody
