@@ -188,7 +188,7 @@ class Clock:
                 self.repeats[name] = max(1, math.ceil(LEAST / max(self._once(run, 1), 1e-6)))
             self.times: dict[str, list[float]] = {name: [] for name in systems}
             for turn in range(rounds):
-                if now_and_then is not None and turn % 12 == 5:
+                if now_and_then is not None and turn % 12 == min(5, rounds - 1):
                     now_and_then()
                 names = list(systems) if turn % 2 == 0 else list(systems)[::-1]
                 for name in names:
@@ -225,15 +225,14 @@ def pieces_of(ee: leenet_fx.EarlyExitModule, images: Tensor, counts: Sequence[in
     Stages with the deciding part of their exits, on as many samples as arrive; what is left out is
     all that runs between them.
     """
-    segments = ee.pieces.segments(by_gate=False)
-    branches = list(ee.exits.branches())
+    guide = ee.guide(leenet_fx.MaxProbability(NEVER))
     live: Any = (images,)
     calls = []
-    for index, branch in enumerate(branches):
+    for index, segment in enumerate(guide.segments):
         given = live
 
-        def run(given: Any = given, index: int = index, branch: Any = branch) -> Any:
-            return segments[index](ee, branch, False, None, None, *given)
+        def run(given: Any = given, segment: Any = segment) -> Any:
+            return segment(ee, None, None, *given)
 
         calls.append(run)
         left = sum(counts[: index + 1])
@@ -241,8 +240,9 @@ def pieces_of(ee: leenet_fx.EarlyExitModule, images: Tensor, counts: Sequence[in
             return calls
         with torch.inference_mode():
             # Any samples do, and they are copied as survivors are.
-            rows = torch.arange(len(run().live[0]))[: len(images) - left]
-            live = tuple(value[rows] if left else value for value in run().live)
+            arrived = run()[0]
+            rows = torch.arange(len(arrived[0]))[: len(images) - left]
+            live = tuple(value[rows] if left else value for value in arrived)
 
     def last(given: Any = live) -> Any:
         return ee.pieces.runs[-1](ee, *given)

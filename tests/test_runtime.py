@@ -1,6 +1,7 @@
 """The conditional runtime: what it asks of the device, compiled stages, and streams of batches."""
 
 import copy
+import itertools
 import math
 from collections import Counter
 
@@ -13,7 +14,16 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import leenet_fx
-from leenet_fx import InputError, LearnedGate, MaxProbability, ModeError, Patience, predict_stream
+from leenet_fx import (
+    Branch,
+    Dial,
+    InputError,
+    LearnedGate,
+    MaxProbability,
+    ModeError,
+    Patience,
+    predict_stream,
+)
 from leenet_fx.graph.batch import Carried, join_rows, take_rows
 
 
@@ -102,6 +112,104 @@ def test_stages_follow_a_module_that_is_replaced():
     expected.blocks[1].conv1 = new
     with torch.no_grad():
         assert close(ee(x), expected(x), 1e-5)
+
+
+def test_an_exit_that_is_replaced_decides():
+    ee = attached(branch_options={"gate": "features"})
+    x = images(3, 3, 16, 16)
+    ee.policy = MaxProbability([2.0, 0.0, 2.0, 2.0])
+    before = ee(x)
+    ee.exits[1] = copy.deepcopy(ee.exits[1])
+    with torch.no_grad():
+        ee.exits[1].head.linear.weight.mul_(-1)
+    found = ee.predict(x)
+    assert not close(found.logits, before, 1e-3)
+    assert close(found.logits, ee.all_exits(x).logits[1], 1e-5)
+
+
+# What an exit asks of itself is written into one function with its stage, so every composition of
+# parts is held against the same parts called one after the other, in the graph of all exits.
+@pytest.mark.parametrize("body", ["pool", "bnpool", "conv", "flatten"])
+@pytest.mark.parametrize(
+    ("head", "gate"),
+    [
+        *itertools.product(("linear", "cascade", "additive"), ("confidence", "history", "dial")),
+        ("linear", "features"),
+        ("means", "confidence"),
+        ("projection", None),
+    ],
+)
+def test_every_composition_of_parts_decides_as_its_parts_do(body, head, gate):
+    ee = attached(branch=body, branch_options={"head": head, "gate": gate})
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in (*ee.exits.parameters(), *ee.exits.buffers()):
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) - 0.3)
+        for name, buffer in ee.exits.named_buffers():
+            if "running_var" in name or "spread" in name:
+                buffer.abs_().add_(0.5)
+    x = images(6, 3, 16, 16)
+    with torch.no_grad():
+        logits, gates = ee.all_exits(x)
+        sure = torch.stack([given.softmax(1).amax(1) for given in logits[:-1]])
+        for scores, by_gate in ((gates.T, True), (sure, False)):
+            middle = scores.quantile(0.5, dim=1)
+            at = middle.tolist()
+            of_gate = Dial(0.5, at) if gate == "dial" else LearnedGate(at)
+            policy = of_gate if by_gate else MaxProbability(at)
+            check_leaving(ee, policy, scores >= middle.unsqueeze(1), logits, x)
+    heard = []
+    for layer in ee.exits[0].modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_hook(lambda *_: heard.append(1))
+    ee(x)
+    assert bool(heard) == (head != "means")
+
+
+def check_leaving(ee, policy, leave, logits, x):
+    """`leave` (N, B) says who would leave where, `logits` what each exit answers."""
+    ee.policy = policy
+    everyone = torch.cat([leave, torch.ones(1, len(x), dtype=torch.bool)])
+    expected = everyone.int().argmax(0)
+    found = ee.predict(x)
+    assert torch.equal(found.exit_index, expected)
+    assert close(found.logits, torch.stack(logits)[expected, torch.arange(len(x))], 1e-5)
+    written = {segment.__code__.co_filename[:17] for segment in ee.guide(policy).segments}
+    assert written == {"<leenet_fx stage "}
+
+
+def test_a_branch_of_ones_own_is_asked_each_time():
+    class Moody(Branch):
+        answer = 1.0
+
+        def __init__(self, site):
+            super().__init__(site)
+            self.linear = torch.nn.Linear(1, site.num_classes)
+
+        def embed(self, *reduced, earlier=None):
+            return reduced[0].flatten(1).mean(1, keepdim=True)
+
+        def score(self, evidence, alpha=None):
+            return evidence[:, 0] * 0 + self.answer
+
+        def classify(self, state):
+            return self.linear(state)
+
+        def gate_parameters(self):
+            return []
+
+        def classifier_parameters(self):
+            return list(self.linear.parameters())
+
+        def reset_gate(self, generator, chance):
+            pass
+
+    ee = attached(branch=Moody)
+    ee.policy = LearnedGate(0.0)
+    assert ee.predict(images(2, 3, 16, 16)).exit_index.tolist() == [0, 0]
+    ee.exits[0].answer = -1.0
+    assert ee.predict(images(2, 3, 16, 16)).exit_index.tolist() == [1, 1]
 
 
 # --- torch.compile ------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from leenet_fx.errors import InputError
 from leenet_fx.parts.scale import Scale
@@ -101,13 +101,7 @@ class Flatten(_Scaled):
         return "flattened"
 
     def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
-        joined = join([feature.flatten(1) for feature in features])
-        if isinstance(joined, Tensor) and joined.shape[1] != self.width:
-            raise InputError(
-                f"A 'flatten' branch made for {self.width} values got {joined.shape[1]}: it fits "
-                "one image size only; 'pool' fits any."
-            )
-        return (joined,)
+        return (_of_width(join([feature.flatten(1) for feature in features]), self.width),)
 
 
 class NormPool(Body):
@@ -131,7 +125,7 @@ class NormPool(Body):
         normed = []
         for feature, spec, norm in zip(reduced, self.site.features, self.norms, strict=True):
             channels_second = feature.movedim(spec.channel_axis, 1)
-            flat = norm(channels_second.flatten(2) if feature.ndim > 2 else channels_second)
+            flat = norm(channels_second.flatten(2) if len(spec.shape) > 2 else channels_second)
             normed.append(flat.view(channels_second.shape).movedim(1, spec.channel_axis))
         pooled: Tensor = pool(normed, self.site.features, self.grid)
         return pooled / math.sqrt(self.width)
@@ -189,6 +183,18 @@ class Conv(Body):
         maps = [f.movedim(s.channel_axis, 1) for f, s in zip(reduced, specs, strict=True)]
         out: Tensor = self.layers(join(maps))
         return GAIN * out / math.sqrt(self.width)
+
+
+def _of_width(joined: Any, width: int) -> Any:
+    if isinstance(joined, fx.Proxy):
+        # Traced code asks when it runs.
+        return joined.tracer.create_proxy("call_function", _of_width, (joined, width), {})
+    if joined.shape[1] != width:
+        raise InputError(
+            f"A 'flatten' branch made for {width} values got {joined.shape[1]}: it fits one image "
+            "size only; 'pool' fits any."
+        )
+    return joined
 
 
 def _convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:

@@ -116,7 +116,7 @@ class HistoryGate(Gate):
     def evidence(self, read: Tensor, earlier: Tensor | None) -> Tensor:
         sure, own = uncertainty(read, self.site.num_classes), read.softmax(1)
         if earlier is None:
-            return torch.cat([sure, own.new_zeros(len(own), 2)], 1)
+            return torch.cat([sure, torch.zeros_like(sure[:, :2])], 1)
         before = earlier.softmax(2)
         agree = (own * before[:, -1]).sum(1)
         average = (before.sum(1) + own) / (before.shape[1] + 1)

@@ -13,24 +13,8 @@ from torch import Tensor, fx, nn
 from leenet_fx.graph.batch import Carried, check_rows, take_rows
 from leenet_fx.parts.branches import Branch
 from leenet_fx.parts.policies import Policy
-from leenet_fx.surgery.stages import Cut, Stage, split
-
-
-class Segment(NamedTuple):
-    """What an exit hears of a stage and its branch, run together.
-
-    Attributes:
-        live: the values that cross to the next stage.
-        kept: the branch's state, or class logits where they decide; what `classify` starts from.
-        scores: gate logits (B,), or class logits (B, m), of all who arrived.
-        said: (B, m) what later exits are told; None where none of them asks.
-    """
-
-    live: tuple[Any, ...]
-    kept: Tensor
-    scores: Tensor
-    said: Tensor | None
-
+from leenet_fx.surgery.segments import Question, Segment, make_segment
+from leenet_fx.surgery.stages import Cut, split
 
 Wrap: TypeAlias = Callable[[Callable[..., Any], Sequence[Carried]], Callable[..., Any]]
 """(function, how its last arguments, the live values, follow the batch) → the function to run."""
@@ -51,62 +35,33 @@ class Pieces:
         self.stages = split(graph, cuts)
         self.cuts = tuple(cuts)
         self._wrap = wrap
-        self._segments: dict[bool, tuple[Callable[..., Segment], ...]] = {}
+        self._segments: dict[tuple[Any, ...], tuple[Segment, ...]] = {}
         self._entering = (_IMAGES, *(cut.carried for cut in cuts))
         self.runs = tuple(
             self._wrapped(stage.run, how)
             for stage, how in zip(self.stages, self._entering, strict=True)
         )
 
-    def segments(self, *, by_gate: bool) -> tuple[Callable[..., Segment], ...]:
-        """N functions `(network, branch, tells, earlier, alpha, *live)` → `Segment`.
-
-        `tells` says whether a later exit asks what this one says.
+    def segments(self, branches: Sequence[Branch], question: Question) -> tuple[Segment, ...]:
+        """What a policy runs of the N stages that an exit stands behind.
 
         Args:
-            by_gate: whether gates decide, so that only leaving samples are classified.
+            branches: the exits.
+            question: what is asked of them.
         """
-        if by_gate not in self._segments:
-            self._segments[by_gate] = tuple(
-                self._wrapped(make_segment(stage, cut, by_gate=by_gate), how)
-                for stage, cut, how in zip(self.stages, self.cuts, self._entering, strict=False)
+        asked = (question, *branches)
+        if asked not in self._segments:
+            pairs = zip(self.stages, self.cuts, branches, self._entering, strict=False)
+            self._segments[asked] = tuple(
+                self._wrapped(make_segment(stage, cut, branch, index, question), how)
+                for index, (stage, cut, branch, how) in enumerate(pairs)
             )
-        return self._segments[by_gate]
+        return self._segments[asked]
 
     def _wrapped(
         self, function: Callable[..., Any], entering: Sequence[Carried]
     ) -> Callable[..., Any]:
         return function if self._wrap is None else self._wrap(function, entering)
-
-
-def make_segment(stage: Stage, cut: Cut, *, by_gate: bool) -> Callable[..., Segment]:
-    """A stage and the deciding part of the branch behind it, as one function.
-
-    Args:
-        stage: the piece of the network.
-        cut: what crosses behind it.
-        by_gate: whether the gate decides, so that only leaving samples are classified.
-    """
-    run, features = stage.run, cut.features
-
-    def segment(
-        network: nn.Module,
-        branch: Branch,
-        tells: bool,
-        earlier: Tensor | None,
-        alpha: Tensor | None,
-        *live: Any,
-    ) -> Segment:
-        live = run(network, *live)
-        reduced = branch.reduce(*[live[i] for i in features])
-        state = branch.embed(*reduced, earlier=earlier)
-        said = branch.said(state) if tells else None
-        if by_gate:
-            return Segment(live, state, branch.score(branch.evidence(state, earlier), alpha), said)
-        logits = branch.classify(state)
-        return Segment(live, logits, logits, said)
-
-    return segment
 
 
 @dataclass(slots=True)
@@ -191,14 +146,13 @@ class ByPolicy(Guide):
         self.policy = policy
         self.by_gate = policy.reads == "gate"
         self.remembers = policy.reads == "history"
-        self.segments = pieces.segments(by_gate=self.by_gate)
         self.alpha = None if policy.alpha is None else torch.tensor(policy.alpha)
+        question = Question(self.by_gate, self.alpha is not None, self.tells)
+        self.segments = pieces.segments(branches, question)
 
     def ask(self, index: int, inside: Inside) -> Tensor:
-        branch = self.branches[index]
-        earlier = inside.earlier if branch.reads_earlier else None
         inside.live, inside.kept, scores, said = self.segments[index](
-            self.network, branch, self.tells, earlier, self.alpha, *inside.live
+            self.network, inside.earlier, self.alpha, *inside.live
         )
         if said is not None:
             inside.earlier = joined(inside.earlier, said)

@@ -158,7 +158,7 @@ class EarlyExitModule(fx.GraphModule):
     Made by `leenet_fx.attach`.
     """
 
-    _NOT_COPIED = ("_graph", "_pieces", "_wrap", "_costs", "_accepted")
+    _NOT_COPIED = ("_graph", "_pieces", "_wrap", "_guide", "_costs", "_accepted")
 
     def __init__(self, root: nn.Module, graph: fx.Graph, exits: Exits, spec: ExitSpec) -> None:
         super().__init__(nn.Module(), fx.Graph(), "EarlyExitModule")
@@ -290,17 +290,25 @@ class EarlyExitModule(fx.GraphModule):
         self.check_images(images)
         if images.shape[0] == 0:
             return [conditional.Left(self.num_exits, None, self._no_rows(images))]
-        if isinstance(leave_by, Policy) and leave_by.reads == "nothing":
+        if not isinstance(leave_by, Tensor) and leave_by.reads == "nothing":
             logits = conditional.run_plain(self, self.pieces, images)
             return [conditional.Left(self.num_exits, None, logits)]
         return conditional.run(self.guide(leave_by), images)
 
     def guide(self, leave_by: Policy | Tensor) -> conditional.Guide:
         """What says who leaves: a policy, or exits (B,) given."""
-        branches = list(self.exits.branches())
+        pieces, exits = self.pieces, self._modules["exits"]
+        assert isinstance(exits, Exits)
         if isinstance(leave_by, Tensor):
-            return conditional.ByIndex(self, self.pieces, branches, leave_by)
-        return conditional.ByPolicy(self, self.pieces, branches, leave_by)
+            return conditional.ByIndex(self, pieces, list(exits.branches()), leave_by)
+        # Made anew for each call it would show at batch 1 on a small network.
+        made_for = (leave_by, leave_by.alpha, pieces, *exits._modules.values())
+        known: tuple[Any, conditional.Guide] = self.__dict__.get("_guide", ((), None))
+        if known[0] == made_for:
+            return known[1]
+        guide = conditional.ByPolicy(self, pieces, list(exits.branches()), leave_by)
+        self.__dict__["_guide"] = (made_for, guide)
+        return guide
 
     # --- what it is ----------------------------------------------------------------------------
 
@@ -327,7 +335,9 @@ class EarlyExitModule(fx.GraphModule):
     @property
     def policy(self) -> Policy:
         """Who leaves at an exit; `Shut` on a freshly attached network."""
-        return self.exits.policy
+        exits: Any = self._modules["exits"]
+        found: Policy = exits.policy
+        return found
 
     @policy.setter
     def policy(self, policy: Policy) -> None:
@@ -456,20 +466,20 @@ class EarlyExitModule(fx.GraphModule):
     def check_images(self, images: Tensor) -> None:
         """Raises InputError for images of another rank, channel count or dtype."""
         # The checks would show at batch 1 on a small network: what passed is not asked again.
-        kind = None
         if isinstance(images, Tensor):
-            mixed = not images.is_meta and torch.is_autocast_enabled(images.device.type)
-            kind = (images.shape[1:], images.dtype, mixed)
+            kind = (images.shape[1:], images.dtype)
             if kind == self.__dict__.get("_accepted"):
                 return
-        self._check_kind(images)
-        self.__dict__["_accepted"] = kind
+        mixed = self._check_kind(images)
+        if not mixed:
+            self.__dict__["_accepted"] = kind
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.__dict__.pop("_accepted", None)
         return super()._apply(fn, recurse)
 
-    def _check_kind(self, images: Tensor) -> None:
+    def _check_kind(self, images: Tensor) -> bool:
+        """Returns whether autocast brings the images to the right dtype, as long as it is on."""
         expected = self.spec.image_shape
         if not isinstance(images, Tensor):
             raise InputError(
@@ -490,10 +500,11 @@ class EarlyExitModule(fx.GraphModule):
                 "size."
             )
         if not images.is_meta and torch.is_autocast_enabled(images.device.type):
-            return
+            return True
         dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
         if dtype is not None and images.dtype != dtype:
             raise InputError(f"Expected images of dtype {dtype}, got {images.dtype}.")
+        return False
 
     def _check_indices(self, exit_index: Tensor | int, images: Tensor) -> Tensor:
         try:

@@ -15,6 +15,7 @@ from leenet_fx.graph.batch import Carried
 
 _serial = count()
 _EXIT = re.compile(r"exits\.\d+")
+_OF_EXIT = re.compile(r"exits\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,18 @@ def _stage(
                 )
         made[node] = graph.node_copy(node, made.__getitem__)
     graph.output(made[leaving[0]] if last else tuple(made[node] for node in leaving))
+    return Stage(graph, *make_function(graph))
+
+
+def make_function(graph: fx.Graph) -> tuple[str, Callable[..., Any]]:
+    """Python code for a graph, and the function `(network, *placeholders)` it defines."""
     python = graph.python_code(root_module="self")
     code = _look_up_directly(python.src, graph)
     filename = f"<leenet_fx stage {next(_serial)}>"
     linecache.cache[filename] = (len(code), None, code.splitlines(True), filename)
     scope = dict(python.globals)
     exec(compile(code, filename, "exec"), scope)
-    return Stage(graph, code, scope["forward"])
+    return code, scope["forward"]
 
 
 def _look_up_directly(code: str, graph: fx.Graph) -> str:
@@ -117,13 +123,22 @@ def _look_up_directly(code: str, graph: fx.Graph) -> str:
     of a ResNet-20 at batch 1.
     """
     for node in graph.nodes:
+        target = str(node.target)
         if node.op == "call_module":
-            names = str(node.target).split(".")
-            called = "self"
-            for name in names:
-                called = (
-                    f"{called}.{name}" if name.isidentifier() else f'getattr({called}, "{name}")'
-                )
-            held = "self" + "".join(f"._modules[{name!r}]" for name in names)
-            code = code.replace(f" = {called}(", f" = {held}(")
+            code = code.replace(f" = {_as_attribute(target)}(", f" = {_held(target)}(")
+        elif node.op == "get_attr" and _OF_EXIT.match(target):
+            owner, name = target.rsplit(".", 1)
+            code = code.replace(f" = {_as_attribute(target)}\n", f" = {_held(owner)}.{name}\n")
     return code
+
+
+def _as_attribute(target: str) -> str:
+    """As torch.fx writes it."""
+    written = "self"
+    for name in target.split("."):
+        written = f"{written}.{name}" if name.isidentifier() else f'getattr({written}, "{name}")'
+    return written
+
+
+def _held(target: str) -> str:
+    return "self" + "".join(f"._modules[{name!r}]" for name in target.split("."))
