@@ -109,7 +109,9 @@ def take_rows(value: Any, carried: Carried, rows: torch.Tensor, before: int) -> 
         if carried.each > 1:
             within = torch.arange(carried.each, device=rows.device)
             rows = (rows.unsqueeze(1) * carried.each + within).flatten()
-        # Indexing with [] keeps channels_last; index_select does not, and what follows is slower.
+        if value.is_contiguous():
+            return value.index_select(carried.axis, rows)
+        # Slower, but it keeps channels_last, and what follows is faster.
         return value[(slice(None),) * carried.axis + (rows,)]
     if carried.kind == "size":
         return value // before * rows.shape[0]

@@ -90,9 +90,9 @@ class Inside:
             take_rows(value, how, staying, self.count)
             for value, how in zip(self.live, cut.carried, strict=True)
         )
-        self.rows = staying if self.rows is None else self.rows[staying]
-        self.earlier = None if self.earlier is None else self.earlier[staying]
-        self.answered = None if self.answered is None else self.answered[staying]
+        self.rows = staying if self.rows is None else _pick(self.rows, staying)
+        self.earlier = _pick(self.earlier, staying)
+        self.answered = _pick(self.answered, staying)
         self.kept = None
         self.count = staying.shape[0]
 
@@ -269,7 +269,7 @@ def advance(guide: Guide, index: int, inside: Inside) -> Left | None:
     # Both lists without asking the device how long they are; bytes sort on every device.
     order = leave.byte().argsort(stable=True)
     staying, leaving = order[: count - gone], order[count - gone :]
-    rows = leaving if inside.rows is None else inside.rows[leaving]
+    rows = leaving if inside.rows is None else _pick(inside.rows, leaving)
     logits = guide.classify(index, inside, leaving)
     inside.keep(staying, cut)
     return Left(index, rows, logits)
@@ -280,7 +280,8 @@ def in_order(left: Sequence[Left]) -> Tensor:
     if len(left) == 1:
         return left[0].logits
     rows = torch.cat([group.rows for group in left if group.rows is not None])
-    return torch.cat([group.logits for group in left])[rows.argsort()]
+    logits = torch.cat([group.logits for group in left])
+    return torch.empty_like(logits).index_copy_(0, rows, logits)
 
 
 def exits_taken(left: Sequence[Left]) -> Tensor:
@@ -296,7 +297,7 @@ def exits_taken(left: Sequence[Left]) -> Tensor:
 
 def _pick(values: Any, taken: Tensor | None) -> Any:
     """`values[taken]`; all of `values` where there is nothing to take, or nothing to take from."""
-    return values if taken is None or values is None else values[taken]
+    return values if taken is None or values is None else values.index_select(0, taken)
 
 
 def joined(earlier: Tensor | None, own: Tensor) -> Tensor:
