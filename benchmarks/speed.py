@@ -48,7 +48,7 @@ FACTORY = Path(__file__).parents[1] / "examples" / "cifar_resnet.py"
 CLASSES = 10
 PARTS = ("cells", "start", "memory", "compiled", "stream")
 ROUNDS = 30
-LEAST = 0.01
+LEAST = 0.05
 """Seconds that one measurement takes at least; a quicker call is repeated."""
 
 NEVER = 2.0

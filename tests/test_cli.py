@@ -109,6 +109,8 @@ def test_inspect_takes_positions_and_a_users_own_file(tmp_path):
         (["inspect", "torchvision/alexnet", "--input-size", "3x8"], 1, "does not take"),
         (["inspect", "torchvision/alexnet", "--cost", "second"], 2, "Did you mean 'seconds'"),
         (["inspect", "torchvision/alexnet", "--latency", "--device", "gpu"], 1, "No device 'gpu'"),
+        (["inspect", "torchvision/alexnet", "--device", "cpu"], 1, "add --latency"),
+        (["inspect", "torchvision/alexnet", "--batch-size", "8"], 1, "add --latency"),
         (["inspect", "missing.py:factory"], 1, "No file 'missing.py'"),
         (["inspect", "torchvision/alexnet", "--input-size", "big"], 2, "like 3x224x224"),
         (["inspect", "torchvision/alexnet", "--at", "0"], 2, "--strategy fixed"),

@@ -44,7 +44,13 @@ def inspect(
 ) -> None:
     """Show a model's candidate boundaries, where exits go, and the cost table."""
     from leenet_fx.cli.setup import attach_by_name
+    from leenet_fx.errors import InputError
 
+    timed = latency or cost == "seconds"
+    if device is not None and not timed:
+        raise InputError(f"--device {device} says where to measure: add --latency.")
+    if batch_size and not latency:
+        raise InputError("--batch-size says how many images to measure with: add --latency.")
     _, ee = attach_by_name(
         model,
         strategy=strategy,
@@ -57,7 +63,7 @@ def inspect(
         conv_blocks=conv_blocks,
         num_classes=num_classes,
         input_size=input_size,
-        meta=cost != "seconds" and not latency,
+        meta=not timed,
         cost=cost,
         device=device,
     )
