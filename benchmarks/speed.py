@@ -46,7 +46,7 @@ FOLDER = RESULTS / "speed"
 RESULT = RESULTS / "speed.json"
 FACTORY = Path(__file__).parents[1] / "examples" / "cifar_resnet.py"
 CLASSES = 10
-PARTS = ("cells", "start", "memory", "compiled", "stream")
+PARTS = ("cells", "start", "memory", "compiled", "stream", "decision")
 ROUNDS = 30
 LEAST = 0.05
 """Seconds that one measurement takes at least; a quicker call is repeated."""
@@ -429,6 +429,59 @@ def stream(name: str, batch: int, rounds: int) -> dict[str, Any]:
     return row
 
 
+def decision(rounds: int) -> list[dict[str, Any]]:
+    """What the operations of one decision take by themselves, and where they stand in a network.
+
+    Behind a ResNet-20 at batch 1 they find the processor's caches full of its layers.
+    """
+    network = NETWORKS["resnet20-one-exit"]
+    torch.manual_seed(0)
+    model, image = network.make(32).eval(), torch.randn(1, 3, 32, 32)
+    ee = attached(model, network, image)
+    branch: Any = next(ee.exits.branches())
+    with torch.inference_mode():
+        (feature,) = next(ee.exit_features(image))
+        vector = branch.reduce(feature)[0]
+        logits = branch.classify(branch.embed(vector))
+        chances = logits.softmax(1)
+        sure = chances.amax(1)
+        leave = sure >= NEVER
+        operations: dict[str, Callable[[], Any]] = {
+            "nothing": lambda: None,
+            "pool": lambda: branch.reduce(feature),
+            "scale": lambda: branch.body.inputs(vector),
+            "linear": lambda: branch.head.linear(vector),
+            "softmax": lambda: logits.softmax(1),
+            "largest": lambda: chances.amax(1),
+            "compare": lambda: sure >= NEVER,
+            "ask": lambda: int(leave),
+        }
+        times: dict[str, dict[str, list[float]]] = {
+            name: {"alone": [], "behind": []} for name in operations
+        }
+        for _ in range(rounds):
+            for name, run in operations.items():
+                for where in ("behind", "alone"):
+                    if where == "behind":
+                        model(image)
+                    begin = time.perf_counter()
+                    run()
+                    times[name][where].append(time.perf_counter() - begin)
+    found = {
+        name: {where: 1e6 * statistics.median(taken) for where, taken in of.items()}
+        for name, of in times.items()
+    }
+    empty = found.pop("nothing")
+    return [
+        {
+            "operation": name,
+            "alone, us": of["alone"] - empty["alone"],
+            "behind the network, us": of["behind"] - empty["behind"],
+        }
+        for name, of in found.items()
+    ]
+
+
 def start(rounds: int) -> dict[str, Any]:
     """From a ResNet-50 to the first answer: attach and predict, wrap and predict."""
     torch.manual_seed(0)
@@ -703,6 +756,8 @@ def main() -> None:
             continue
         if "start" in asked:
             kept("start", lambda: start(7))
+        if "decision" in asked:
+            kept("decision", lambda: decision(10 * options.rounds))
         if "stream" in asked:
             for name in ("resnet18", "resnet50"):
                 for batch in (8, 32):
@@ -732,12 +787,14 @@ def write() -> None:
     compiled_rows, streams = read("compiled-*.json"), read("stream-*.json")
     started = next(iter(read("start.json")), None)
     memory_rows = next(iter(read("memory.json")), [])
+    decided = next(iter(read("decision.json")), [])
     rows = [
         *({"part": "cells", **row} for row in cells),
         *({"part": "compiled", **row} for row in compiled_rows),
         *([{"part": "start", **started}] if started else []),
         *({"part": "memory", **row} for row in memory_rows),
         *({"part": "stream", **row} for row in streams),
+        *({"part": "decision", **row} for row in decided),
     ]
     found = figures(cells, compiled_rows, started, memory_rows)
     for row in streams:
@@ -746,6 +803,11 @@ def write() -> None:
             what = {"predict": "one by one"}.get(key, f"pooled, {key}")
             figure = Figure(f"{words}: {what}, over plain", row[key]["ratio"], "", "printed", True)
             found.append(figure)
+    for where in ("alone", "behind the network"):
+        if decided:
+            words = f"one decision on one image, {where}, all operations, μs"
+            took = sum(row[f"{where}, us"] for row in decided)
+            found.append(Figure(words, took, "", "printed", True))
     setting = environment() | {
         "threads": "as the rows say",
         "allocator": "glibc, keeping what is freed",
