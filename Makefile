@@ -28,7 +28,7 @@ benchmarks: $(VENV)/installed
 	$(BIN)/leenet-fx demo --seeds 3 --output benchmarks/results
 	$(BIN)/python benchmarks/gate_loss.py
 
-# Beside the plain model and earlyon; about half an hour. Takes up where it was interrupted.
+# Beside the plain model and earlyon; about 75 minutes. Takes up where it was interrupted.
 speed: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python benchmarks/speed.py
