@@ -48,7 +48,9 @@ def inspect(
 
     timed = latency or cost == "seconds"
     if device is not None and not timed:
-        raise InputError(f"--device {device} says where to measure: add --latency.")
+        raise InputError(
+            f"--device {device} says where to measure: add --latency or --cost seconds."
+        )
     if batch_size and not latency:
         raise InputError("--batch-size says how many images to measure with: add --latency.")
     _, ee = attach_by_name(

@@ -335,6 +335,7 @@ class EarlyExitModule(fx.GraphModule):
     @property
     def policy(self) -> Policy:
         """Who leaves at an exit; `Shut` on a freshly attached network."""
+        # Asked in each call: as an attribute it would show at batch 1 on a small network.
         exits: Any = self._modules["exits"]
         found: Policy = exits.policy
         return found

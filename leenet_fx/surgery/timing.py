@@ -176,7 +176,7 @@ class _Rounds(_Stages):
         nobody = torch.zeros(inside.count, dtype=torch.uint8, device=self.images.device)
         rows = nobody.argsort(stable=True)
         assert inside.kept is not None
-        inside.kept[rows]
+        inside.kept.index_select(0, rows)
         copied = replace(inside)
         copied.keep(rows, self.ee.pieces.cuts[index])
         return copied
