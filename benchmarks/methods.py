@@ -26,7 +26,7 @@ from leenet_fx.data.digits import load_digits
 from leenet_fx.data.splits import open_data
 from leenet_fx.demo.run import train_backbone
 from leenet_fx.evaluation.compare import SHOWN, Comparison, Variant, compare, frozen
-from leenet_fx.parts.objectives import FinalClassifier
+from leenet_fx.objectives.objective import FinalClassifier
 from leenet_fx.report.page import write_page
 from leenet_fx.report.records import make_frame, read_records
 from leenet_fx.report.results import Figure, Result, environment

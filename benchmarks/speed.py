@@ -38,7 +38,7 @@ import leenet_fx
 from leenet_fx.cli.setup import build
 from leenet_fx.report.plots import BLUE, GREEN, GREY, ORANGE, pyplot, save
 from leenet_fx.report.results import Figure, Result, environment
-from leenet_fx.surgery.conditional import Inside, advance
+from leenet_fx.runtime.conditional import Inside, advance
 
 COMMAND = "python benchmarks/speed.py"
 RESULTS = Path(__file__).parent / "results"

@@ -36,7 +36,7 @@ from leenet_fx.errors import (
 from leenet_fx.errors import (
     UnknownNameError as UnknownNameError,
 )
-from leenet_fx.evaluation.budgets import (
+from leenet_fx.calibration.budgets import (
     set_budget as set_budget,
 )
 from leenet_fx.evaluation.compare import (
@@ -105,7 +105,7 @@ from leenet_fx.methods.method import (
 from leenet_fx.methods.method import (
     register_method as register_method,
 )
-from leenet_fx.parts.bodies import (
+from leenet_fx.parts.necks import (
     Body as Body,
 )
 from leenet_fx.parts.branches import (
@@ -144,94 +144,94 @@ from leenet_fx.parts.heads import (
 from leenet_fx.parts.heads import (
     register_head as register_head,
 )
-from leenet_fx.parts.objectives import (
+from leenet_fx.objectives.objective import (
     Objective as Objective,
 )
-from leenet_fx.parts.objectives import (
+from leenet_fx.objectives.objective import (
     Outputs as Outputs,
 )
-from leenet_fx.parts.objectives import (
+from leenet_fx.objectives.objective import (
     exit_log_probabilities as exit_log_probabilities,
 )
-from leenet_fx.parts.objectives import (
+from leenet_fx.objectives.objective import (
     exit_losses as exit_losses,
 )
-from leenet_fx.parts.objectives import (
+from leenet_fx.objectives.objective import (
     get_objective as get_objective,
 )
-from leenet_fx.parts.objectives import (
+from leenet_fx.objectives.objective import (
     leenet_loss as leenet_loss,
 )
-from leenet_fx.parts.objectives import (
+from leenet_fx.objectives.objective import (
     list_objectives as list_objectives,
 )
-from leenet_fx.parts.objectives import (
+from leenet_fx.objectives.objective import (
     register_objective as register_objective,
 )
-from leenet_fx.parts.objectives import (
+from leenet_fx.objectives.objective import (
     soft_probabilities as soft_probabilities,
 )
-from leenet_fx.parts.policies import (
+from leenet_fx.policies.policy import (
     ClassMeanDistance as ClassMeanDistance,
 )
-from leenet_fx.parts.policies import (
+from leenet_fx.policies.policy import (
     Dial as Dial,
 )
-from leenet_fx.parts.policies import (
+from leenet_fx.policies.policy import (
     Entropy as Entropy,
 )
-from leenet_fx.parts.policies import (
+from leenet_fx.policies.policy import (
     LearnedGate as LearnedGate,
 )
-from leenet_fx.parts.policies import (
+from leenet_fx.policies.policy import (
     Margin as Margin,
 )
-from leenet_fx.parts.policies import (
+from leenet_fx.policies.policy import (
     MaxProbability as MaxProbability,
 )
-from leenet_fx.parts.policies import (
+from leenet_fx.policies.policy import (
     Patience as Patience,
 )
-from leenet_fx.parts.policies import (
+from leenet_fx.policies.policy import (
     Policy as Policy,
 )
-from leenet_fx.parts.policies import (
+from leenet_fx.policies.policy import (
     Shut as Shut,
 )
-from leenet_fx.parts.policies import (
+from leenet_fx.policies.policy import (
     Vote as Vote,
 )
-from leenet_fx.parts.policies import (
+from leenet_fx.policies.policy import (
     get_policy as get_policy,
 )
-from leenet_fx.parts.policies import (
+from leenet_fx.policies.policy import (
     list_policies as list_policies,
 )
-from leenet_fx.parts.policies import (
+from leenet_fx.policies.policy import (
     register_policy as register_policy,
 )
-from leenet_fx.parts.recipes import (
+from leenet_fx.methods.phases import (
     Step as Step,
 )
-from leenet_fx.parts.recipes import (
+from leenet_fx.methods.phases import (
     Turn as Turn,
 )
-from leenet_fx.parts.recipes import (
+from leenet_fx.methods.phases import (
     one_turn as one_turn,
 )
-from leenet_fx.parts.sites import (
+from leenet_fx.parts.exit_site import (
     FeatureShape as FeatureShape,
 )
-from leenet_fx.parts.sites import (
+from leenet_fx.parts.exit_site import (
     Site as Site,
 )
-from leenet_fx.parts.thresholds import (
+from leenet_fx.calibration.solvers import (
     get_solver as get_solver,
 )
-from leenet_fx.parts.thresholds import (
+from leenet_fx.calibration.solvers import (
     list_solvers as list_solvers,
 )
-from leenet_fx.parts.thresholds import (
+from leenet_fx.calibration.solvers import (
     register_solver as register_solver,
 )
 from leenet_fx.storage.exits import (
@@ -243,37 +243,37 @@ from leenet_fx.storage.exits import (
 from leenet_fx.surgery.attach import (
     attach as attach,
 )
-from leenet_fx.surgery.compiling import (
+from leenet_fx.runtime.compile import (
     compile as compile,
 )
-from leenet_fx.surgery.costs import (
+from leenet_fx.cost.cost_table import (
     CostRow as CostRow,
 )
-from leenet_fx.surgery.costs import (
+from leenet_fx.cost.cost_table import (
     CostTable as CostTable,
 )
-from leenet_fx.surgery.latency import (
+from leenet_fx.cost.latency import (
     Latency as Latency,
 )
-from leenet_fx.surgery.model import (
+from leenet_fx.surgery.module import (
     EarlyExitModule as EarlyExitModule,
 )
-from leenet_fx.surgery.model import (
+from leenet_fx.surgery.module import (
     ExitOutputs as ExitOutputs,
 )
-from leenet_fx.surgery.model import (
+from leenet_fx.surgery.module import (
     Prediction as Prediction,
 )
-from leenet_fx.surgery.streaming import (
+from leenet_fx.runtime.streaming import (
     predict_stream as predict_stream,
 )
-from leenet_fx.surgery.timing import (
+from leenet_fx.cost.measure import (
     profile as profile,
 )
-from leenet_fx.training.cache import (
+from leenet_fx.features.feature_cache import (
     FeatureCache as FeatureCache,
 )
-from leenet_fx.training.cache import (
+from leenet_fx.features.feature_cache import (
     cache_features as cache_features,
 )
 from leenet_fx.training.fit import (

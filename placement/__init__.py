@@ -1,7 +1,7 @@
 """Which boundaries of a network get an exit. Pure Python and networkx; knows nothing of torch."""
 
 from placement.errors import EarlyExitError, PlacementError, UnknownNameError
-from placement.profile import UNIT, Candidate, CostProfile, Placement
+from placement.cost_profile import UNIT, Candidate, CostProfile, Placement
 from placement.registry import Registry
 from placement.strategies import (
     default_num_exits,

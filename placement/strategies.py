@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from placement.errors import PlacementError
-from placement.profile import CostProfile, Placement
+from placement.cost_profile import CostProfile, Placement
 from placement.registry import Registry, unknown_name
 
 Strategy: TypeAlias = Callable[[CostProfile, int | None], Placement]

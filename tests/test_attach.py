@@ -9,7 +9,7 @@ from torch import nn
 
 import leenet_fx
 from leenet_fx import EarlyExitError, InputError, PlacementError, TraceError, UnknownNameError
-from leenet_fx.graph.traced import trace_model
+from leenet_fx.graph.traced_model import trace_model
 
 EXAMPLE = images(1, 3, 16, 16)
 
@@ -341,8 +341,8 @@ def test_heads_pool_over_the_right_axes(name, options, axis, width):
 
 
 def test_a_finer_grid_sees_each_quarter_of_either_layout():
-    from leenet_fx.parts.bodies import Pool
-    from leenet_fx.parts.sites import FeatureShape, Site
+    from leenet_fx.parts.necks import Pool
+    from leenet_fx.parts.exit_site import FeatureShape, Site
 
     nchw = images(2, 6, 8, 8)
     first = Pool(Site((FeatureShape((1, 6, 8, 8), 1),), 10))

@@ -26,7 +26,7 @@ from leenet_fx import (
     UnknownNameError,
     Vote,
 )
-from leenet_fx.parts.bodies import Conv, NormPool
+from leenet_fx.parts.necks import Conv, NormPool
 from leenet_fx.parts.branches import answer_all
 from leenet_fx.parts.gates import uncertainty
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import leenet_fx
 from leenet_fx import Comparison, InputError, Operating, Run, StorageError, Variant, compare, frozen
-from leenet_fx.evaluation.budgets import rising
+from leenet_fx.calibration.budgets import rising
 from leenet_fx.evaluation.compare import ALPHAS
 
 COUNTED = "test-counted"

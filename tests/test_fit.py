@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import leenet_fx
 from leenet_fx import InputError, LearnedGate, Shut, TrainingError, UnknownNameError
-from leenet_fx.training.engine import rate_at
+from leenet_fx.training.trainer import rate_at
 
 CLASSES = 5
 

@@ -15,7 +15,7 @@ from test_runtime import half_leave
 import leenet_fx
 import placement
 from leenet_fx import InputError, Latency, LearnedGate, MaxProbability, ModeError, PlacementError
-from leenet_fx.surgery.latency import interpolate, mean_of_binomial
+from leenet_fx.cost.latency import interpolate, mean_of_binomial
 from placement import Candidate, CostProfile, UnknownNameError
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leenet_fx.errors import InputError, UnknownNameError
-from leenet_fx.parts.objectives import (
+from leenet_fx.objectives.objective import (
     PABEE,
     BoostNet,
     BranchyNet,

@@ -18,7 +18,7 @@ from leenet_fx import (
     get_policy,
     list_policies,
 )
-from leenet_fx.parts.policies import (
+from leenet_fx.policies.policy import (
     ClassMeanDistance,
     Entropy,
     Margin,

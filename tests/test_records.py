@@ -12,8 +12,8 @@ from test_fit import attached, data, loader
 import leenet_fx
 from leenet_fx import InputError, LearnedGate, MaxProbability, Shut, cache_features
 from leenet_fx.evaluation.evaluate import summarise
-from leenet_fx.evaluation.records import Records, auroc, calibration_error
-from leenet_fx.evaluation.said import replay
+from leenet_fx.evaluation.sample_records import Records, auroc, calibration_error
+from leenet_fx.calibration.cached_outputs import replay
 
 
 @pytest.fixture(scope="module")

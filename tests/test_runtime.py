@@ -24,7 +24,7 @@ from leenet_fx import (
     Patience,
     predict_stream,
 )
-from leenet_fx.graph.batch import Carried, join_rows, take_rows
+from leenet_fx.graph.batch_dim import Carried, join_rows, take_rows
 
 
 def attached(**options):

@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from leenet_fx import InputError, MaxProbability, UnknownNameError
-from leenet_fx.parts.policies import Entropy, Patience, Vote
-from leenet_fx.parts.thresholds import (
+from leenet_fx.policies.policy import Entropy, Patience, Vote
+from leenet_fx.calibration.solvers import (
     RATIOS,
     common,
     exponential,

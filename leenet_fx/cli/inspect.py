@@ -11,7 +11,7 @@ from leenet_fx.cli import options as o
 from leenet_fx.cli.output import Format, FormatOption, JsonFlag, print_json, wants_json
 
 if TYPE_CHECKING:
-    from leenet_fx.surgery.model import EarlyExitModule
+    from leenet_fx.surgery.module import EarlyExitModule
 
 
 LATENCY_SIZES = (1, 8, 32)
@@ -70,7 +70,7 @@ def inspect(
         device=device,
     )
     if latency:
-        from leenet_fx.surgery.timing import profile
+        from leenet_fx.cost.measure import profile
 
         profile(ee, batch_sizes=batch_size or LATENCY_SIZES)
     if plot is not None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from leenet_fx.data.splits import Data
-    from leenet_fx.surgery.model import EarlyExitModule
+    from leenet_fx.surgery.module import EarlyExitModule
 
 
 def attach_by_name(
@@ -103,7 +103,7 @@ def known_device(name: str) -> torch.device:
 def measure_for(ee: EarlyExitModule, cost: str) -> None:
     """Measures a network whose cost is to be counted in seconds."""
     if cost == "seconds":
-        from leenet_fx.surgery.timing import profile
+        from leenet_fx.cost.measure import profile
 
         profile(ee)
 

@@ -28,7 +28,7 @@ from leenet_fx.report.plots import plot_network, plot_strip, plot_tradeoff
 from leenet_fx.report.results import Figure, Result, environment
 from leenet_fx.storage.files import write_atomically
 from leenet_fx.surgery.attach import attach
-from leenet_fx.surgery.model import EarlyExitModule
+from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training.fit import fit
 
 ALPHAS = (0.05, 0.1, 0.2, 0.3, 0.4)

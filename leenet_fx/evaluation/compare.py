@@ -22,19 +22,19 @@ from torch import nn
 
 from leenet_fx import text
 from leenet_fx.errors import InputError, StorageError, TrainingError, first_line
-from leenet_fx.evaluation.budgets import rising
-from leenet_fx.evaluation.said import Said, ask, confidences, leaves_at
+from leenet_fx.calibration.budgets import rising
+from leenet_fx.calibration.cached_outputs import Said, ask, confidences, leaves_at
 from leenet_fx.methods import Method, get_method, list_overrides
-from leenet_fx.parts.policies import Patience, Policy, Shut, ThresholdPolicy
-from leenet_fx.parts.thresholds import get_solver
+from leenet_fx.policies.policy import Patience, Policy, Shut, ThresholdPolicy
+from leenet_fx.calibration.solvers import get_solver
 from leenet_fx.storage.exits import backbone_digest, load
 from leenet_fx.storage.files import make_folder, read_text, write_atomically
 from leenet_fx.surgery.attach import attach
-from leenet_fx.surgery.model import EarlyExitModule, device_of
-from leenet_fx.training.cache import FeatureCache, cache_features
+from leenet_fx.surgery.module import EarlyExitModule, device_of
+from leenet_fx.features.feature_cache import FeatureCache, cache_features
 from leenet_fx.training.checkpoint import random_state, set_random_state
 from leenet_fx.training.fit import fit
-from leenet_fx.training.loaders import batches, count_batches
+from leenet_fx.features.batches import batches, count_batches
 from placement.strategies import Position
 
 FILE = "comparison.json"

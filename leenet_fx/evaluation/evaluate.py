@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from leenet_fx import text
 from leenet_fx.errors import InputError, ModeError
-from leenet_fx.evaluation.records import Records, auroc, calibration_error, joined, record
-from leenet_fx.parts.policies import Shut
-from leenet_fx.surgery.model import EarlyExitModule, device_of
-from leenet_fx.training.loaders import batches
+from leenet_fx.evaluation.sample_records import Records, auroc, calibration_error, joined, record
+from leenet_fx.policies.policy import Shut
+from leenet_fx.surgery.module import EarlyExitModule, device_of
+from leenet_fx.features.batches import batches
 
 EXAMPLES = 6
 """How many right and how many wrong samples of each outlet are named."""

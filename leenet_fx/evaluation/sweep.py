@@ -12,10 +12,10 @@ from typing import Any
 from leenet_fx import text
 from leenet_fx.errors import InputError
 from leenet_fx.evaluation.evaluate import Evaluation, evaluate, summarise
-from leenet_fx.evaluation.said import replay
+from leenet_fx.calibration.cached_outputs import replay
 from leenet_fx.methods import get_method
-from leenet_fx.surgery.model import EarlyExitModule
-from leenet_fx.training.cache import FeatureCache, cache_features
+from leenet_fx.surgery.module import EarlyExitModule
+from leenet_fx.features.feature_cache import FeatureCache, cache_features
 from leenet_fx.training.fit import fit
 
 ALPHAS = tuple(round(0.05 * step, 2) for step in range(21))

@@ -11,9 +11,9 @@ from torch import nn
 
 from leenet_fx.errors import InputError, TraceError
 from leenet_fx.graph.exporter import export
-from leenet_fx.graph.inputs import find_input
-from leenet_fx.graph.interface import take_images_only
-from leenet_fx.graph.profile import NodeCosts, has_users_hooks, measure
+from leenet_fx.graph.input_shape import find_input
+from leenet_fx.graph.signature import take_images_only
+from leenet_fx.graph.node_costs import NodeCosts, has_users_hooks, measure
 from leenet_fx.graph.tracer import Trace, clone, trace
 
 logger = logging.getLogger("leenet_fx")

@@ -13,8 +13,8 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from leenet_fx.errors import TraceError, first_line
-from leenet_fx.graph.batch import PROBES
-from leenet_fx.graph.interface import replace_forward, select_logits, take_images_only
+from leenet_fx.graph.batch_dim import PROBES
+from leenet_fx.graph.signature import replace_forward, select_logits, take_images_only
 from leenet_fx.graph.tracer import CONSTANT, Trace, clone, hoist_shape_queries
 
 

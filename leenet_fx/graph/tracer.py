@@ -18,7 +18,7 @@ import torchvision
 from torch import fx, nn
 
 from leenet_fx.errors import InputError, TraceError, first_line
-from leenet_fx.graph.interface import select_logits, take_images_only
+from leenet_fx.graph.signature import select_logits, take_images_only
 
 logger = logging.getLogger("leenet_fx")
 

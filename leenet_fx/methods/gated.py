@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from leenet_fx.errors import InputError
 from leenet_fx.methods.method import Method, register_method
-from leenet_fx.parts.objectives import (
+from leenet_fx.objectives.objective import (
     DifferentiableBranching,
     EENets,
     FinalClassifier,
@@ -18,8 +18,8 @@ from leenet_fx.parts.objectives import (
     PTEEnet,
     SumOfExits,
 )
-from leenet_fx.parts.policies import Dial, LearnedGate, MaxProbability, Policy
-from leenet_fx.parts.recipes import Step, Turn, check_recipe, one_turn
+from leenet_fx.policies.policy import Dial, LearnedGate, MaxProbability, Policy
+from leenet_fx.methods.phases import Step, Turn, check_recipe, one_turn
 
 EXITS = one_turn("exits", "classifiers", SumOfExits())
 FINAL = one_turn("final", "final", FinalClassifier())
@@ -98,7 +98,7 @@ def eenets(version: int = 1, recipe: str = "joint", two_stage: bool = True) -> M
     a sample leaves iff its largest class probability is at least 0.5.
 
     Args:
-        version: 0 to 4, which objective; see `leenet_fx.parts.objectives.EENets`.
+        version: 0 to 4, which objective; see `leenet_fx.objectives.objective.EENets`.
         recipe: "joint", "mixed" or "disjoint".
         two_stage: whether version 0 trains first.
     """

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from leenet_fx.errors import InputError
-from leenet_fx.parts.policies import Policy
-from leenet_fx.parts.recipes import Step
+from leenet_fx.policies.policy import Policy
+from leenet_fx.methods.phases import Step
 from placement import Registry
 from placement.registry import unknown_name
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from leenet_fx.methods.method import Method, register_method
-from leenet_fx.parts.objectives import PABEE as Depths
-from leenet_fx.parts.objectives import (
+from leenet_fx.objectives.objective import PABEE as Depths
+from leenet_fx.objectives.objective import (
     BoostNet,
     BranchyNet,
     Distillation,
@@ -14,8 +14,8 @@ from leenet_fx.parts.objectives import (
     SumOfExits,
     SumOfObjectives,
 )
-from leenet_fx.parts.policies import Entropy, MaxProbability, Patience
-from leenet_fx.parts.recipes import classifier_steps, one_turn
+from leenet_fx.policies.policy import Entropy, MaxProbability, Patience
+from leenet_fx.methods.phases import classifier_steps, one_turn
 
 
 @register_method("branchynet")

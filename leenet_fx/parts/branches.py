@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from leenet_fx.errors import InputError
-from leenet_fx.parts.bodies import Body, BodyFactory, Conv, Flatten, NormPool, Pool
+from leenet_fx.parts.necks import Body, BodyFactory, Conv, Flatten, NormPool, Pool
 from leenet_fx.parts.gates import Gate, get_gate, reset_row
 from leenet_fx.parts.heads import Head, LinearHead, MeansHead, get_head
-from leenet_fx.parts.sites import FeatureShape, Site
+from leenet_fx.parts.exit_site import FeatureShape, Site
 from placement import Registry
 from placement.registry import unknown_name
 
@@ -127,7 +127,7 @@ class Branch(nn.Module, ABC):
         """
 
     def begin(self, group: str) -> None:
-        """Told before a step which group of `leenet_fx.parts.recipes.Group` it trains; optional."""
+        """Told before a step which group of `leenet_fx.methods.phases.Group` it trains; optional."""
 
     def count(self, labels: Tensor, *reduced: Tensor) -> None:
         """Takes a batch into account, for branches whose classifier is counted, not trained.

@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from leenet_fx.parts.scale import Scale
-from leenet_fx.parts.sites import Site
+from leenet_fx.parts.standardize import Scale
+from leenet_fx.parts.exit_site import Site
 from placement import Registry
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from leenet_fx.errors import InputError
-from leenet_fx.parts.sites import Site
+from leenet_fx.parts.exit_site import Site
 from placement import Registry
 
 

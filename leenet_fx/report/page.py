@@ -13,7 +13,7 @@ import jinja2
 from leenet_fx.errors import InputError
 from leenet_fx.report import figures
 from leenet_fx.storage.files import write_atomically
-from leenet_fx.text import percent, quantity
+from leenet_fx.tables import percent, quantity
 
 MOST_CONFUSIONS = 5
 """How many confusions of each outlet are listed."""

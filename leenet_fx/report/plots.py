@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from leenet_fx.errors import DependencyError
 from leenet_fx.storage.files import write_atomically
-from leenet_fx.text import quantity
+from leenet_fx.tables import quantity
 from placement.registry import unknown_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from leenet_fx.surgery.model import EarlyExitModule
+    from leenet_fx.surgery.module import EarlyExitModule
 
 # Okabe and Ito's colours, told apart under every common colour blindness and in grey.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"

@@ -16,7 +16,7 @@ from leenet_fx.evaluation.evaluate import Evaluation
 from leenet_fx.evaluation.sweep import Sweep
 from leenet_fx.report.results import environment
 from leenet_fx.storage.files import check_free, read_text, write_atomically
-from leenet_fx.surgery.model import EarlyExitModule, device_of
+from leenet_fx.surgery.module import EarlyExitModule, device_of
 
 SCHEMA = 1
 FILES = {"comparison": compare.FILE, "sweep": "sweep.json", "evaluation": "evaluation.json"}

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from leenet_fx.machine import device_name
+from leenet_fx.environment import device_name
 from leenet_fx.storage.files import write_atomically
 
 LIBRARIES = ("leenet-fx", "torch", "torchvision", "timm", "networkx", "numpy")

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from leenet_fx.errors import InputError, StorageError
 from leenet_fx.graph.catalog import create_model
-from leenet_fx.parts.policies import policy_from_dict, policy_to_dict
+from leenet_fx.policies.policy import policy_from_dict, policy_to_dict
 from leenet_fx.storage.files import make_folder, read_text, write_atomically
 from leenet_fx.surgery.attach import attach
-from leenet_fx.surgery.model import EarlyExitModule
-from leenet_fx.surgery.stages import is_exit
+from leenet_fx.surgery.module import EarlyExitModule
+from leenet_fx.runtime.stages import is_exit
 from placement import Placement
 
 logger = logging.getLogger("leenet_fx")

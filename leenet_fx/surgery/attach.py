@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from leenet_fx.errors import InputError, PlacementError
 from leenet_fx.graph.catalog import library_name
-from leenet_fx.graph.traced import TracedModel, trace_model
+from leenet_fx.graph.traced_model import TracedModel, trace_model
 from leenet_fx.graph.tracer import check_module
 from leenet_fx.methods import get_method
 from leenet_fx.parts.branches import Branch, BranchFactory, Site, get_branch, make_branch
-from leenet_fx.surgery.model import EarlyExitModule, device_of
-from leenet_fx.surgery.rewriter import feature_shapes, rewrite
-from leenet_fx.surgery.timing import stage_seconds
+from leenet_fx.surgery.module import EarlyExitModule, device_of
+from leenet_fx.surgery.insert_exits import feature_shapes, rewrite
+from leenet_fx.cost.measure import stage_seconds
 from placement import Placement, get_strategy, place
 from placement.strategies import Position, Strategy
 
@@ -67,7 +67,7 @@ def attach(
             a function of a `leenet_fx.Site`; None takes the method's, or "pool".
         branch_options: of the branch, by name. Those above take head= ("linear", "projection",
             "cascade", "additive", "means"), gate= ("confidence", "history", "features", "dial")
-            and what `leenet_fx.parts.bodies` says of each. With gate="features", as LEENet has it,
+            and what `leenet_fx.parts.necks` says of each. With gate="features", as LEENet has it,
             a classifier runs only for samples that leave.
         method: a registered method, whose branches and their options are taken where none are
             given; `fit` by that method needs them.
@@ -78,7 +78,7 @@ def attach(
         leaf_modules: module classes to keep whole while tracing.
         concrete_args: where `forward` takes more than images: the others' values, by name.
         blocks: which modules are blocks, after which an exit may stand: names with wildcards, as in
-            "layer?.*", or classes. None goes by the rule of `leenet_fx.graph.cuts`.
+            "layer?.*", or classes. None goes by the rule of `leenet_fx.graph.boundaries`.
         cost: what placements count: "flops", or "seconds", measured on the device of the weights
             with `example_inputs` (one image, if there are none).
         seed: for the weights of branches and of a new classifier.

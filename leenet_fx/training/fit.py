@@ -18,14 +18,14 @@ from torch import nn
 
 from leenet_fx.errors import InputError, TrainingError
 from leenet_fx.methods import DEFAULT, Method, get_method
-from leenet_fx.parts.recipes import Step
+from leenet_fx.methods.phases import Step
 from leenet_fx.storage.exits import CONFIG, fingerprint, load, read_config, save
 from leenet_fx.storage.files import make_folder, remove_leftovers
-from leenet_fx.surgery.costs import check_cost_kind
-from leenet_fx.surgery.model import EarlyExitModule
+from leenet_fx.cost.cost_table import check_cost_kind
+from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training import checkpoint, launch
-from leenet_fx.training.cache import FeatureCache, cache_features
-from leenet_fx.training.engine import (
+from leenet_fx.features.feature_cache import FeatureCache, cache_features
+from leenet_fx.training.trainer import (
     Source,
     StepRun,
     check_trainable,
@@ -33,7 +33,7 @@ from leenet_fx.training.engine import (
     snapshot,
     trained_state,
 )
-from leenet_fx.training.loaders import check_loader
+from leenet_fx.features.batches import check_loader
 from leenet_fx.training.log import Epoch, TensorBoard, write_metrics
 from placement.registry import unknown_name
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, fx, nn
 
-from leenet_fx.graph.batch import Carried, check_rows, take_rows
+from leenet_fx.graph.batch_dim import Carried, check_rows, take_rows
 from leenet_fx.parts.branches import Branch
-from leenet_fx.parts.policies import Policy
-from leenet_fx.surgery.segments import Question, Segment, make_segment
-from leenet_fx.surgery.stages import Cut, split
+from leenet_fx.policies.policy import Policy
+from leenet_fx.runtime.fused_stage import Question, Segment, make_segment
+from leenet_fx.runtime.stages import Cut, split
 
 Wrap: TypeAlias = Callable[[Callable[..., Any], Sequence[Carried]], Callable[..., Any]]
 """(function, how its last arguments, the live values, follow the batch) → the function to run."""

@@ -30,10 +30,10 @@ from typing import Any, cast
 
 from torch import Tensor, fx, nn
 
-from leenet_fx.graph.batch import Carried
-from leenet_fx.graph.layout import channel_axis
-from leenet_fx.graph.profile import NodeCosts
-from leenet_fx.graph.standins import is_quantised_linear
+from leenet_fx.graph.batch_dim import Carried
+from leenet_fx.graph.channels import channel_axis
+from leenet_fx.graph.node_costs import NodeCosts
+from leenet_fx.graph.meta_modules import is_quantised_linear
 from leenet_fx.graph.tracer import IN_PLACE, Trace
 from placement.registry import unknown_name
 

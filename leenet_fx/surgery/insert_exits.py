@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import fx
 
-from leenet_fx.graph.cuts import Boundary
-from leenet_fx.graph.traced import TracedModel
+from leenet_fx.graph.boundaries import Boundary
+from leenet_fx.graph.traced_model import TracedModel
 from leenet_fx.parts.branches import Branch, FeatureShape
-from leenet_fx.surgery.costs import branch_cost
-from leenet_fx.surgery.model import EarlyExitModule, Exits, ExitSpec, collect_exits
-from leenet_fx.surgery.stages import Cut
+from leenet_fx.cost.cost_table import branch_cost
+from leenet_fx.surgery.module import EarlyExitModule, Exits, ExitSpec, collect_exits
+from leenet_fx.runtime.stages import Cut
 from placement import Placement
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from leenet_fx.errors import InputError, ModeError
-from leenet_fx.graph.batch import join_rows
-from leenet_fx.surgery.conditional import Guide, Inside, advance
-from leenet_fx.surgery.model import EarlyExitModule, Prediction, device_of
-from leenet_fx.surgery.stages import Cut
+from leenet_fx.graph.batch_dim import join_rows
+from leenet_fx.runtime.conditional import Guide, Inside, advance
+from leenet_fx.surgery.module import EarlyExitModule, Prediction, device_of
+from leenet_fx.runtime.stages import Cut
 
 
 def predict_stream(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from leenet_fx.errors import InputError
-from leenet_fx.parts.objectives import FinalClassifier, Objective
+from leenet_fx.objectives.objective import FinalClassifier, Objective
 
 Group: TypeAlias = Literal["classifiers", "ensembles", "means", "gates", "final", "backbone"]
 """What may move: the exits' classifiers with their bodies; ensembles of classifiers; class means;

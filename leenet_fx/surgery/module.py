@@ -17,11 +17,11 @@ from torch.fx.node import map_arg
 from leenet_fx import text
 from leenet_fx.errors import InputError, ModeError
 from leenet_fx.parts.branches import Branch
-from leenet_fx.parts.policies import Policy, Shut, policy_from_dict, policy_to_dict
+from leenet_fx.policies.policy import Policy, Shut, policy_from_dict, policy_to_dict
 from leenet_fx.surgery import conditional
-from leenet_fx.surgery.costs import BranchCost, CostTable, cost_table
-from leenet_fx.surgery.latency import Latency
-from leenet_fx.surgery.stages import Cut, Stage
+from leenet_fx.cost.cost_table import BranchCost, CostTable, cost_table
+from leenet_fx.cost.latency import Latency
+from leenet_fx.runtime.stages import Cut, Stage
 from placement import CostProfile, Placement
 
 

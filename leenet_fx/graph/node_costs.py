@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
-from leenet_fx.graph.batch import (
+from leenet_fx.graph.batch_dim import (
     PROBES,
     Carried,
     Summary,
@@ -18,8 +18,8 @@ from leenet_fx.graph.batch import (
     find_disorder,
     summarise,
 )
-from leenet_fx.graph.operations import Operation, Operations, mixing
-from leenet_fx.graph.standins import stand_in
+from leenet_fx.graph.operator_costs import Operation, Operations, mixing
+from leenet_fx.graph.meta_modules import stand_in
 from leenet_fx.graph.tracer import IN_PLACE, Trace, clone
 
 

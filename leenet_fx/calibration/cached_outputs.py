@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from leenet_fx.evaluation.records import Records, read_by, record, who_leaves_where
-from leenet_fx.parts.policies import Policy
-from leenet_fx.surgery.model import EarlyExitModule, device_of, final_classifier
-from leenet_fx.training.cache import FeatureCache
-from leenet_fx.training.evidence import evidence_of, evidence_of_cache, gate_logits, joined
+from leenet_fx.evaluation.sample_records import Records, read_by, record, who_leaves_where
+from leenet_fx.policies.policy import Policy
+from leenet_fx.surgery.module import EarlyExitModule, device_of, final_classifier
+from leenet_fx.features.feature_cache import FeatureCache
+from leenet_fx.calibration.gate_inputs import evidence_of, evidence_of_cache, gate_logits, joined
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from leenet_fx.parts.branches import Branch, answer_all
-from leenet_fx.surgery.model import EarlyExitModule, device_of, final_classifier
-from leenet_fx.training.cache import FeatureCache, Rows
+from leenet_fx.surgery.module import EarlyExitModule, device_of, final_classifier
+from leenet_fx.features.feature_cache import FeatureCache, Rows
 
 LIMIT = 2**30
 """Bytes of evidence above which it is computed anew for every batch."""

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 from torch import Tensor, fx, nn
 
 from leenet_fx.errors import InputError
-from leenet_fx.parts.scale import Scale
-from leenet_fx.parts.sites import Site, finest_grid, join, pool, pooled_width
+from leenet_fx.parts.standardize import Scale
+from leenet_fx.parts.exit_site import Site, finest_grid, join, pool, pooled_width
 
 GAIN = 16.0
 """Spread of what convolutions say, over that of what is only pooled: by so much faster a head

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from leenet_fx.errors import InputError, TraceError
-from leenet_fx.graph.layout import channel_axis
-from leenet_fx.graph.profile import NodeCosts
+from leenet_fx.graph.channels import channel_axis
+from leenet_fx.graph.node_costs import NodeCosts
 from leenet_fx.graph.tracer import Trace
 
 Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv2d)

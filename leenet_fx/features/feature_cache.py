@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from leenet_fx.errors import InputError, StorageError
-from leenet_fx.surgery.model import EarlyExitModule, device_of, final_classifier
-from leenet_fx.training.loaders import batches, check_loader
+from leenet_fx.surgery.module import EarlyExitModule, device_of, final_classifier
+from leenet_fx.features.batches import batches, check_loader
 
 LIMIT = 4 * 2**30
 """Bytes above which a cache is kept in files instead of memory."""

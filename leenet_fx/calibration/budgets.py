@@ -7,11 +7,11 @@ from itertools import accumulate
 from typing import Any
 
 from leenet_fx.errors import InputError
-from leenet_fx.evaluation.said import ask, confidences
-from leenet_fx.parts.policies import Policy, ThresholdPolicy
-from leenet_fx.parts.thresholds import get_solver
-from leenet_fx.surgery.model import EarlyExitModule
-from leenet_fx.training.cache import FeatureCache, cache_features
+from leenet_fx.calibration.cached_outputs import ask, confidences
+from leenet_fx.policies.policy import Policy, ThresholdPolicy
+from leenet_fx.calibration.solvers import get_solver
+from leenet_fx.surgery.module import EarlyExitModule
+from leenet_fx.features.feature_cache import FeatureCache, cache_features
 
 
 def rising(ee: EarlyExitModule, cost: str = "flops") -> tuple[float, ...]:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from leenet_fx.errors import InputError
-from leenet_fx.graph.profile import measure_call
+from leenet_fx.graph.node_costs import measure_call
 from leenet_fx.graph.tracer import clone
 from leenet_fx.parts.branches import Branch
-from leenet_fx.surgery.latency import Latency
+from leenet_fx.cost.latency import Latency
 from placement import UNIT, CostProfile, Placement
 from placement.registry import unknown_name
 

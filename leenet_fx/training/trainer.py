@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 from leenet_fx.errors import InputError, TrainingError
 from leenet_fx.parts.branches import answer_all
-from leenet_fx.parts.objectives import Outputs, SumOfExits, fit_temperature
-from leenet_fx.parts.recipes import Group, Step, Turn
-from leenet_fx.surgery.model import EarlyExitModule, final_classifier
-from leenet_fx.training.cache import FeatureCache, Rows, reduce_features
-from leenet_fx.training.evidence import (
+from leenet_fx.objectives.objective import Outputs, SumOfExits, fit_temperature
+from leenet_fx.methods.phases import Group, Step, Turn
+from leenet_fx.surgery.module import EarlyExitModule, final_classifier
+from leenet_fx.features.feature_cache import FeatureCache, Rows, reduce_features
+from leenet_fx.calibration.gate_inputs import (
     Evidence,
     evidence_of,
     evidence_of_cache,
     gate_logits,
 )
-from leenet_fx.training.loaders import batches, count_batches
+from leenet_fx.features.batches import batches, count_batches
 from leenet_fx.training.log import Epoch
 
 logger = logging.getLogger("leenet_fx")

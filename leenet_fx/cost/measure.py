@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from leenet_fx.errors import InputError, ModeError
-from leenet_fx.machine import device_name
-from leenet_fx.parts.policies import LearnedGate, MaxProbability, Policy, ThresholdPolicy
-from leenet_fx.surgery.conditional import Inside, advance, run_plain
-from leenet_fx.surgery.latency import Latency
-from leenet_fx.surgery.model import EarlyExitModule, device_of
+from leenet_fx.environment import device_name
+from leenet_fx.policies.policy import LearnedGate, MaxProbability, Policy, ThresholdPolicy
+from leenet_fx.runtime.conditional import Inside, advance, run_plain
+from leenet_fx.cost.latency import Latency
+from leenet_fx.surgery.module import EarlyExitModule, device_of
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 FEWEST, MOST = 5, 200

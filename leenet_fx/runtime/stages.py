@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx
 
-from leenet_fx.graph.batch import Carried
+from leenet_fx.graph.batch_dim import Carried
 
 _serial = count()
 _EXIT = re.compile(r"exits\.\d+")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from leenet_fx.parts.policies import Policy
+from leenet_fx.policies.policy import Policy
 
 BINS = 15
 """Bins of the calibration error."""

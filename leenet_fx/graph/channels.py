@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from leenet_fx.graph.profile import NodeCosts
+from leenet_fx.graph.node_costs import NodeCosts
 
 _REACH = 12
 """How many shape-keeping operations to look past for a layer that tells the layout."""

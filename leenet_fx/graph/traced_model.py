@@ -11,15 +11,15 @@ from torch import fx, nn
 
 from leenet_fx.errors import InputError
 from leenet_fx.graph.capture import capture
-from leenet_fx.graph.cuts import Boundaries, Boundary, find_boundaries
-from leenet_fx.graph.head import (
+from leenet_fx.graph.boundaries import Boundaries, Boundary, find_boundaries
+from leenet_fx.graph.classifier import (
     add_head,
     check_num_classes,
     find_classifier,
     is_encoder,
     replace_classifier,
 )
-from leenet_fx.graph.profile import NodeCosts, measure
+from leenet_fx.graph.node_costs import NodeCosts, measure
 from leenet_fx.graph.tracer import Trace, check_module
 from placement import Candidate, CostProfile
 

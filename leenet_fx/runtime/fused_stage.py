@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, fx, nn
 
 from leenet_fx.parts.branches import Branch
-from leenet_fx.surgery.stages import Cut, Stage, make_function
+from leenet_fx.runtime.stages import Cut, Stage, make_function
 
 Segment: TypeAlias = Callable[..., tuple[tuple[Any, ...], Tensor, Tensor, Tensor | None]]
 """`(network, earlier, alpha, *live)` → what an exit hears: the values that cross to the next stage;

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from leenet_fx.errors import InputError
-from leenet_fx.graph.batch import Carried
-from leenet_fx.surgery.model import EarlyExitModule
+from leenet_fx.graph.batch_dim import Carried
+from leenet_fx.surgery.module import EarlyExitModule
 
 _serial = count()
 

@@ -1,0 +1,1 @@
+"""Thresholds chosen on calibration data: solvers, budgets, cached outputs."""

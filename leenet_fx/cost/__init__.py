@@ -1,0 +1,1 @@
+"""What exiting at each exit costs: FLOPs, parameters, bytes, seconds."""

@@ -1,0 +1,1 @@
+"""Features of the frozen backbone, cached for training and calibration."""

@@ -1,0 +1,1 @@
+"""Policies: which samples exit early."""

@@ -1,0 +1,1 @@
+"""Conditional execution: stages, controllers, streaming, compilation."""
