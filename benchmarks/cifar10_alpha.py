@@ -29,7 +29,7 @@ from cifar10 import (
 from leenet_fx.evaluation.sweep import Sweep, sweep
 from leenet_fx.report.page import write_page
 from leenet_fx.report.records import make_record
-from leenet_fx.report.results import Figure, Result, environment
+from leenet_fx.report.results import Criterion, Result, environment
 
 RESULT = RESULTS / "cifar10_alpha.json"
 COMMAND = "python benchmarks/cifar10_alpha.py --data PATH --weights PATH"
@@ -93,13 +93,13 @@ def run(cifar: Cifar10, seeds: int) -> tuple[Sweep, dict[str, Any], float]:
     return found, record, seconds
 
 
-def figures(name: str, found: Sweep, seconds: float) -> list[Figure]:
+def figures(name: str, found: Sweep, seconds: float) -> list[Criterion]:
     """What was asked for, beside what was found."""
     rows = found.medians()
-    plain = found.plain_accuracy
+    plain = found.backbone_accuracy
     published = NETWORKS[name]
     made = [
-        Figure(
+        Criterion(
             f"{name}: plain accuracy, report images",
             100 * plain,
             "%",
@@ -117,11 +117,13 @@ def figures(name: str, found: Sweep, seconds: float) -> list[Figure]:
     breaks = breaks_of_monotony(rows)
     return [
         *made,
-        Figure(f"{name}: FLOPs at ≤ 3 points lost", 100 * best, "%", "≤ 58", best <= 0.58),
-        Figure(f"{name}: rises beyond the error bars", breaks, "", "0", breaks == 0),
-        Figure(f"{name}: lost at α = 0", lost, "points", "≤ 0.3", lost <= 0.3),
-        Figure(f"{name}: at the first exit, α = 1", at_first, "%", "≥ 99", at_first >= 99),
-        Figure(f"{name}: heads and 21 α, a seed", seconds / 60, "minutes", "≤ 30", seconds <= 1800),
+        Criterion(f"{name}: FLOPs at ≤ 3 points lost", 100 * best, "%", "≤ 58", best <= 0.58),
+        Criterion(f"{name}: rises beyond the error bars", breaks, "", "0", breaks == 0),
+        Criterion(f"{name}: lost at α = 0", lost, "points", "≤ 0.3", lost <= 0.3),
+        Criterion(f"{name}: at the first exit, α = 1", at_first, "%", "≥ 99", at_first >= 99),
+        Criterion(
+            f"{name}: heads and 21 α, a seed", seconds / 60, "minutes", "≤ 30", seconds <= 1800
+        ),
     ]
 
 
@@ -138,7 +140,7 @@ def main() -> None:
     """Runs both networks and writes JSON, Markdown and the page."""
     options = arguments("The α sweep on CIFAR-10.")
     rows: list[dict[str, Any]] = []
-    found_figures: list[Figure] = []
+    found_figures: list[Criterion] = []
     records = []
     for name in options.networks:
         found, record, seconds = run(Cifar10(name, options.data, options.weights), options.seeds)
@@ -149,7 +151,7 @@ def main() -> None:
                 {
                     "network": name,
                     **row,
-                    "plain_accuracy": found.plain_accuracy,
+                    "plain_accuracy": found.backbone_accuracy,
                     "leenet_accuracy": leenet and leenet[0],
                     "leenet_seconds": leenet and leenet[1],
                 }

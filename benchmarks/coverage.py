@@ -35,7 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import leenet_fx
 from leenet_fx import EarlyExitModule
-from leenet_fx.report.results import Figure, Result, environment
+from leenet_fx.report.results import Criterion, Result, environment
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 PARTIAL = Path(__file__).parent / "coverage-partial.jsonl"
@@ -125,7 +125,7 @@ def _inspect(name: str, model: nn.Module) -> dict[str, Any]:
     profile = ee.spec.profile
     names = [candidate.name for candidate in profile.candidates]
     if len(names) < 2:
-        raise RuntimeError(f"{len(names)} boundaries, refused: {ee.spec.refused}")
+        raise RuntimeError(f"{len(names)} boundaries, refused: {ee.spec.rejected}")
     blocks = timm_blocks(model) if name.startswith("timm/") else []
     found = [_has_boundary(block, names) for block in blocks]
     first = found.index(True) if True in found else 0
@@ -134,13 +134,13 @@ def _inspect(name: str, model: nn.Module) -> dict[str, Any]:
     if missed:
         raise RuntimeError(f"no boundary for {len(missed)} blocks: {', '.join(missed[:3])}")
     return {
-        "captured": ee.spec.captured,
+        "captured": ee.spec.tracer_kind,
         "encoder": "final" in ee.exits._modules,
         "attach_s": round(seconds, 3),
         "nodes": len(ee.graph.nodes),
         "image": list(ee.spec.image_shape),
         "candidates": len(names),
-        "refused": len(ee.spec.refused),
+        "refused": len(ee.spec.rejected),
         "fine": ee.num_exits,
         "gflops": round(profile.flops / 1e9, 3),
         "blocks": f"{names[0]} … {names[-1]}",
@@ -391,7 +391,7 @@ def _pickled(ee: EarlyExitModule) -> EarlyExitModule:
 
 def _training(model: nn.Module, ee: EarlyExitModule, images: Tensor) -> float | str:
     """How far training mode, with the same random numbers, is from the original's."""
-    if ee.spec.captured == "export":
+    if ee.spec.tracer_kind == "export":
         return "frozen"
     state = {k: v.clone() for k, v in model.state_dict().items() if "running" in k}
     try:
@@ -442,7 +442,7 @@ def sweep(names: Sequence[str], jobs: int, partial: Path | None) -> list[dict[st
         task = progress.add_task("models", total=len(names), completed=len(names) - len(todo))
         for row in _rows(todo, jobs):
             rows[row["name"]] = row
-            progress.advance(task)
+            progress.run_stage(task)
             if not row["verified"]:
                 progress.console.print(f"{row['name']}: {row['failure']}", markup=False)
             if partial is not None:
@@ -514,7 +514,7 @@ def _span(values: Sequence[int]) -> str:
     return str(min(values)) if min(values) == max(values) else f"{min(values)}–{max(values)}"
 
 
-def figures(rows: Sequence[dict[str, Any]]) -> list[Figure]:
+def figures(rows: Sequence[dict[str, Any]]) -> list[Criterion]:
     """What was asked for."""
     found = []
     for library, asked in (("torchvision", 1.0), ("timm", 0.995)):
@@ -522,14 +522,14 @@ def figures(rows: Sequence[dict[str, Any]]) -> list[Figure]:
         share = sum(ours) / max(len(ours), 1)
         words = f"{100 * asked:g} % of {len(ours)}"
         found.append(
-            Figure(f"{library} verified: {sum(ours)}", 100 * share, "%", words, share >= asked)
+            Criterion(f"{library} verified: {sum(ours)}", 100 * share, "%", words, share >= asked)
         )
     attach = [row["attach_s"] for row in rows if "attach_s" in row]
     median, worst = statistics.median(attach), max(attach)
     found.append(
-        Figure("attach without weight copies, median", median, "s", "≤ 0.5", median <= 0.5)
+        Criterion("attach without weight copies, median", median, "s", "≤ 0.5", median <= 0.5)
     )
-    found.append(Figure("attach without weight copies, worst", worst, "s", "≤ 15", worst <= 15))
+    found.append(Criterion("attach without weight copies, worst", worst, "s", "≤ 15", worst <= 15))
     return found
 
 

@@ -25,11 +25,12 @@ import leenet_fx
 from leenet_fx.data.digits import load_digits
 from leenet_fx.data.splits import open_data
 from leenet_fx.demo.run import train_backbone
-from leenet_fx.evaluation.compare import SHOWN, Comparison, Variant, compare, frozen
-from leenet_fx.objectives.objective import FinalClassifier
+from leenet_fx.evaluation.compare import SHOWN, Comparison, MethodSpec, compare, frozen
+from leenet_fx.methods.phases import single_update_phase
+from leenet_fx.objectives import FinalClassifier
 from leenet_fx.report.page import write_page
 from leenet_fx.report.records import make_frame, read_records
-from leenet_fx.report.results import Figure, Result, environment
+from leenet_fx.report.results import Criterion, Result, environment
 
 FOLDERS = RESULTS / "methods"
 RESULT = RESULTS / "methods.json"
@@ -65,11 +66,11 @@ ASKED = {
 @leenet_fx.register_method("trained-on")
 def trained_on() -> leenet_fx.Method:
     """The plain model, trained as long as one with exits."""
-    step = leenet_fx.one_turn("together", "backbone", FinalClassifier(), lr=0.03, deep_lr=0.01)
-    return leenet_fx.Method((step,), leenet_fx.Shut(), "the reference")
+    step = single_update_phase("together", "backbone", FinalClassifier(), lr=0.03, sgd_lr=0.01)
+    return leenet_fx.Method((step,), leenet_fx.NeverExit(), "the reference")
 
 
-def brisk(variants: Sequence[Variant]) -> list[Variant]:
+def brisk(variants: Sequence[MethodSpec]) -> list[MethodSpec]:
     """The slow ones last, with fewer epochs."""
     found = []
     for one in variants:
@@ -78,7 +79,7 @@ def brisk(variants: Sequence[Variant]) -> list[Variant]:
     return sorted(found, key=lambda one: one.method in SLOW)
 
 
-def convolutional(name: str) -> list[Variant]:
+def convolutional(name: str) -> list[MethodSpec]:
     """Methods on the heads with convolutions that `cifar10.py` fits, which stay as they are."""
     common: dict[str, Any] = {
         "strategy": EXITS[name],
@@ -89,24 +90,26 @@ def convolutional(name: str) -> list[Variant]:
     }
     history, dial = {"gate": "history"}, {"gate": "dial"}
     return [
-        Variant("conv: distilled", "distilled", branch_options=history, **common),
-        Variant(
+        MethodSpec("conv: distilled", "distilled", branch_options=history, **common),
+        MethodSpec(
             "conv: branchynet",
             "branchynet",
             {"recipe": "disjoint"},
             branch_options=history,
             **common,
         ),
-        Variant("conv: msdnet", "msdnet", {"recipe": "disjoint"}, branch_options=history, **common),
-        Variant("conv: leenet", "leenet", branch_options=history, **common),
-        Variant("conv: leenet-dial", "leenet-dial", branch_options=dial, **common),
+        MethodSpec(
+            "conv: msdnet", "msdnet", {"recipe": "disjoint"}, branch_options=history, **common
+        ),
+        MethodSpec("conv: leenet", "leenet", branch_options=history, **common),
+        MethodSpec("conv: leenet-dial", "leenet-dial", branch_options=dial, **common),
     ]
 
 
-def mixed(name: str) -> list[Variant]:
+def mixed(name: str) -> list[MethodSpec]:
     """The backbone trained with the heads."""
     return [
-        Variant(
+        MethodSpec(
             "conv: distilled, mixed",
             "distilled",
             {"recipe": "joint"},
@@ -145,7 +148,7 @@ def accuracy_trained_on(name: str, options: argparse.Namespace) -> float:
 
 
 def on_cifar10(
-    name: str, variants: list[Variant], options: argparse.Namespace, out: Path, **given: Any
+    name: str, variants: list[MethodSpec], options: argparse.Namespace, out: Path, **given: Any
 ) -> Comparison:
     """A comparison on CIFAR-10."""
     cifar = Cifar10(name, options.data, options.weights)
@@ -203,21 +206,21 @@ def on_digits(out: Path) -> Comparison:
     )
 
 
-def figures(comparisons: dict[str, Comparison], trained: float | None) -> list[Figure]:
+def figures(comparisons: dict[str, Comparison], trained: float | None) -> list[Criterion]:
     """What was asked for, beside what was found."""
     made = []
     for part, asked in ASKED.items():
         if part not in comparisons:
             continue
         found = comparisons[part]
-        plain = found.plain_accuracy
+        plain = found.backbone_accuracy
         if part.endswith("-mixed") and trained is not None:
             plain = trained
         for lost, flops in asked:
             least, label = least_lost(found, plain, flops)
             words = f"{part}: lost at {100 * flops:g} % of the FLOPs ({label})"
             allowed = f"≤ {100 * lost:g}"
-            made.append(Figure(words, 100 * least, "points", allowed, least <= lost))
+            made.append(Criterion(words, 100 * least, "points", allowed, least <= lost))
     return made
 
 
@@ -276,7 +279,7 @@ def write_dial(comparisons: dict[str, Comparison]) -> None:
         rows += dial_rows(part, found)
         behind = areas["conv: leenet"] - areas["conv: leenet-dial"]
         words = f"{part}: area under the frontier, gates of their own less dial"
-        made.append(Figure(words, behind, "", "printed", True))
+        made.append(Criterion(words, behind, "", "printed", True))
     if rows:
         result = Result(COMMAND, rows, made, environment())
         result.write(DIAL, "One network for all α, beside gates trained for each")

@@ -36,9 +36,10 @@ from torch import Tensor, nn
 
 import leenet_fx
 from leenet_fx.cli.setup import build
+from leenet_fx.cost.latency import Latency
 from leenet_fx.report.plots import BLUE, GREEN, GREY, ORANGE, pyplot, save
-from leenet_fx.report.results import Figure, Result, environment
-from leenet_fx.runtime.conditional import Inside, advance
+from leenet_fx.report.results import Criterion, Result, environment
+from leenet_fx.runtime.conditional import ActiveBatch, run_stage
 
 COMMAND = "python benchmarks/speed.py"
 RESULTS = Path(__file__).parent / "results"
@@ -137,21 +138,21 @@ def letting_go(
     """
     with torch.inference_mode():
         sure = [logits.softmax(1).amax(1) for logits in ee.all_exits(images).logits]
-    inside = torch.ones(len(images), dtype=torch.bool)
+    active = torch.ones(len(images), dtype=torch.bool)
     thresholds, counts = [], []
     for index in range(ee.num_exits):
         leave = round((shares[index] if index < len(shares) else 0.0) * len(images))
-        ranked = sure[index][inside].sort(descending=True).values
+        ranked = sure[index][active].sort(descending=True).values
         at = NEVER
         if leave == len(ranked):
             at = 0.0
         elif leave:
             at = float((ranked[leave - 1] + ranked[leave]) / 2)
         thresholds.append(at)
-        gone = inside & (sure[index] >= at)
+        gone = active & (sure[index] >= at)
         counts.append(int(gone.sum()))
-        inside &= ~gone
-    return leenet_fx.MaxProbability(thresholds), [*counts, int(inside.sum())]
+        active &= ~gone
+    return leenet_fx.MaxProbability(thresholds), [*counts, int(active.sum())]
 
 
 def earlyon_of(model: nn.Module, network: Network, images: Tensor) -> Any:
@@ -225,10 +226,10 @@ def pieces_of(ee: leenet_fx.EarlyExitModule, images: Tensor, counts: Sequence[in
     Stages with the deciding part of their exits, on as many samples as arrive; what is left out is
     all that runs between them.
     """
-    guide = ee.guide(leenet_fx.MaxProbability(NEVER))
+    controller = ee.controller(leenet_fx.MaxProbability(NEVER))
     live: Any = (images,)
     calls = []
-    for index, segment in enumerate(guide.segments):
+    for index, segment in enumerate(controller.fused_stages):
         given = live
 
         def run(given: Any = given, segment: Any = segment) -> Any:
@@ -245,7 +246,7 @@ def pieces_of(ee: leenet_fx.EarlyExitModule, images: Tensor, counts: Sequence[in
             live = tuple(value[rows] if left else value for value in arrived)
 
     def last(given: Any = live) -> Any:
-        return ee.pieces.runs[-1](ee, *given)
+        return ee.stage_plan.runs[-1](ee, *given)
 
     return [*calls, last]
 
@@ -286,7 +287,7 @@ def cell(name: str, batch: int, rounds: int) -> dict[str, Any]:
     def branches() -> None:
         for given in features:
             for branch, read in zip(ee.exits.branches(), given, strict=True):
-                branch.classify(branch.embed(*branch.reduce(*read)))
+                branch.classify(branch.hidden(*branch.pool(*read)))
 
     def earlyon(threshold: float) -> Callable[[], None]:
         def run() -> None:
@@ -310,7 +311,7 @@ def cell(name: str, batch: int, rounds: int) -> dict[str, Any]:
             calls = pieces_of(networks[key], images, leaving)
             systems[f"pieces {key}"] = lambda calls=calls: [call() for call in calls]
     sizes = sorted({1, *(2**i for i in range(1, 8) if 2**i < batch), batch})
-    profiles: list[leenet_fx.Latency] = []
+    profiles: list[Latency] = []
 
     def profile() -> None:
         profiles.append(leenet_fx.profile(ee, batch_sizes=sizes, seconds=0.1))
@@ -379,7 +380,7 @@ def compiled(name: str, batch: int, rounds: int) -> dict[str, Any]:
             "plain": lambda: plain(images),
             "plain eager": lambda: model(images),
             "none": ours(fast, none),
-            "shut": ours(fast, leenet_fx.Shut()),
+            "shut": ours(fast, leenet_fx.NeverExit()),
             "half": ours(fast, half),
             "half eager": ours(ee, half),
         },
@@ -441,14 +442,14 @@ def decision(rounds: int) -> list[dict[str, Any]]:
     branch: Any = next(ee.exits.branches())
     with torch.inference_mode():
         (feature,) = next(ee.exit_features(image))
-        vector = branch.reduce(feature)[0]
-        logits = branch.classify(branch.embed(vector))
+        vector = branch.pool(feature)[0]
+        logits = branch.classify(branch.hidden(vector))
         chances = logits.softmax(1)
         sure = chances.amax(1)
         leave = sure >= NEVER
         operations: dict[str, Callable[[], Any]] = {
             "nothing": lambda: None,
-            "pool": lambda: branch.reduce(feature),
+            "pool": lambda: branch.pool(feature),
             "scale": lambda: branch.body.inputs(vector),
             "linear": lambda: branch.head.linear(vector),
             "softmax": lambda: logits.softmax(1),
@@ -554,18 +555,18 @@ def memory() -> list[dict[str, Any]]:
 
 def peak_behind_first_exit(ee: leenet_fx.EarlyExitModule, images: Tensor) -> int:
     """The most memory allocated once the first exit has let go who leaves."""
-    guide = ee.guide(ee.policy)
+    controller = ee.controller(ee.policy)
     with torch.inference_mode():
-        start = Inside((images,), len(images))
-        advance(guide, 0, start)
+        start = ActiveBatch((images,), len(images))
+        run_stage(controller, 0, start)
 
     def rest() -> None:
-        inside = replace(start)
+        active = replace(start)
         for index in range(1, ee.num_exits):
-            if inside.count:
-                advance(guide, index, inside)
-        if inside.count:
-            guide.pieces.runs[-1](ee, *inside.live)
+            if active.count:
+                run_stage(controller, index, active)
+        if active.count:
+            controller.stage_plan.runs[-1](ee, *active.live)
 
     return peak_bytes(rest)
 
@@ -587,7 +588,7 @@ def figures(
     compiled_rows: list[dict[str, Any]],
     started: dict[str, Any] | None,
     memory_rows: list[dict[str, Any]],
-) -> list[Figure]:
+) -> list[Criterion]:
     """What was asked for, beside what was found, on one thread."""
     made = []
     one = {(row["network"], row["batch"]): row for row in cells if row["threads"] == 1}
@@ -596,56 +597,56 @@ def figures(
             if (name, batch) in one:
                 ratio = one[name, batch]["none over plain and branches"]
                 words = f"{name}, batch {batch}, nobody leaves, over plain + branches"
-                made.append(Figure(words, ratio, "", "≤ 1.02", ratio <= 1.02))
+                made.append(Criterion(words, ratio, "", "≤ 1.02", ratio <= 1.02))
     for row in compiled_rows:
         ratio = row["none"]["ratio"]
         words = f"{row['network']}, batch {row['batch']}, compiled, nobody leaves, over compiled"
-        made.append(Figure(words, ratio, "", "≤ 1.03", ratio <= 1.03))
-    pieces = [
+        made.append(Criterion(words, ratio, "", "≤ 1.03", ratio <= 1.03))
+    stage_plan = [
         (row[key], row["network"], row["batch"], key)
         for row in one.values()
         for key in row
         if key.endswith("over pieces")
     ]
-    if pieces:
-        ratios = [ratio for ratio, *_ in pieces]
+    if stage_plan:
+        ratios = [ratio for ratio, *_ in stage_plan]
         within = sum(ratio <= 1.05 for ratio in ratios) / len(ratios)
         words = f"any mix over its stage times, median of {len(ratios)}"
         middle = statistics.median(ratios)
-        made.append(Figure(words, middle, "", "≤ 1.05", middle <= 1.05))
+        made.append(Criterion(words, middle, "", "≤ 1.05", middle <= 1.05))
         made.append(
-            Figure("any mix over its stage times, share ≤ 1.05", within, "", "1", within == 1)
+            Criterion("any mix over its stage times, share ≤ 1.05", within, "", "1", within == 1)
         )
-        worst, *where = max(pieces)
+        worst, *where = max(stage_plan)
         words = f"worst mix over its stage times ({', '.join(map(str, where))})"
-        made.append(Figure(words, worst, "", "≤ 1.05", worst <= 1.05))
+        made.append(Criterion(words, worst, "", "≤ 1.05", worst <= 1.05))
     predicted = [row[key] for row in one.values() for key in row if key.endswith("over predicted")]
     if predicted:
         within = sum(abs(ratio - 1) <= 0.1 for ratio in predicted) / len(predicted)
         words = f"latency predicted within 10 %, share of {len(predicted)} mixes"
-        made.append(Figure(words, within, "", "1", within == 1))
+        made.append(Criterion(words, within, "", "1", within == 1))
         off = statistics.median(abs(ratio - 1) for ratio in predicted)
-        made.append(Figure("latency predicted, median error", off, "", "≤ 0.1", off <= 0.1))
+        made.append(Criterion("latency predicted, median error", off, "", "≤ 0.1", off <= 0.1))
     stem = one.get(("resnet18-stem", 32))
     if stem:
         ratio = stem["ours 0.5"]["ratio"]
         words = "resnet18, batch 32, half leave behind the stem, over plain"
-        made.append(Figure(words, ratio, "", "< 0.62", ratio < 0.62))
+        made.append(Criterion(words, ratio, "", "< 0.62", ratio < 0.62))
     for name, exits in (("resnet20-one-exit", "one exit"), ("resnet20", "three exits")):
         if (name, 1) in one:
             ratio = one[name, 1]["ours 0"]["ratio"]
             words = f"resnet20 with {exits}, batch 1, nobody leaves, over plain"
-            made.append(Figure(words, ratio, "", "≤ 1.05", ratio <= 1.05))
+            made.append(Criterion(words, ratio, "", "≤ 1.05", ratio <= 1.05))
     if started:
         words = "resnet50, attach and first answer, over earlyon's"
-        made.append(Figure(words, started["ratio"], "", "< 1", started["ratio"] < 1))
+        made.append(Criterion(words, started["ratio"], "", "< 1", started["ratio"] < 1))
     for row in memory_rows:
         words = f"{row['network']}, batch 32, peak memory, nobody leaves, over plain"
-        made.append(Figure(words, row["0"], "", "≤ 1.05", row["0"] <= 1.05))
+        made.append(Criterion(words, row["0"], "", "≤ 1.05", row["0"] <= 1.05))
         falls = [row[f"behind the first exit, {share:g}"] for share in SHARES]
         words = f"{row['network']}, peak behind the first exit, three quarters left, over none left"
         ratio = falls[3] / falls[0]
-        made.append(Figure(words, ratio, "", "falls", falls == sorted(falls, reverse=True)))
+        made.append(Criterion(words, ratio, "", "falls", falls == sorted(falls, reverse=True)))
     return made
 
 
@@ -801,13 +802,15 @@ def write() -> None:
         words = f"{row['network']}, stream of batches of {row['batch']}, realistic mix"
         for key in ("predict", "delay 2", "delay 8"):
             what = {"predict": "one by one"}.get(key, f"pooled, {key}")
-            figure = Figure(f"{words}: {what}, over plain", row[key]["ratio"], "", "printed", True)
+            figure = Criterion(
+                f"{words}: {what}, over plain", row[key]["ratio"], "", "printed", True
+            )
             found.append(figure)
     for where in ("alone", "behind the network"):
         if decided:
             words = f"one decision on one image, {where}, all operations, μs"
             took = sum(row[f"{where}, us"] for row in decided)
-            found.append(Figure(words, took, "", "printed", True))
+            found.append(Criterion(words, took, "", "printed", True))
     setting = environment() | {
         "threads": "as the rows say",
         "allocator": "glibc, keeping what is freed",

@@ -17,7 +17,7 @@ from cifar10 import RESULTS, Cifar10, arguments
 
 import leenet_fx
 from leenet_fx.evaluation.sweep import ALPHAS, sweep
-from leenet_fx.report.results import Figure, Result, environment
+from leenet_fx.report.results import Criterion, Result, environment
 
 RESULT = RESULTS / "sweep_time.json"
 COMMAND = "python benchmarks/sweep_time.py --data PATH --weights PATH"
@@ -53,7 +53,7 @@ def main() -> None:
         rows.append({"seed": seed, "one α, s": one, "21 α, s": all_of_them})
         print(rows[-1], file=sys.stderr, flush=True)
     ratio = statistics.median(row["21 α, s"] / row["one α, s"] for row in rows)
-    figure = Figure("time of 21 α over that of one", ratio, "", f"≤ {MOST}", ratio <= MOST)
+    figure = Criterion("time of 21 α over that of one", ratio, "", f"≤ {MOST}", ratio <= MOST)
     result = Result(COMMAND, rows, [figure], environment())
     result.write(RESULT, "21 weights of the cost on kept features")
 

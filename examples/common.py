@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import leenet_fx
+from leenet_fx.data.splits import Data
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -137,7 +138,7 @@ def trained_model(name: str, weights: Path | None) -> nn.Module:
 
 
 def read(
-    data: leenet_fx.Data,
+    data: Data,
     split: str,
     transform: Callable[[Any], Tensor],
     options: argparse.Namespace,

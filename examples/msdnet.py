@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 
 import leenet_fx
-from leenet_fx.parts.branches import compose
+from leenet_fx.parts.branches import Branch, compose
+from leenet_fx.parts.exit_site import ExitSite
+from leenet_fx.parts.necks import Neck
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -170,28 +172,28 @@ def msdnet(num_classes: int = 10) -> MSDNet:
     return MSDNet(num_classes=num_classes)
 
 
-class Coarsest(leenet_fx.Body):
+class Coarsest(Neck):
     """The network's own kind of classifier for exits; it reads the coarsest map alone.
 
     All scales cross a cut, for later layers read them, so an exit is offered all; "pool" would
     average each, and "conv" refuses maps of several sizes.
     """
 
-    def __init__(self, site: leenet_fx.Site, width: int = 64) -> None:
+    def __init__(self, site: ExitSite, width: int = 64) -> None:
         super().__init__(site, width)
         sizes = [math.prod(feature.size) for feature in site.features]
         self.index = sizes.index(min(sizes))
         self.layers = condense(site.features[self.index].channels, width)
 
-    def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
+    def pool(self, *features: Tensor) -> tuple[Tensor, ...]:
         return (features[self.index],)
 
-    def forward(self, *reduced: Tensor) -> Tensor:
+    def forward(self, *pooled: Tensor) -> Tensor:
         # The learning rate of what follows is meant for inputs of spread width^-0.5.
-        return self.layers(*reduced) / math.sqrt(self.width)
+        return self.layers(*pooled) / math.sqrt(self.width)
 
 
-def coarsest(site: leenet_fx.Site, **options: Any) -> leenet_fx.Branch:
+def coarsest(site: ExitSite, **options: Any) -> Branch:
     """A branch of the library's parts on that body: a linear head, a gate nobody trains."""
     return compose(Coarsest, site, **options)
 
@@ -236,7 +238,7 @@ def main() -> None:
         left = " ".join(f"{100 * outlet.share:.0f}" for outlet in found.outlets)
         print(
             f"Budget {budget:.2f}: {found.samples} images, accuracy {100 * found.accuracy:.2f} % "
-            f"(last classifier for all {100 * found.plain_accuracy:.2f} %), "
+            f"(last classifier for all {100 * found.backbone_accuracy:.2f} %), "
             f"{found.relative_flops:.2f} of the FLOPs; left at exits: {left} %"
         )
     kept.close()

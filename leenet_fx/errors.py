@@ -1,6 +1,11 @@
 """The exceptions of leenet_fx; every one derives from `EarlyExitError`."""
 
-from placement.errors import EarlyExitError, PlacementError, UnknownNameError
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import placement.errors
 
 __all__ = [
     "DependencyError",
@@ -13,7 +18,20 @@ __all__ = [
     "TrainingError",
     "UnknownNameError",
     "first_line",
+    "placement_errors",
 ]
+
+
+class EarlyExitError(Exception):
+    """Base of every error that leenet_fx raises on purpose."""
+
+
+class UnknownNameError(EarlyExitError, LookupError):
+    """A name is not registered; the message names the nearest one that is."""
+
+
+class PlacementError(EarlyExitError, placement.errors.PlacementError):
+    """Exits cannot be placed as requested on this network."""
 
 
 class InputError(EarlyExitError, ValueError):
@@ -40,6 +58,23 @@ class DependencyError(EarlyExitError, ImportError):
     """An optional library is missing; the message says how to install it."""
 
 
+@contextmanager
+def placement_errors() -> Iterator[None]:
+    """Re-raise errors of the `placement` package as leenet_fx's own.
+
+    Raises:
+        UnknownNameError, PlacementError: as `placement` raised them.
+    """
+    try:
+        yield
+    except EarlyExitError:
+        raise
+    except placement.errors.UnknownNameError as error:
+        raise UnknownNameError(str(error)) from error
+    except placement.errors.PlacementError as error:
+        raise PlacementError(str(error)) from error
+
+
 def first_line(error: Exception) -> str:
-    """What an error says in one line; its type's name where it says nothing."""
+    """Return an error's message in one line, or its type's name where the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,8 +1,7 @@
 """Which boundaries of a network get an exit. Pure Python and networkx; knows nothing of torch."""
 
-from placement.errors import EarlyExitError, PlacementError, UnknownNameError
 from placement.cost_profile import UNIT, Candidate, CostProfile, Placement
-from placement.registry import Registry
+from placement.errors import PlacementError, UnknownNameError
 from placement.strategies import (
     default_num_exits,
     every,
@@ -21,10 +20,8 @@ __all__ = [
     "UNIT",
     "Candidate",
     "CostProfile",
-    "EarlyExitError",
     "Placement",
     "PlacementError",
-    "Registry",
     "UnknownNameError",
     "default_num_exits",
     "every",

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from placement.errors import PlacementError
-from placement.registry import unknown_name
+from placement.errors import PlacementError, unknown_name
 
 if TYPE_CHECKING:
     import networkx as nx

@@ -1,13 +1,30 @@
-"""The exceptions of this package; `EarlyExitError` is the base of every error of the project."""
+"""The exceptions of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
-class EarlyExitError(Exception):
-    """Base of every error raised by `placement` and `leenet_fx`."""
+class PlacementError(ValueError):
+    """Exits cannot be placed as requested on this network."""
 
 
-class UnknownNameError(EarlyExitError, LookupError):
-    """A name is not in a registry; the message names the nearest one that is."""
+class UnknownNameError(PlacementError, LookupError):
+    """No strategy, block boundary or cost of that name; the message names the nearest."""
 
 
-class PlacementError(EarlyExitError, ValueError):
-    """Exits cannot be placed as asked on this network."""
+def unknown_name(kind: str, name: object, available: Iterable[str]) -> UnknownNameError:
+    """Return the error for a name that is not among `available`, naming the nearest that is.
+
+    Args:
+        kind: what was looked up, for instance "strategy".
+        name: what was given.
+        available: the valid names.
+    """
+    names = list(available)
+    near = get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return UnknownNameError(
+        f"Unknown {kind} '{name}'.{hint} Available: {', '.join(sorted(names))}."
+    )

@@ -2,40 +2,66 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.metadata import entry_points
 from typing import TypeAlias
 
-from placement.errors import PlacementError
 from placement.cost_profile import CostProfile, Placement
-from placement.registry import Registry, unknown_name
+from placement.errors import PlacementError, unknown_name
 
 Strategy: TypeAlias = Callable[[CostProfile, int | None], Placement]
 Position: TypeAlias = str | int | float
 
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 
-_strategies: Registry[Strategy] = Registry("strategy", "placement.strategies")
+ENTRY_POINTS = "placement.strategies"
+"""Entry-point group in which other packages register strategies."""
+
+_strategies: dict[str, Strategy] = {}
 
 
 def register_strategy(name: str) -> Callable[[Strategy], Strategy]:
-    """Decorator that adds a strategy: a function of (profile, num_exits) to a placement."""
-    return _strategies.register(name)
+    """Register a strategy, a function of (profile, num_exits) to a placement, as a decorator.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(strategy: Strategy) -> Strategy:
+        if name in _strategies:
+            raise ValueError(f"strategy '{name}' is already registered.")
+        _strategies[name] = strategy
+        return strategy
+
+    return register
 
 
 def list_strategies(pattern: str = "*") -> list[str]:
-    """Names of the strategies that match an fnmatch pattern."""
-    return _strategies.names(pattern)
+    """Return the names of the strategies that match an fnmatch pattern, sorted."""
+    return fnmatch.filter(sorted(_with_entry_points()), pattern)
 
 
 def get_strategy(name: str) -> Strategy:
-    """The strategy called `name`.
+    """Return the strategy called `name`.
 
     Raises:
         UnknownNameError: no such strategy; the nearest name is in the message.
     """
-    return _strategies.get(name)
+    strategies = _with_entry_points()
+    if name not in strategies:
+        raise unknown_name("strategy", name, strategies)
+    return strategies[name]
+
+
+def _with_entry_points() -> dict[str, Strategy]:
+    """Return all strategies, those of other packages included."""
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name not in _strategies:
+            _strategies[point.name] = point.load()
+    return _strategies
 
 
 def place(

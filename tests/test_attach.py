@@ -10,6 +10,7 @@ from torch import nn
 import leenet_fx
 from leenet_fx import EarlyExitError, InputError, PlacementError, TraceError, UnknownNameError
 from leenet_fx.graph.traced_model import trace_model
+from leenet_fx.parts.branches import list_branches
 
 EXAMPLE = images(1, 3, 16, 16)
 
@@ -100,7 +101,7 @@ def test_control_flow_on_data_is_refused_with_its_place():
 def test_a_module_may_branch_on_shapes(caplog):
     model = WithInner(BranchesOnShape()).eval()
     ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE)
-    assert ee.spec.captured == "export"
+    assert ee.spec.tracer_kind == "export"
     assert "leaf_modules" in caplog.text
     x = images(2, 3, 16, 16)
     assert close(ee(x), model(x), 1e-6)
@@ -192,12 +193,12 @@ class Dense(nn.Module):
         self.fc = nn.Linear(12, 4)
 
     def forward(self, x):
-        turned = x.mean((2, 3)).t()
+        with_alpha = x.mean((2, 3)).t()
         found = [x]
         for block in self.blocks:
             found.append(block(sum(found)))
         x = torch.cat(found, 1).mean((2, 3))
-        return self.fc(x) + turned.sum(0)[:, None]
+        return self.fc(x) + with_alpha.sum(0)[:, None]
 
 
 @pytest.mark.parametrize("model", [BatchIntegers(), Dense()], ids=lambda m: type(m).__name__)
@@ -253,15 +254,15 @@ class Mixing(TinyNet):
 def test_unsafe_cuts_are_refused_with_a_reason():
     ee = leenet_fx.attach(Folded().eval(), "every", example_inputs=EXAMPLE)
     assert ee.spec.placement.names == ("blocks.0", "blocks.1")
-    assert set(ee.spec.refused) == {"blocks.2", "blocks.3"}
-    assert "several slices a sample" in ee.spec.refused["blocks.2"]
+    assert set(ee.spec.rejected) == {"blocks.2", "blocks.3"}
+    assert "several slices a sample" in ee.spec.rejected["blocks.2"]
 
 
 @pytest.mark.parametrize("way", ["mean over samples", "first sample"])
 def test_no_cut_in_front_of_what_mixes_samples(way):
     traced = trace_model(Mixing(way).eval(), example_inputs=EXAMPLE)
-    assert "mixes the samples" in traced.refused["blocks.0"]
-    assert "mixes the samples" in traced.refused["blocks.1"]
+    assert "mixes the samples" in traced.rejected["blocks.0"]
+    assert "mixes the samples" in traced.rejected["blocks.1"]
 
 
 @pytest.mark.parametrize("way", ["views side by side", "another order", "samples torn apart"])
@@ -292,7 +293,7 @@ def test_training_works_beside_in_place_operations():
         InPlaceBehindBlocks(), "every", example_inputs=EXAMPLE, branch="flatten"
     ).train()
     outputs = ee(images(4, 3, 16, 16))
-    (sum(at.sum() for at in outputs.logits) + outputs.gates.sum()).backward()
+    (sum(at.sum() for at in outputs.logits) + outputs.gate_logits.sum()).backward()
     assert all(p.grad is not None for p in ee.parameters())
 
 
@@ -305,19 +306,19 @@ def test_flatten_warns_when_it_outgrows_the_backbone(caplog):
         ee.all_exits(images(1, 3, 24, 24))
 
 
-@pytest.mark.parametrize("branch", leenet_fx.list_branches())
+@pytest.mark.parametrize("branch", list_branches())
 @torch.no_grad()
 def test_every_branch_agrees_with_its_oracle(branch):
     ee = leenet_fx.attach(tiny(), "every", example_inputs=EXAMPLE, branch=branch)
     x = images(6, 3, 16, 16)
     index = torch.tensor([0, 4, 2, 1, 3, 4])
     assert close(ee.predict(x, exit_index=index).logits, oracle(ee, x, index), 1e-5)
-    ee.policy = leenet_fx.LearnedGate(0.0)
+    ee.policy = leenet_fx.GateThreshold(0.0)
     everything, found = ee.all_exits(x), ee.predict(x)
     for sample, left in enumerate(found.exit_index.tolist()):
-        assert bool((everything.gates[sample, :left] < 1e-6).all())
+        assert bool((everything.gate_logits[sample, :left] < 1e-6).all())
         if left < 4:
-            assert float(everything.gates[sample, left]) > -1e-6
+            assert float(everything.gate_logits[sample, left]) > -1e-6
 
 
 @pytest.mark.parametrize(
@@ -341,12 +342,12 @@ def test_heads_pool_over_the_right_axes(name, options, axis, width):
 
 
 def test_a_finer_grid_sees_each_quarter_of_either_layout():
+    from leenet_fx.parts.exit_site import ExitSite, FeatureShape
     from leenet_fx.parts.necks import Pool
-    from leenet_fx.parts.exit_site import FeatureShape, Site
 
     nchw = images(2, 6, 8, 8)
-    first = Pool(Site((FeatureShape((1, 6, 8, 8), 1),), 10))
-    last = Pool(Site((FeatureShape((1, 8, 8, 6), 3),), 10))
+    first = Pool(ExitSite((FeatureShape((1, 6, 8, 8), 1),), 10))
+    last = Pool(ExitSite((FeatureShape((1, 8, 8, 6), 3),), 10))
     expected = torch.stack(
         [
             nchw[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((2, 3))

@@ -16,19 +16,19 @@ from torch import nn
 
 import leenet_fx
 from leenet_fx import (
-    Dial,
+    GateThreshold,
     InputError,
-    LearnedGate,
     MaxProbability,
+    NeverExit,
     Patience,
-    Shut,
-    Site,
     UnknownNameError,
     Vote,
 )
-from leenet_fx.parts.necks import Conv, NormPool
-from leenet_fx.parts.branches import answer_all
+from leenet_fx.parts.branches import Branch, get_branch, register_branch, run_branches
+from leenet_fx.parts.exit_site import ExitSite, FeatureShape
 from leenet_fx.parts.gates import uncertainty
+from leenet_fx.parts.necks import Conv, NormPoolNeck
+from leenet_fx.policies import AlphaConditionedGate
 
 EXAMPLE = images(1, 3, 16, 16)
 BATCH = images(20, 3, 16, 16, seed=3)
@@ -79,13 +79,13 @@ def stirred(ee, seed=1):
         return torch.randn(*shape, generator=drawn) * spread
 
     features = list(ee.exit_features(BATCH))[:-1]
-    reduced = [branch.reduce(*at) for branch, at in zip(ee.exits, features, strict=True)]
-    for branch, at in zip(ee.exits, reduced, strict=True):
-        branch.measure_inputs(*at)
-        for module in branch.body.modules():
+    pooled = [branch.pool(*at) for branch, at in zip(ee.exits, features, strict=True)]
+    for branch, at in zip(ee.exits, pooled, strict=True):
+        branch.fit_input_statistics(*at)
+        for module in branch.neck.modules():
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 module.running_mean.copy_(draw(len(module.running_mean), spread=0.2))
-        vectors, head = branch.body(*at), getattr(branch, "head", None)
+        vectors, head = branch.neck(*at), getattr(branch, "head", None)
         linear = branch.projection if head is None else getattr(head, "linear", None)
         if linear is not None:
             weight = draw(*linear.weight.shape)
@@ -104,8 +104,8 @@ def stirred(ee, seed=1):
             head.spread.fill_((vectors - vectors.mean(0)).square().sum(1).mean() / 2)
         if hasattr(branch, "gate"):
             branch.gate.linear.weight.copy_(draw(*branch.gate.linear.weight.shape))
-    for branch, (_, _, evidence) in zip(ee.exits, answer_all(ee.exits, reduced), strict=True):
-        branch.measure_evidence(evidence)
+    for branch, (_, _, gate_inputs) in zip(ee.exits, run_branches(ee.exits, pooled), strict=True):
+        branch.fit_gate_statistics(gate_inputs)
     return ee
 
 
@@ -134,7 +134,7 @@ def answers(outputs, exit_index):
 def histories(outputs):
     """For each sample the logits at each exit, as plain lists."""
     exits = [at.double().tolist() for at in outputs.logits[:-1]]
-    return [[at[sample] for at in exits] for sample in range(len(outputs.gates))]
+    return [[at[sample] for at in exits] for sample in range(len(outputs.gate_logits))]
 
 
 def spread_out(values):
@@ -178,9 +178,11 @@ def replayed(outputs, kind):
     if kind is MaxProbability:
         values = [[max(probabilities(row)) for row in history] for history in of_samples]
     else:
-        values = outputs.gates.double().tolist()
+        values = outputs.gate_logits.double().tolist()
     thresholds, left = spread_out(values)
-    return (Dial(0.5, thresholds) if kind is Dial else kind(thresholds)), left
+    return (
+        AlphaConditionedGate(0.5, thresholds) if kind is AlphaConditionedGate else kind(thresholds)
+    ), left
 
 
 @combinations
@@ -196,7 +198,7 @@ def test_the_conditional_path_answers_as_all_exits_do(branch, options):
 def test_samples_leave_where_a_plain_loop_says(branch, options):
     """Rows leave at every exit, so what earlier exits said must follow those that stay."""
     ee, outputs = made(branch, options)
-    learned = Dial if options.get("gate") == "dial" else LearnedGate
+    learned = AlphaConditionedGate if options.get("gate") == "dial" else GateThreshold
     for kind in (learned, MaxProbability, Patience, Vote):
         ee.policy, left = replayed(outputs, kind)
         found = ee.predict(BATCH)
@@ -219,7 +221,7 @@ def test_each_parameter_has_one_trainer(branch, options):
         else:
             assert gate
             assert not gate & classifier
-        assert {id(p) for p in part.deep_parameters()} <= classifier
+        assert {id(p) for p in part.neck_parameters()} <= classifier
 
 
 @pytest.mark.parametrize(("branch", "options"), SOME)
@@ -236,7 +238,7 @@ def test_copies_and_files_answer_alike(branch, options, tmp_path):
         found = again.predict(BATCH)
         assert torch.equal(found.logits, expected.logits)
         assert torch.equal(found.exit_index, expected.exit_index)
-        assert torch.equal(everything(again).gates, outputs.gates)
+        assert torch.equal(everything(again).gate_logits, outputs.gate_logits)
         assert again.costs == ee.costs
 
 
@@ -259,12 +261,12 @@ STEM, BLOCK = 2 * 3 * 8 * 9 * 256, 2 * 2 * 8 * 8 * 9 * 256
 def test_cost_of_convolutions_by_hand(options, convolutions, width):
     """Convolutions are (in channels, out channels, side of the map they write)."""
     ee = attached("conv", gate="features", **options)
-    embed = sum(2 * i * o * 9 * side * side for i, o, side in convolutions)
+    hidden = sum(2 * i * o * 9 * side * side for i, o, side in convolutions)
     gate, head = 2 * width, 2 * width * 5
     plain = STEM + 4 * BLOCK + 2 * 8 * 5
     for i, row in enumerate(ee.costs[:-1]):
-        assert row.flops == STEM + (i + 1) * (BLOCK + embed + gate) + head
-    assert ee.costs[-1].flops == plain + 4 * (embed + gate)
+        assert row.flops == STEM + (i + 1) * (BLOCK + hidden + gate) + head
+    assert ee.costs[-1].flops == plain + 4 * (hidden + gate)
     # Each convolution has no bias, and a BatchNorm of two parameters a channel.
     held = sum(i * o * 9 + 2 * o for i, o, _ in convolutions)
     assert ee.costs[-1].params == ee.costs.plain.params + 4 * (held + width + 1)
@@ -272,7 +274,7 @@ def test_cost_of_convolutions_by_hand(options, convolutions, width):
     first_exit = stem + block + held + (width + 1) + (width * 5 + 5)
     assert ee.costs[0].params == first_exit
     ee.policy = MaxProbability(0.9)
-    assert ee.costs[-1].flops == plain + 4 * (embed + head)
+    assert ee.costs[-1].flops == plain + 4 * (hidden + head)
     assert ee.costs[-1].params == ee.costs.plain.params + 4 * (held + width * 5 + 5)
 
 
@@ -297,7 +299,7 @@ def test_cost_of_heads_and_gates_by_hand(head, gate):
     (flops, params), (gate_flops, gate_params) = HEADS[head], GATES[gate]
     plain = ee.costs.plain
     for learned in (True, False):
-        ee.policy = LearnedGate() if learned else MaxProbability(0.5)
+        ee.policy = GateThreshold() if learned else MaxProbability(0.5)
         passed = [n + learned * gate_flops for n in flops]
         for i, row in enumerate(ee.costs):
             before = STEM + (i + 1) * BLOCK if i < 4 else plain.flops
@@ -314,23 +316,23 @@ def test_cost_of_heads_and_gates_by_hand(head, gate):
 def test_normpool_normalises_channels_then_averages(axis):
     maps = images(5, 6, 8, 8, seed=2).numpy().astype(np.float64)
     shape = (1, 6, 8, 8) if axis == 1 else (1, 8, 8, 6)
-    body = NormPool(Site((leenet_fx.FeatureShape(shape, axis),), 5), grid=2)
+    neck = NormPoolNeck(ExitSite((FeatureShape(shape, axis),), 5), grid=2)
     mean = maps.mean((0, 2, 3), keepdims=True)
     deviation = np.sqrt(maps.var((0, 2, 3), keepdims=True) + 1e-5)
     cells = ((maps - mean) / deviation).reshape(5, 6, 2, 4, 2, 4).mean((3, 5)).reshape(5, -1)
     given = torch.tensor(np.moveaxis(maps, 1, axis), dtype=torch.float32)
-    found = body.train()(*body.reduce(given)).detach().numpy()
+    found = neck.train()(*neck.pool(given)).detach().numpy()
     assert np.allclose(found, cells / np.sqrt(24), atol=1e-5)
-    assert torch.allclose(body.norms[0].running_mean, torch.tensor(0.1 * mean.ravel()).float())
+    assert torch.allclose(neck.norms[0].running_mean, torch.tensor(0.1 * mean.ravel()).float())
 
 
 def test_convolutions_read_several_features_and_either_layout():
     torch.manual_seed(0)
-    shapes = (leenet_fx.FeatureShape((1, 4, 8, 8), 1), leenet_fx.FeatureShape((1, 8, 8, 2), 3))
-    body = Conv(Site(shapes, 5)).eval()
+    shapes = (FeatureShape((1, 4, 8, 8), 1), FeatureShape((1, 8, 8, 2), 3))
+    neck = Conv(ExitSite(shapes, 5)).eval()
     one, other = images(3, 4, 8, 8), images(3, 2, 8, 8, seed=1)
-    found = body(one, other.permute(0, 2, 3, 1))
-    convolution, norm = body.layers[0], body.layers[1]
+    found = neck(one, other.permute(0, 2, 3, 1))
+    convolution, norm = neck.layers[0], neck.layers[1]
     joined = nn.functional.conv2d(torch.cat([one, other], 1), convolution.weight, padding=1)
     expected = (joined / math.sqrt(1 + norm.eps)).relu()
     cells = expected.reshape(3, 6, 2, 4, 2, 4).mean((3, 5)).flatten(1)
@@ -344,7 +346,7 @@ def embedded(ee, x=BATCH):
     """Each exit's vector, in double precision."""
     with torch.no_grad():
         stages = list(ee.exit_features(x))[:-1]
-        bodies = [b.body(*b.reduce(*at)) for b, at in zip(ee.exits, stages, strict=True)]
+        bodies = [b.neck(*b.pool(*at)) for b, at in zip(ee.exits, stages, strict=True)]
     return [vector.double().numpy() for vector in bodies]
 
 
@@ -364,20 +366,20 @@ def entropy(p):
 @pytest.mark.parametrize("branch", ["pool", "conv"])
 def test_a_cascade_sees_the_head_before_and_answers_with_the_ensemble(branch):
     ee = stirred(attached(branch, head="cascade"))
-    z, said = None, []
+    z, passed_logits = None, []
     for index, (part, x) in enumerate(zip(ee.exits, embedded(ee), strict=True)):
         own = x @ array(part.head.linear.weight).T + array(part.head.linear.bias)
         z = own if z is None else own + z @ array(part.head.before.weight).T
-        said.append(z)
+        passed_logits.append(z)
         logs = [
             math.exp(w) * log_softmax(at)
-            for w, at in zip(part.head.weights.tolist(), said, strict=True)
+            for w, at in zip(part.head.weights.tolist(), passed_logits, strict=True)
         ]
         ensemble = sum(logs) / (index + 1) + array(part.head.bias)
         assert np.allclose(everything(ee).logits[index], ensemble, atol=1e-4)
     for part in ee.exits:
         part.head.ensembles.fill_(False)
-    for own, found in zip(said, everything(ee).logits, strict=False):
+    for own, found in zip(passed_logits, everything(ee).logits, strict=False):
         assert np.allclose(found, own, atol=1e-4)
 
 
@@ -437,7 +439,7 @@ def test_a_class_without_images_has_no_mean_and_is_named():
     with pytest.raises(InputError, match="Class 3 has no training image"):
         leenet_fx.fit(ee, [(x[keep], labels[keep])], method="e2cm")
     assert all(torch.equal(before[key], value) for key, value in ee.state_dict().items())
-    assert ee.policy == Shut()
+    assert ee.policy == NeverExit()
 
 
 def test_only_class_means_count():
@@ -460,47 +462,49 @@ def measured(z):
 def with_history(ee, outputs):
     """What gates with a history judge by at each exit, from all exits' answers."""
     p = [np.exp(log_softmax(array(at))) for at in outputs.logits]
-    evidence = []
+    gate_inputs = []
     for index in range(ee.num_exits):
         agree, average = np.zeros(len(p[0])), np.zeros(len(p[0]))
         if index:
             agree = (p[index] * p[index - 1]).sum(1)
             average = sum(p[: index + 1]).max(1) / (index + 1)
         sure = measured(array(outputs.logits[index]))
-        evidence.append(np.concatenate([sure, agree[:, None], average[:, None]], 1))
-    return evidence
+        gate_inputs.append(np.concatenate([sure, agree[:, None], average[:, None]], 1))
+    return gate_inputs
 
 
-def scaled(gate, evidence):
-    return (evidence - array(gate.inputs.mean)) * array(gate.inputs.scale)
+def scaled(gate, gate_inputs):
+    return (gate_inputs - array(gate.inputs.mean)) * array(gate.inputs.scale)
 
 
 def test_confidence_gates_read_how_sure_the_head_is():
     ee = stirred(attached(gate="confidence"))
     outputs = everything(ee)
     for index, part in enumerate(ee.exits):
-        evidence = measured(array(outputs.logits[index]))
+        gate_inputs = measured(array(outputs.logits[index]))
         linear = part.gate.linear
-        expected = scaled(part.gate, evidence) @ array(linear.weight[0]) + linear.bias.item()
-        assert np.allclose(outputs.gates[:, index], expected, atol=1e-3)
+        expected = scaled(part.gate, gate_inputs) @ array(linear.weight[0]) + linear.bias.item()
+        assert np.allclose(outputs.gate_logits[:, index], expected, atol=1e-3)
         # Evidence of unlike scale was measured on this very batch.
-        assert np.allclose(scaled(part.gate, evidence).std(0), 1 / 4, atol=1e-3)
+        assert np.allclose(scaled(part.gate, gate_inputs).std(0), 1 / 4, atol=1e-3)
 
 
 def test_history_gates_read_whether_exits_agree():
     ee = stirred(attached(gate="history"))
     outputs = everything(ee)
-    for index, (part, evidence) in enumerate(zip(ee.exits, with_history(ee, outputs), strict=True)):
+    for index, (part, gate_inputs) in enumerate(
+        zip(ee.exits, with_history(ee, outputs), strict=True)
+    ):
         linear = part.gate.linear
-        expected = scaled(part.gate, evidence) @ array(linear.weight[0]) + linear.bias.item()
-        assert np.allclose(outputs.gates[:, index], expected, atol=1e-3)
+        expected = scaled(part.gate, gate_inputs) @ array(linear.weight[0]) + linear.bias.item()
+        assert np.allclose(outputs.gate_logits[:, index], expected, atol=1e-3)
 
 
-def dialled(gate, evidence, alphas):
+def dialled(gate, gate_inputs, alphas):
     """a(α)·s + b(α), both quadratic in 2α − 1."""
     dial = 2 * np.asarray(alphas) - 1
     weight, bias = array(gate.linear.weight), array(gate.linear.bias)
-    s = scaled(gate, evidence)
+    s = scaled(gate, gate_inputs)
     a = weight[0] + dial[:, None] * weight[1] + dial[:, None] ** 2 * weight[2]
     return (a * s).sum(1) + bias[0] + dial * bias[1] + dial**2 * bias[2]
 
@@ -509,32 +513,34 @@ def test_a_dial_is_quadratic_in_each_samples_alpha():
     ee = stirred(attached(gate="dial"))
     outputs = everything(ee)
     alphas = torch.linspace(0, 1, 20)
-    for index, (part, evidence) in enumerate(zip(ee.exits, with_history(ee, outputs), strict=True)):
-        given = torch.tensor(evidence).float()
+    for index, (part, gate_inputs) in enumerate(
+        zip(ee.exits, with_history(ee, outputs), strict=True)
+    ):
+        given = torch.tensor(gate_inputs).float()
         with torch.no_grad():
-            found = part.score(given, alphas)
-            halfway = part.score(given)
-        assert np.allclose(found, dialled(part.gate, evidence, alphas), atol=1e-3)
-        assert np.allclose(halfway, dialled(part.gate, evidence, [0.5] * 20), atol=1e-3)
-        assert np.allclose(outputs.gates[:, index], halfway, atol=1e-3)
+            found = part.gate_logit(given, alphas)
+            halfway = part.gate_logit(given)
+        assert np.allclose(found, dialled(part.gate, gate_inputs, alphas), atol=1e-3)
+        assert np.allclose(halfway, dialled(part.gate, gate_inputs, [0.5] * 20), atol=1e-3)
+        assert np.allclose(outputs.gate_logits[:, index], halfway, atol=1e-3)
 
 
 def test_prediction_turns_the_dial():
     ee = stirred(attached(gate="dial"))
-    evidence = with_history(ee, everything(ee))
+    gate_inputs = with_history(ee, everything(ee))
     seen = set()
     for alpha in (0.0, 0.3, 1.0):
         values = np.stack(
             [
                 dialled(part.gate, at, [alpha] * 20)
-                for part, at in zip(ee.exits, evidence, strict=True)
+                for part, at in zip(ee.exits, gate_inputs, strict=True)
             ],
             1,
         )
         thresholds, left = spread_out(values.tolist())
-        ee.policy = Dial(0.9, thresholds)
+        ee.policy = AlphaConditionedGate(0.9, thresholds)
         assert ee.predict(BATCH, alpha=alpha).exit_index.tolist() == left
-        assert ee.policy == Dial(0.9, thresholds)
+        assert ee.policy == AlphaConditionedGate(0.9, thresholds)
         seen.add(tuple(left))
     assert len(seen) == 3
 
@@ -545,9 +551,9 @@ def test_gates_of_few_classes(gate, classes):
     ee = stirred(attached(model=tiny(classes=classes), gate=gate))
     outputs = everything(ee)
     assert all(at.shape == (20, classes) for at in outputs.logits)
-    assert bool(outputs.gates.isfinite().all())
-    ee.policy = Dial(0.5) if gate == "dial" else LearnedGate()
-    left = [first([score >= 0 for score in row]) for row in outputs.gates.tolist()]
+    assert bool(outputs.gate_logits.isfinite().all())
+    ee.policy = AlphaConditionedGate(0.5) if gate == "dial" else GateThreshold()
+    left = [first([gate_logit >= 0 for gate_logit in row]) for row in outputs.gate_logits.tolist()]
     assert ee.predict(BATCH).exit_index.tolist() == left
 
 
@@ -635,7 +641,7 @@ def test_options_that_do_not_fit(branch, options, error, message):
 # --- one's own ---------------------------------------------------------------------------------
 
 
-class Strongest(leenet_fx.Branch):
+class Strongest(Branch):
     """Reads each channel's largest values; its gate reads their sum."""
 
     def __init__(self, site, power=1.0):
@@ -644,14 +650,14 @@ class Strongest(leenet_fx.Branch):
         self.head = nn.Linear(site.features[0].channels * 16, site.num_classes)
         self.gate = nn.Linear(1, 1)
 
-    def reduce(self, *features):
+    def pool(self, *features):
         return (nn.functional.adaptive_max_pool2d(features[0], 4).flatten(1),)
 
-    def embed(self, *reduced, earlier=None):
-        return reduced[0] ** self.power
+    def hidden(self, *pooled, previous_logits=None):
+        return pooled[0] ** self.power
 
-    def score(self, evidence, alpha=None):
-        return self.gate(evidence.mean(1, keepdim=True)).squeeze(1)
+    def gate_logit(self, gate_inputs, alpha=None):
+        return self.gate(gate_inputs.mean(1, keepdim=True)).squeeze(1)
 
     def classify(self, state):
         return self.head(state)
@@ -670,7 +676,7 @@ class Strongest(leenet_fx.Branch):
 
 def test_a_registered_branch_of_ones_own(tmp_path):
     name = "test-strongest"
-    leenet_fx.register_branch(name)(Strongest)
+    register_branch(name)(Strongest)
     ee = attached(name, power=0.5)
     assert [part.site.position for part in ee.exits] == [0, 1, 2, 3]
     assert [part.power for part in ee.exits] == [0.5] * 4
@@ -684,7 +690,7 @@ def test_a_registered_branch_of_ones_own(tmp_path):
     assert all(
         float((at.argmax(1) == labels).float().mean()) > 0.8 for at in everything(ee, x).logits[:-1]
     )
-    ee.policy, left = replayed(everything(ee), LearnedGate)
+    ee.policy, left = replayed(everything(ee), GateThreshold)
     assert ee.predict(BATCH).exit_index.tolist() == left
     leenet_fx.save(ee, tmp_path)
     again = leenet_fx.load(tmp_path, tiny())
@@ -701,17 +707,17 @@ def test_each_exit_may_have_a_branch_of_its_own():
     def by_place(site):
         parts = {"head": "additive", "gate": "history"}
         return (
-            leenet_fx.get_branch("conv")(site, gate="features")
+            get_branch("conv")(site, gate="features")
             if site.position == 0
             else Strongest(site)
             if site.position == 1
-            else leenet_fx.get_branch("pool")(site, **parts)
+            else get_branch("pool")(site, **parts)
         )
 
     ee = attached(by_place)
     leenet_fx.fit(ee, loader(), epochs=1, lr=0.01, method="leenet")
     outputs = everything(ee)
-    for kind in (LearnedGate, MaxProbability, Patience, Vote):
+    for kind in (GateThreshold, MaxProbability, Patience, Vote):
         ee.policy, left = replayed(outputs, kind)
         found = ee.predict(BATCH)
         assert found.exit_index.tolist() == left
@@ -726,4 +732,4 @@ def embedded_at(ee, index):
     part = ee.exits[index]
     with torch.no_grad():
         features = list(ee.exit_features(BATCH))[index]
-        return array(part.body(*part.reduce(*features)))
+        return array(part.neck(*part.pool(*features)))

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import leenet_fx
 from leenet_fx import InputError, StorageError, cache_features
+from leenet_fx.parts.branches import list_branches
 
 
 def attached(**options):
@@ -34,7 +35,7 @@ def assert_equal(first, second, atol=1e-5):
         assert torch.allclose(value.double(), second[key].double(), atol=atol), key
 
 
-@pytest.mark.parametrize("branch", leenet_fx.list_branches())
+@pytest.mark.parametrize("branch", list_branches())
 def test_fit_on_kept_features_is_fit_on_the_images(branch):
     ee = attached(branch=branch)
     for options in ({}, {"train_final": True}):
@@ -137,13 +138,13 @@ def test_augmented_images_are_refused_or_kept_in_a_stated_number_of_views():
     with cache_features(ee, loader, views=3) as kept:
         assert len(kept) == 40
         device = torch.device("cpu")
-        epochs = [next(iter(kept.epoch(device))).reduced[0][0] for _ in range(4)]
+        epochs = [next(iter(kept.epoch(device))).pooled[0][0] for _ in range(4)]
     assert torch.equal(epochs[0], epochs[3])
     assert not torch.equal(epochs[0], epochs[1])
     assert not torch.equal(epochs[1], epochs[2])
     with torch.no_grad():
         third = data(40)[0][:20] + torch.arange(81, 101).view(-1, 1, 1, 1)
-        expected = ee.exits[0].reduce(*next(ee.exit_features(third)))[0]
+        expected = ee.exits[0].pool(*next(ee.exit_features(third)))[0]
     assert torch.allclose(epochs[2], expected, atol=1e-4)
 
 

@@ -51,7 +51,7 @@ class ShapeFlow(TinyNet):
 def test_torch_export_takes_over_where_fx_cannot(caplog):
     model = ShapeFlow().eval()
     ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE)
-    assert ee.spec.captured == "export"
+    assert ee.spec.tracer_kind == "export"
     by_fx = leenet_fx.attach(tiny(), "every", example_inputs=EXAMPLE)
     assert [row.params for row in ee.costs] == [row.params for row in by_fx.costs]
     assert "cannot be trained" in caplog.text
@@ -128,7 +128,7 @@ class Types(TinyNet):
 def test_a_trace_that_went_another_way_is_noticed():
     model = Types().eval()
     ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE)
-    assert ee.spec.captured == "export"
+    assert ee.spec.tracer_kind == "export"
     check(model, ee)
 
 
@@ -253,7 +253,7 @@ def test_dynamically_quantised_layers():
 @pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_recurrent_layers_cost_what_their_steps_cost(recurrent, bidirectional):
-    class Rows(nn.Module):
+    class FeatureBatch(nn.Module):
         """Reads an image row by row."""
 
         def __init__(self):
@@ -270,7 +270,7 @@ def test_recurrent_layers_cost_what_their_steps_cost(recurrent, bidirectional):
                 x = block(x)[0]
             return self.fc(x[:, -1])
 
-    model = Rows().eval()
+    model = FeatureBatch().eval()
     example = images(1, 3, 4, 4)
     ee = leenet_fx.attach(model, "every", example_inputs=example)
     gates = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[recurrent]

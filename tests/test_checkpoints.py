@@ -162,7 +162,7 @@ def test_an_unwritable_folder_is_named_before_training(tmp_path):
     ee = attached()
     with pytest.raises(StorageError, match=r"Cannot write '.*file/run'"):
         leenet_fx.fit(ee, loader(), epochs=1, out=file / "run", method="leenet")
-    assert ee.policy == leenet_fx.Shut()
+    assert ee.policy == leenet_fx.NeverExit()
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):

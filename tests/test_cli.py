@@ -32,9 +32,9 @@ def fails(capsys, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["leenet-fx", *arguments])
     with pytest.raises(SystemExit) as stop:
         app.main()
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    return stop.value.code, captured.err
+    tracer_kind = capsys.readouterr()
+    assert tracer_kind.out == ""
+    return stop.value.code, tracer_kind.err
 
 
 def test_inspect_as_json_says_what_attach_says():

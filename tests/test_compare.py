@@ -17,20 +17,29 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import leenet_fx
-from leenet_fx import Comparison, InputError, Operating, Run, StorageError, Variant, compare, frozen
-from leenet_fx.calibration.budgets import rising
-from leenet_fx.evaluation.compare import ALPHAS
+from leenet_fx import InputError, StorageError, compare
+from leenet_fx.calibration.budgets import monotone_costs
+from leenet_fx.evaluation.compare import (
+    ALPHAS,
+    Comparison,
+    FrontierPoint,
+    MethodRun,
+    MethodSpec,
+    frozen,
+)
+from leenet_fx.methods.phases import single_update_phase
+from leenet_fx.objectives import Objective
 
 COUNTED = "test-counted"
 SMALL = {"epochs": 2, "example_inputs": images(1, 3, 16, 16), "progress": False}
 
 
 def point(flops, accuracy, shares=(1.0,)):
-    return Operating(flops, accuracy, flops, shares)
+    return FrontierPoint(flops, accuracy, flops, shares)
 
 
 def made(points, label="a", seed=0, **fields):
-    run = Run(label, "leenet", seed, "threshold", 0.9, ("b",), 1.0, tuple(points), "")
+    run = MethodRun(label, "leenet", seed, "threshold", 0.9, ("b",), 1.0, tuple(points), "")
     return replace(run, **fields)
 
 
@@ -130,7 +139,7 @@ def counted():
     """A method that counts the batches it was trained on, and can be interrupted at one."""
     state = SimpleNamespace(batches=0, stop_at=None)
 
-    class Counted(leenet_fx.Objective):
+    class Counted(Objective):
         def __call__(self, outputs):
             state.batches += 1
             if state.batches == state.stop_at:
@@ -139,7 +148,7 @@ def counted():
 
     @leenet_fx.register_method(COUNTED)
     def method():
-        steps = (leenet_fx.one_turn("exits", "classifiers", Counted()),)
+        steps = (single_update_phase("exits", "classifiers", Counted()),)
         return leenet_fx.Method(steps, leenet_fx.MaxProbability(0.9), "a test")
 
     return state
@@ -157,7 +166,7 @@ def parts():
 
 VARIANTS = [
     *frozen(["shallow-deep", "leenet", "pabee", "leenet-dial", "pteenet"]),
-    Variant("branchynet, joint", "branchynet", {"recipe": "joint"}),
+    MethodSpec("branchynet, joint", "branchynet", {"recipe": "joint"}),
 ]
 
 
@@ -190,7 +199,7 @@ def test_a_comparison_has_every_variant_and_seed(whole):
     assert [(run.label, run.seed) for run in found.runs] == [
         (variant.label, seed) for variant in VARIANTS for seed in (0, 3)
     ]
-    knobs = {run.label: (run.knob, len(run.points)) for run in found.runs}
+    knobs = {run.label: (run.trade_off, len(run.points)) for run in found.runs}
     assert knobs == {
         "shallow-deep": ("threshold", 101),
         "leenet": ("weight", len(ALPHAS)),
@@ -202,15 +211,15 @@ def test_a_comparison_has_every_variant_and_seed(whole):
     x, labels = data(40, 2)
     with torch.no_grad():
         plain = float((tiny()(x).argmax(1) == labels).double().mean())
-    assert found.plain_accuracy == pytest.approx(plain)
-    assert (found.samples, found.classes, found.left_out) == (40, 5, {})
+    assert found.backbone_accuracy == pytest.approx(plain)
+    assert (found.samples, found.classes, found.skipped) == (40, 5, {})
     for run in found.runs:
         assert len(run.exits) == 4
         for at in run.points:
             assert sum(at.shares) == pytest.approx(1)
             assert at.shares[0] >= 0
         if run.label != "branchynet, joint":
-            assert run.plain_accuracy == pytest.approx(plain)
+            assert run.backbone_accuracy == pytest.approx(plain)
 
 
 def fit_by_hand(method, seed, *lengths, alpha=None):
@@ -259,7 +268,7 @@ def test_budgets_are_solved_where_the_final_exit_costs_less_than_the_one_before(
     leenet_fx.fit(ee, calibrate, method="pteenet", epochs=1)
     costs = ee.costs.relative()
     assert costs[-1] < costs[-2]
-    assert rising(ee) == (*costs[:-1], costs[-2])
+    assert monotone_costs(ee) == (*costs[:-1], costs[-2])
     for budget in (1.0, 1.5):
         leenet_fx.set_budget(ee, calibrate, budget)
         assert leenet_fx.evaluate(ee, calibrate).relative_flops <= budget + 1e-6
@@ -347,18 +356,18 @@ def test_what_does_not_fit_the_network_is_left_out_or_an_error(tmp_path):
     model = Tokens().eval()
     with pytest.raises(InputError, match="'conv'"):
         compare(model, variants, *parts(), **SMALL)
-    found = compare(model, variants, *parts(), leave_out=True, out=tmp_path, **SMALL)
+    found = compare(model, variants, *parts(), skip_unfit=True, out=tmp_path, **SMALL)
     assert [run.label for run in found.runs] == ["shallow-deep"]
-    assert list(found.left_out) == ["pteenet"]
+    assert list(found.skipped) == ["pteenet"]
     assert "Left out: pteenet: " in found.summary()
     record = json.loads((tmp_path / "comparison.json").read_text())
-    assert record["comparison"]["left_out"] == found.left_out
+    assert record["comparison"]["left_out"] == found.skipped
     with pytest.raises(InputError, match="No variant fits Tokens: pteenet: "):
-        compare(model, variants[:1], *parts(), leave_out=True, **SMALL)
+        compare(model, variants[:1], *parts(), skip_unfit=True, **SMALL)
 
 
 def test_the_number_of_exits_goes_with_the_strategy_it_was_given_with():
-    placed = Variant("placed", "shallow-deep", strategy=("blocks.0",))
+    placed = MethodSpec("placed", "shallow-deep", strategy=("blocks.0",))
     found = compare(
         tiny(),
         [*frozen(["shallow-deep"]), placed],
@@ -379,10 +388,10 @@ def test_a_new_classifier_is_trained_by_each_method(tmp_path):
     ]
     options = {**SMALL, "epochs": 8, "num_classes": 6, "leave_out": True}
     found = compare(tiny(), frozen(["e2cm", "shallow-deep"]), *loaders, **options)
-    assert list(found.left_out) == ["e2cm"]
-    assert "does not train the final classifier" in found.left_out["e2cm"]
+    assert list(found.skipped) == ["e2cm"]
+    assert "does not train the final classifier" in found.skipped["e2cm"]
     assert found.classes == 6
-    assert found.plain_accuracy == found.runs[0].plain_accuracy > 0.4
+    assert found.backbone_accuracy == found.runs[0].backbone_accuracy > 0.4
 
 
 @pytest.mark.parametrize(
@@ -391,7 +400,7 @@ def test_a_new_classifier_is_trained_by_each_method(tmp_path):
         ([], (0,)),
         (frozen(["leenet"]), ()),
         (frozen(["leenet"]), (1, 1)),
-        ([Variant("a", "leenet"), Variant("a", "pabee")], (0,)),
+        ([MethodSpec("a", "leenet"), MethodSpec("a", "pabee")], (0,)),
     ],
 )
 def test_variants_and_seeds_are_needed_each_once(variants, seeds):
@@ -400,7 +409,7 @@ def test_variants_and_seeds_are_needed_each_once(variants, seeds):
 
 
 def test_unknown_methods_are_named_before_anything_is_fitted(tmp_path):
-    variants = [*frozen(["pabee"]), Variant("a", "leennet")]
+    variants = [*frozen(["pabee"]), MethodSpec("a", "leennet")]
     with pytest.raises(leenet_fx.UnknownNameError, match="Did you mean 'leenet'"):
         compare(tiny(), variants, *parts(), out=tmp_path)
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import torch
 from networks import images, tiny
 
 import leenet_fx
-from leenet_fx import LearnedGate, MaxProbability, UnknownNameError
+from leenet_fx import GateThreshold, MaxProbability, UnknownNameError
 
 # Convolutions: (in channels, out channels, kernel, output size); linear layers: (in, out).
 ALEXNET = (
@@ -48,8 +48,8 @@ def test_hand_computed_networks(name, network):
     params = [sum(p for _, p, _ in by_hand[: i + 1]) for i in range(len(by_hand))]
     assert [c.flops for c in ee.spec.profile.candidates] == flops[:-1]
     assert [c.params for c in ee.spec.profile.candidates] == params[:-1]
-    assert ee.costs.plain.flops == flops[-1]
-    assert ee.costs.plain.params == params[-1] == sum(p.numel() for p in model.parameters())
+    assert ee.costs.backbone.flops == flops[-1]
+    assert ee.costs.backbone.params == params[-1] == sum(p.numel() for p in model.parameters())
 
     # Branches: gate n→1 and classifier n→1000 on the pooled channels; a gate at every exit
     # passed, one classifier where the sample leaves.
@@ -72,10 +72,10 @@ def test_last_row_is_above_1_by_what_the_branches_add():
     example = images(1, 3, 16, 16)
     ee = leenet_fx.attach(tiny(), "every", example_inputs=example, branch_options=options)
     assert len(ee.costs) == ee.num_exits + 1
-    added = ee.costs[-1].flops - ee.costs.plain.flops
+    added = ee.costs[-1].flops - ee.costs.backbone.flops
     # tiny: 8 channels, so a 4x4 grid of 128 values and a gate of 2·128 FLOPs at each of 4 exits.
     assert added == 4 * 2 * 128
-    assert ee.costs.relative()[-1] == pytest.approx(1 + added / ee.costs.plain.flops)
+    assert ee.costs.relative()[-1] == pytest.approx(1 + added / ee.costs.backbone.flops)
     assert ee.costs.relative("params")[-1] > 1
     assert ee.costs.relative("bytes")[-1] > 1
 
@@ -100,19 +100,19 @@ def test_activation_bytes_by_hand():
 def test_costs_follow_the_policy():
     ee = leenet_fx.attach(tiny(), "every", example_inputs=images(1, 3, 16, 16))
     shut = ee.costs
-    ee.policy = LearnedGate()
+    ee.policy = GateThreshold()
     assert ee.costs == shut
     ee.policy = MaxProbability(0.9)
     heads = 4 * 2 * 128 * 5
-    assert ee.costs[-1].flops == ee.costs.plain.flops + heads
+    assert ee.costs[-1].flops == ee.costs.backbone.flops + heads
 
 
 def test_branches_that_share_their_layer():
     options = {"head": "projection"}
     example = images(1, 3, 16, 16)
     ee = leenet_fx.attach(tiny(), "every", example_inputs=example, branch_options=options)
-    assert ee.costs[-1].flops == ee.costs.plain.flops + 4 * 2 * 128 * 6
-    assert ee.costs[-1].params == ee.costs.plain.params + 4 * 129 * 6
+    assert ee.costs[-1].flops == ee.costs.backbone.flops + 4 * 2 * 128 * 6
+    assert ee.costs[-1].params == ee.costs.backbone.params + 4 * 129 * 6
 
 
 def test_unknown_cost():
@@ -134,4 +134,4 @@ def test_a_second_counter_agrees(name):
         by_operator = counts.by_operator()
     # fvcore counts multiply-adds, and normalisation and pooling besides.
     macs = by_operator["conv"] + by_operator["linear"]
-    assert ee.costs.plain.flops == pytest.approx(2 * macs, rel=1e-6)
+    assert ee.costs.backbone.flops == pytest.approx(2 * macs, rel=1e-6)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from leenet_fx.cli import app
 from leenet_fx.data.digits import SPLITS, load_digits, place
 from leenet_fx.demo.run import rank_correlation
-from leenet_fx.report.results import Figure, Result, environment
+from leenet_fx.report.results import Criterion, Result, environment
 from leenet_fx.storage.files import write_atomically
 
 
@@ -74,7 +74,7 @@ def test_results_render_as_markdown(tmp_path):
     result = Result(
         "make it",
         [{"a": 1, "b": 0.5}, {"a": 2, "c": None}],
-        [Figure("speed", 12.3456, "s", "≤ 20", True)],
+        [Criterion("speed", 12.3456, "s", "≤ 20", True)],
         environment(),
     )
     result.write(tmp_path / "deep" / "x.json", "Title")

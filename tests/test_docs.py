@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import leenet_fx
-from leenet_fx.methods import method
+from leenet_fx.methods import list_method_options, method
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -58,7 +58,7 @@ def test_methods_side_by_side(monkeypatch):
     rows = re.findall(row, text, re.MULTILINE)
     table = {name: re.findall(r"`(\w+)`", options) for name, options in rows}
     ours = [name for name in leenet_fx.list_methods() if not name.startswith("test-")]
-    assert table == {name: leenet_fx.list_overrides(name) for name in ours}
+    assert table == {name: list_method_options(name) for name in ours}
     # The page registers a method of its own; later tests need not know it.
     monkeypatch.setattr(method._methods, "_parts", dict(method._methods._parts))
     shown = [(printed, output) for printed, output in run("methods.md") if output is not None]

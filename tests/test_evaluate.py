@@ -5,15 +5,15 @@ import torch
 from networks import images, tiny
 
 import leenet_fx
-from leenet_fx import InputError, LearnedGate, ModeError
+from leenet_fx import GateThreshold, InputError, ModeError
 
 
 @pytest.fixture
 def fitted():
     ee = leenet_fx.attach(tiny(), "every", example_inputs=images(1, 3, 16, 16))
     x = images(37, 3, 16, 16, seed=2)
-    gates = ee.all_exits(x).gates.detach()
-    ee.policy = LearnedGate(gates.quantile(0.7, dim=0).tolist())
+    gates = ee.all_exits(x).gate_logits.detach()
+    ee.policy = GateThreshold(gates.quantile(0.7, dim=0).tolist())
     labels = ee(x).argmax(1).detach()
     labels[::3] = (labels[::3] + 1) % 5
     return ee, x, labels
@@ -32,7 +32,7 @@ def test_every_mean_is_over_samples(fitted):
     right = prediction.logits.argmax(1) == labels
     assert found.samples == 37
     assert found.accuracy == pytest.approx(float(right.float().mean()))
-    assert found.plain_accuracy == pytest.approx(float(everywhere[-1].float().mean()))
+    assert found.backbone_accuracy == pytest.approx(float(everywhere[-1].float().mean()))
     assert found.relative_flops == pytest.approx(float(prediction.cost.mean()))
     assert found.mean_exit == pytest.approx(float(prediction.exit_index.float().mean()))
     for i, outlet in enumerate(found.outlets):
@@ -70,9 +70,9 @@ def test_the_plain_model_may_be_given(fitted):
     model = tiny()
     found = leenet_fx.evaluate(ee, [(x, labels)], plain=model)
     expected = (model(x).argmax(1) == labels).float().mean()
-    assert found.plain_accuracy == pytest.approx(float(expected))
+    assert found.backbone_accuracy == pytest.approx(float(expected))
     assert found.seconds > 0
-    assert found.time_ratio == found.seconds / found.plain_seconds
+    assert found.time_ratio == found.seconds / found.backbone_seconds
 
 
 def test_it_reads_as_a_table_and_as_json(fitted):

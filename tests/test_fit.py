@@ -12,7 +12,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import leenet_fx
-from leenet_fx import InputError, LearnedGate, Shut, TrainingError, UnknownNameError
+from leenet_fx import GateThreshold, InputError, NeverExit, TrainingError, UnknownNameError
+from leenet_fx.methods.phases import single_update_phase
+from leenet_fx.objectives import Objective, exit_losses
+from leenet_fx.parts.branches import list_branches
 from leenet_fx.training.trainer import rate_at
 
 CLASSES = 5
@@ -39,7 +42,7 @@ def backbone(ee):
     return {k: v.clone() for k, v in ee.state_dict().items() if not k.startswith("exits.")}
 
 
-@pytest.mark.parametrize("branch", leenet_fx.list_branches())
+@pytest.mark.parametrize("branch", list_branches())
 def test_exits_learn_and_the_backbone_stays_frozen(branch):
     ee = attached(branch=branch)
     frozen = backbone(ee)
@@ -49,7 +52,7 @@ def test_exits_learn_and_the_backbone_stays_frozen(branch):
     assert requires_grad == {name: p.requires_grad for name, p in ee.named_parameters()}
     assert all(p.grad is None for p in ee.parameters())
     assert not ee.training
-    assert ee.policy == LearnedGate(0.0)
+    assert ee.policy == GateThreshold(0.0)
     exits = [epoch for epoch in result.history if epoch.step == "exits"]
     assert len(exits) == 12
     assert exits[-1].train_loss < 0.5 * exits[0].train_loss
@@ -164,7 +167,7 @@ def test_validation_keeps_the_best_epoch():
     )
     best = min(epoch.val_loss for epoch in result.history)
     x, labels = data(32, seed=9)
-    losses = leenet_fx.exit_losses(ee.all_exits(x).logits[:-1], labels)
+    losses = exit_losses(ee.all_exits(x).logits[:-1], labels)
     assert float(losses.mean(0).sum().detach()) == pytest.approx(best, rel=1e-5)
 
 
@@ -188,7 +191,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_weights():
         leenet_fx.fit(ee, train, epochs={"exits": 5, "gates": 0}, method="leenet")
     assert torch.equal(ee.exits[0].head.linear.weight, train.starts[3])
     assert not torch.equal(train.starts[3], train.starts[1])
-    assert ee.policy == Shut()
+    assert ee.policy == NeverExit()
 
 
 @pytest.mark.parametrize("error", [TrainingError, KeyboardInterrupt])
@@ -219,7 +222,7 @@ def test_a_refit_that_fails_at_once_keeps_the_fitted_gates(error):
 def test_gates_that_were_not_trained_stay_shut():
     ee = attached()
     leenet_fx.fit(ee, loader(), epochs={"exits": 1, "gates": 0}, method="leenet")
-    assert ee.policy == Shut()
+    assert ee.policy == NeverExit()
 
 
 def test_fit_works_where_gradients_are_off_and_names_frozen_exits():
@@ -303,19 +306,19 @@ def test_bad_arguments(options, error, message):
     ee = attached()
     with pytest.raises(error, match=message):
         leenet_fx.fit(ee, loader(), **{"method": "leenet", **options})
-    assert ee.policy == Shut()
+    assert ee.policy == NeverExit()
 
 
 def test_a_users_own_method_and_branch():
     name = "test-own-method"
 
-    class FirstExit(leenet_fx.Objective):
+    class FirstExit(Objective):
         def __call__(self, outputs):
             return outputs.losses[:, 0].mean()
 
     @leenet_fx.register_method(name)
     def own(threshold=0.9):
-        steps = (leenet_fx.one_turn("heads", "classifiers", FirstExit()),)
+        steps = (single_update_phase("heads", "classifiers", FirstExit()),)
         return leenet_fx.Method(steps, leenet_fx.MaxProbability(threshold), "a test")
 
     ee = attached()

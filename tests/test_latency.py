@@ -14,8 +14,8 @@ from test_runtime import half_leave
 
 import leenet_fx
 import placement
-from leenet_fx import InputError, Latency, LearnedGate, MaxProbability, ModeError, PlacementError
-from leenet_fx.cost.latency import interpolate, mean_of_binomial
+from leenet_fx import GateThreshold, InputError, MaxProbability, ModeError, PlacementError
+from leenet_fx.cost.latency import Latency, interpolate, mean_of_binomial
 from placement import Candidate, CostProfile, UnknownNameError
 
 
@@ -39,7 +39,7 @@ def table(exits: int, seed: int = 0) -> Latency:
         compiled=False,
         batch_sizes=(1, 2, 5),
         reference=2,
-        plain=draw(1)[0],
+        backbone=draw(1)[0],
         stages=draw(exits + 1),
         passing=draw(exits),
         leaving=draw(exits),
@@ -127,12 +127,12 @@ def test_profile_measures_every_piece_and_keeps_it_in_the_cost_table(options):
     assert found.device
     assert found.threads == torch.get_num_threads()
     assert [len(found.stages), len(found.passing), len(found.leaving)] == [5, 4, 4]
-    for times in (found.plain, *found.stages, *found.passing, *found.leaving, *found.moving):
+    for times in (found.backbone, *found.stages, *found.passing, *found.leaving, *found.moving):
         assert all(seconds > 0 for seconds in times)
     assert ee.costs.latency == found
     relative = ee.costs.relative("seconds")
     assert len(relative) == 5
-    assert relative[-1] == pytest.approx(found.rows()[-1] / found.plain_seconds())
+    assert relative[-1] == pytest.approx(found.rows()[-1] / found.backbone_seconds())
     assert copy.deepcopy(ee).latency == pickle.loads(pickle.dumps(ee)).latency == found
     assert json.loads(json.dumps(ee.costs.to_dict()))["latency"]["device"] == found.device
     assert "stage 4" in found.summary()
@@ -151,7 +151,7 @@ def test_seconds_count_only_where_exits_decide_as_they_did():
     ee = attached()
     leenet_fx.profile(ee, batch_sizes=(2,), seconds=0)
     assert ee.costs.latency.reads == "gate"
-    ee.policy = LearnedGate(0.0)
+    ee.policy = GateThreshold(0.0)
     ee.costs.relative("seconds")
     ee.policy = MaxProbability(0.5)
     with pytest.raises(InputError, match="logits"):
@@ -219,11 +219,11 @@ def test_placements_by_seconds_are_those_by_flops_of_a_network_with_such_flops(s
 
 
 def test_seconds_that_nobody_measured_place_nothing():
-    plain = CostProfile("net", (Candidate("a", 1, 1, 1), Candidate("b", 2, 2, 2)), 3, 3, 3)
+    backbone = CostProfile("net", (Candidate("a", 1, 1, 1), Candidate("b", 2, 2, 2)), 3, 3, 3)
     with pytest.raises(PlacementError, match="not measured"):
-        placement.place(plain, "linear", cost="seconds")
+        placement.place(backbone, "linear", cost="seconds")
     with pytest.raises(UnknownNameError, match="Did you mean 'seconds'"):
-        placement.place(plain, "linear", cost="second")
+        placement.place(backbone, "linear", cost="second")
     with pytest.raises(PlacementError, match="not all known"):
         CostProfile("net", (Candidate("a", 1, 1, 1, seconds=1.0),), 3, 3, 3)
 
@@ -235,8 +235,8 @@ def test_attach_measures_where_seconds_are_to_count():
     assert up_to == sorted(up_to)
     assert 0 < up_to[0] < up_to[-1] < profile.seconds
     assert ee.spec.placement == placement.place(profile, "linear", cost="seconds")
-    plain = leenet_fx.attach(tiny(), "linear", example_inputs=images(2, 3, 16, 16))
-    assert plain.spec.profile.seconds is None
+    backbone = leenet_fx.attach(tiny(), "linear", example_inputs=images(2, 3, 16, 16))
+    assert backbone.spec.profile.seconds is None
     model, meta = tiny().to("meta"), images(2, 3, 16, 16).to("meta")
     with pytest.raises(InputError, match="meta"):
         leenet_fx.attach(model, "linear", example_inputs=meta, cost="seconds")

@@ -18,36 +18,38 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import leenet_fx
 from leenet_fx import (
-    Dial,
     Entropy,
+    GateThreshold,
     InputError,
-    LearnedGate,
     MaxProbability,
+    NeverExit,
     Patience,
-    Shut,
     TrainingError,
     UnknownNameError,
     cache_features,
     set_budget,
 )
 from leenet_fx.cli.fit import fit as fit_by_command
-from leenet_fx.methods import DEFAULT
+from leenet_fx.methods import DEFAULT, list_method_options
+from leenet_fx.methods.phases import single_update_phase
+from leenet_fx.objectives import get_objective, soft_probabilities
+from leenet_fx.policies import AlphaConditionedGate
 from leenet_fx.training.checkpoint import load_checkpoint
 
 # Steps, and the policy that is left.
 PRESETS = {
     "boostnet": (["together"], MaxProbability(0.9)),
     "branchynet": (["together"], Entropy(0.5)),
-    "diffbranch": (["together"], LearnedGate(0.0)),
+    "diffbranch": (["together"], GateThreshold(0.0)),
     "distilled": (["exits"], MaxProbability(0.9)),
     "e2cm": (["means"], MaxProbability(0.5)),
-    "eenets": (["exits", "gates"], LearnedGate(0.0)),
-    "jei-dnn": (["exits", "turns"], LearnedGate(0.0)),
-    "leenet": (["exits", "gates"], LearnedGate(0.0)),
-    "leenet-dial": (["exits", "gates"], Dial(0.5)),
+    "eenets": (["exits", "gates"], GateThreshold(0.0)),
+    "jei-dnn": (["exits", "turns"], GateThreshold(0.0)),
+    "leenet": (["exits", "gates"], GateThreshold(0.0)),
+    "leenet-dial": (["exits", "gates"], AlphaConditionedGate(0.5)),
     "msdnet": (["together"], MaxProbability(0.9)),
     "pabee": (["together"], Patience(2)),
-    "pteenet": (["exits"], LearnedGate(0.0)),
+    "pteenet": (["exits"], GateThreshold(0.0)),
     "shallow-deep": (["exits"], MaxProbability(0.9)),
     "ztw": (["exits", "ensembles"], MaxProbability(0.9)),
 }
@@ -128,7 +130,7 @@ def test_attach_and_fit(method):
     assert ee.policy == policy
     outputs = everything(ee, data(seed=5)[0])
     assert bool(torch.stack(outputs.logits).isfinite().all())
-    assert bool(outputs.gates.isfinite().all())
+    assert bool(outputs.gate_logits.isfinite().all())
     assert not moved(original, model.state_dict())
     changed = moved(before, state(ee))
     if method in JOINT:
@@ -364,7 +366,7 @@ def test_the_loss_of_joint_training(method):
 def gate_terms(ee, x):
     """Probabilities at every outlet, and chances that gates open."""
     outputs = everything(ee, x)
-    return [softmax(array(at)) for at in outputs.logits], 1 / (1 + np.exp(-array(outputs.gates)))
+    return [softmax(array(at)) for at in outputs.logits], 1 / (1 + np.exp(-array(outputs.gate_logits)))
 
 
 def mixtures(p, g, costs):
@@ -425,11 +427,11 @@ def test_eenets_versions_minimise_their_losses(version):
     ("version", "steps", "policy"),
     [
         (0, ["exits"], MaxProbability(0.5)),
-        (1, ["exits", "gates"], LearnedGate(0.0)),
-        (2, ["exits", "gates"], LearnedGate(0.0)),
+        (1, ["exits", "gates"], GateThreshold(0.0)),
+        (2, ["exits", "gates"], GateThreshold(0.0)),
         # h ≥ 1/5, of 4 exits and the final classifier: a logit of ln(0.2 / 0.8).
-        (3, ["exits", "gates"], LearnedGate(math.log(0.2 / 0.8))),
-        (4, ["exits", "gates"], LearnedGate(0.0)),
+        (3, ["exits", "gates"], GateThreshold(math.log(0.2 / 0.8))),
+        (4, ["exits", "gates"], GateThreshold(0.0)),
     ],
 )
 def test_eenets_versions_differ_in_steps_and_policy(version, steps, policy):
@@ -489,11 +491,11 @@ def test_branchynet_leaves_by_entropy():
 def test_diffbranch_answers_softly_too():
     ee = fitted("diffbranch")
     outputs = everything(ee, data(24, seed=5)[0])
-    found = leenet_fx.soft_probabilities(*outputs)
+    found = soft_probabilities(*outputs)
     for sample in range(24):
         mixed = softmax(array(outputs.logits[-1][sample : sample + 1]))[0]
         for i in reversed(range(4)):
-            g = 1 / (1 + math.exp(-outputs.gates[sample, i].item()))
+            g = 1 / (1 + math.exp(-outputs.gate_logits[sample, i].item()))
             p = softmax(array(outputs.logits[i][sample : sample + 1]))[0]
             mixed = g * p + (1 - g) * mixed
         assert found[sample].tolist() == pytest.approx(mixed.tolist(), abs=1e-5)
@@ -511,9 +513,9 @@ def test_pteenet_learns_from_images_alone():
 
     @leenet_fx.register_method(name)
     def by_labels():
-        loss = leenet_fx.get_objective("pteenet")()
-        step = leenet_fx.one_turn("exits", ("classifiers", "gates"), loss, lr=0.03)
-        return leenet_fx.Method((step,), LearnedGate(0.0), "a test", weight=1.0)
+        loss = get_objective("pteenet")()
+        step = single_update_phase("exits", ("classifiers", "gates"), loss, lr=0.03)
+        return leenet_fx.Method((step,), GateThreshold(0.0), "a test", weight=1.0)
 
     told = attached("pteenet")
     given = TensorDataset(x, tiny()(x).argmax(1))
@@ -589,7 +591,7 @@ def test_e2cm_reads_the_data_once_more_and_trains_nothing():
     # Means of the exit's vectors, class by class.
     stages = list(ee.exit_features(x))[:-1]
     for part, features in zip(ee.exits, stages, strict=True):
-        vectors = array(part.body(*part.reduce(*features)))
+        vectors = array(part.neck(*part.pool(*features)))
         means = np.stack([vectors[labels.numpy() == k].mean(0) for k in range(5)])
         assert np.allclose(array(part.head.means), means, atol=1e-6)
     again = copy.deepcopy(ee)
@@ -603,7 +605,7 @@ def test_shallow_deep_fits_classifiers_as_leenet_does():
     leenet_fx.fit(other, loader(), method="leenet", epochs={"exits": 2, "gates": 0})
     assert equal(heads_of(ee), heads_of(other))
     assert ee.policy == MaxProbability(0.8)
-    assert other.policy == Shut()
+    assert other.policy == NeverExit()
 
 
 def test_pabees_patience_is_not_that_of_early_stopping():
@@ -633,7 +635,7 @@ def test_ztw_answers_with_ensembles_once_they_are_trained():
     leenet_fx.fit(ee, loader(), method="ztw", epochs={"exits": 1, "ensembles": 0})
     part = ee.exits[0]
     features = next(ee.exit_features(x))
-    own = part.head.linear(part.body(*part.reduce(*features)))
+    own = part.head.linear(part.neck(*part.pool(*features)))
     assert torch.allclose(ee.all_exits(x).logits[0], own, atol=1e-5)
 
 
@@ -643,7 +645,7 @@ def test_boostnets_logits_add_up():
     found = everything(ee, x).logits
     stages = list(ee.exit_features(x))[:-1]
     for index, (part, features) in enumerate(zip(ee.exits, stages, strict=True)):
-        vectors = array(part.body(*part.reduce(*features)))
+        vectors = array(part.neck(*part.pool(*features)))
         own = vectors @ array(part.head.linear.weight).T + array(part.head.linear.bias)
         before = array(found[index - 1]) if index else 0
         assert np.allclose(array(found[index]) - before, own, atol=1e-4)
@@ -652,14 +654,14 @@ def test_boostnets_logits_add_up():
 def test_one_dial_turns_the_cost():
     ee = attached("leenet-dial")
     leenet_fx.fit(ee, loader(), method="leenet-dial", epochs={"exits": 6, "gates": 0})
-    assert ee.policy == Shut()
+    assert ee.policy == NeverExit()
     with torch.no_grad():
         for part, noise in zip(ee.exits, (4, 2.7, 1.3, 0), strict=True):
             # So that later exits know more.
             weight = part.head.linear.weight
             weight += noise * weight.std() * images(*weight.shape)
     leenet_fx.fit(ee, loader(), method="leenet-dial", epochs={"exits": 0, "gates": 20}, alpha=0.3)
-    assert ee.policy == Dial(0.3)
+    assert ee.policy == AlphaConditionedGate(0.3)
     x = data()[0]
     spent = [float(ee.predict(x, alpha=alpha).cost.mean()) for alpha in (0.0, 0.25, 0.5, 0.75, 1.0)]
     assert all(later < earlier for earlier, later in pairwise(spent))
@@ -669,7 +671,7 @@ def test_one_dial_turns_the_cost():
     for alpha in (-0.1, 1.1, "high"):
         with pytest.raises(InputError, match=r"alpha must lie in \[0, 1\]"):
             ee.predict(x, alpha=alpha)
-    for policy in (LearnedGate(0.0), MaxProbability(0.9), Shut()):
+    for policy in (GateThreshold(0.0), MaxProbability(0.9), NeverExit()):
         ee.policy = policy
         with pytest.raises(InputError, match=r"no dial to turn to alpha=0\.5"):
             ee.predict(x, alpha=0.5)
@@ -709,7 +711,7 @@ def test_distilled_exits_learn_from_the_final_classifier():
 def test_an_unknown_override_names_those_there_are(method):
     ee = attached(method)
     before = state(ee)
-    known = ", ".join(sorted(leenet_fx.list_overrides(method)))
+    known = ", ".join(sorted(list_method_options(method)))
     with pytest.raises(UnknownNameError, match=f"option of method '{method}'.*: {known}"):
         leenet_fx.fit(ee, loader(), method=method, colour="red")
     with pytest.raises(UnknownNameError, match=f"option of method '{method}' 'name'"):
@@ -746,7 +748,7 @@ def test_overrides_that_do_not_fit(method, options, message):
     with pytest.raises(InputError, match=message):
         leenet_fx.fit(ee, loader(), method=method, epochs=1, **options)
     assert not moved(before, state(ee))
-    assert ee.policy == Shut()
+    assert ee.policy == NeverExit()
 
 
 @pytest.mark.parametrize("method", sorted(GATED))
@@ -800,7 +802,7 @@ def test_images_that_are_nan(method):
             leenet_fx.fit(ee, Failing(good), method=method, epochs=2)
         assert not moved(before, state(ee))
         assert ee.training
-        assert ee.policy == Shut()
+        assert ee.policy == NeverExit()
 
 
 @pytest.mark.parametrize("method", PRESETS)
@@ -812,7 +814,7 @@ def test_two_classes_of_which_one_has_no_image(method):
     found = ee.predict(x)
     assert found.logits.shape == (40, 2)
     assert bool(torch.cat([found.logits, found.cost.unsqueeze(1)], 1).isfinite().all())
-    assert bool(everything(ee, x).gates.isfinite().all())
+    assert bool(everything(ee, x).gate_logits.isfinite().all())
 
 
 @pytest.mark.parametrize("method", ["leenet", "eenets", "jei-dnn", "ztw"])
@@ -830,8 +832,8 @@ def test_classes_that_have_no_image(method):
 def confidence(policy, outputs):
     """(samples, exits), the larger the sooner one leaves, by the formula of each policy."""
     logits = [array(at) for at in outputs.logits[:-1]]
-    if isinstance(policy, LearnedGate):
-        return array(outputs.gates)
+    if isinstance(policy, GateThreshold):
+        return array(outputs.gate_logits)
     if isinstance(policy, Entropy):
         return np.stack([-entropy(softmax(at)) for at in logits], 1)
     return np.stack([softmax(at).max(1) for at in logits], 1)
@@ -850,7 +852,7 @@ def unsure():
     return ee, data(48, seed=5)[0]
 
 
-@pytest.mark.parametrize("policy", [MaxProbability(0.9), Entropy(0.5), LearnedGate(0.0)])
+@pytest.mark.parametrize("policy", [MaxProbability(0.9), Entropy(0.5), GateThreshold(0.0)])
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.95])
 def test_a_common_threshold_spends_what_the_budget_allows(unsure, policy, share):
     """The next stricter of all thresholds that were observed would spend more."""
@@ -911,10 +913,10 @@ def test_a_budget_keeps_the_dial():
     budget = (costs[0] + costs[-1]) / 2
     policy = set_budget(ee, DataLoader(x, 20), budget)
     assert policy.alpha == 0.2
-    assert isinstance(policy, Dial)
+    assert isinstance(policy, AlphaConditionedGate)
     assert float(ee.predict(x).cost.mean()) <= budget + 1e-6
     # Anything stricter, as gates are at this α, would spend more.
-    ee.policy = Dial(0.2, policy.thresholds[0] + 1e-4)
+    ee.policy = AlphaConditionedGate(0.2, policy.thresholds[0] + 1e-4)
     assert float(ee.predict(x).cost.mean()) > budget
 
 
@@ -947,7 +949,7 @@ def test_budgets_that_cannot_be(unsure):
         set_budget(ee, DataLoader(x, 20), 0.6, solver="exponental")
     with pytest.raises(UnknownNameError, match="Did you mean 'flops'"):
         set_budget(ee, DataLoader(x, 20), 0.6, cost="flop")
-    ee.policy = Shut()
+    ee.policy = NeverExit()
     with pytest.raises(InputError, match="no thresholds: fit first"):
         set_budget(ee, DataLoader(x, 20), 0.6)
 

@@ -12,7 +12,14 @@ from networks import TinyNet, close, images, oracle, tiny
 from torch import fx, nn
 
 import leenet_fx
-from leenet_fx import EarlyExitError, InputError, LearnedGate, MaxProbability, ModeError, Shut
+from leenet_fx import (
+    EarlyExitError,
+    GateThreshold,
+    InputError,
+    MaxProbability,
+    ModeError,
+    NeverExit,
+)
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float64: 1e-12}
 
@@ -39,7 +46,7 @@ def test_any_mix_and_order_of_exits_equals_the_oracle(exits, seed):
 
 @settings(deadline=None, max_examples=40)
 @given(
-    st.sampled_from([LearnedGate, MaxProbability]),
+    st.sampled_from([GateThreshold, MaxProbability]),
     st.lists(st.floats(-0.4, 0.6), min_size=4, max_size=4),
     st.integers(0, 99),
 )
@@ -51,8 +58,8 @@ def test_policies_leave_where_an_oracle_would(policy, thresholds, seed):
     everything = ee.all_exits(x)
     for sample, found in enumerate(ee.predict(x).exit_index.tolist()):
         scores = [
-            float(everything.gates[sample, i])
-            if policy is LearnedGate
+            float(everything.gate_logits[sample, i])
+            if policy is GateThreshold
             else float(everything.logits[i][sample].softmax(0).max())
             for i in range(4)
         ]
@@ -99,7 +106,7 @@ def test_nothing_is_computed_for_samples_that_left():
 
     for path in ("blocks.1.conv1", "blocks.2.conv1", "fc", "exits.0.head", "exits.1.gate"):
         watch(path)
-    ee.policy = LearnedGate([float("inf"), -float("inf"), 0.0, 0.0])
+    ee.policy = GateThreshold([float("inf"), -float("inf"), 0.0, 0.0])
     ee(images(5, 3, 16, 16))
     assert rows == {"blocks.1.conv1": [5], "exits.1.gate": [5]}
     rows.clear()
@@ -119,9 +126,9 @@ def test_heads_run_only_for_those_who_leave_at_a_gate():
         lambda module, inputs, output: sizes.append(len(inputs[0]))
     )
     x = images(8, 3, 16, 16)
-    gates = ee.all_exits(x).gates[:, 0].detach()
+    gate_logits = ee.all_exits(x).gate_logits[:, 0].detach()
     sizes.clear()
-    ee.policy = LearnedGate([float(gates.median()), 9.0, 9.0, 9.0])
+    ee.policy = GateThreshold([float(gate_logits.median()), 9.0, 9.0, 9.0])
     leaving = int((ee.predict(x).exit_index == 0).sum())
     assert 0 < leaving < 8
     assert sizes == [leaving]
@@ -130,11 +137,11 @@ def test_heads_run_only_for_those_who_leave_at_a_gate():
 def test_shut_is_a_state_and_gates_start_sane():
     ee = attached()
     x = images(32, 3, 16, 16)
-    assert ee.policy == Shut()
+    assert ee.policy == NeverExit()
     found = ee.predict(x)
     assert found.exit_index.tolist() == [4] * 32
     assert found.cost.tolist() == [1.0] * 32
-    chance = ee.all_exits(x).gates.detach().sigmoid()
+    chance = ee.all_exits(x).gate_logits.detach().sigmoid()
     assert 0.05 < float(chance.min()) < float(chance.max()) < 0.95
 
 
@@ -142,12 +149,12 @@ def test_training_mode_answers_with_every_exit():
     ee = attached().train()
     outputs = ee(images(3, 3, 16, 16))
     assert len(outputs.logits) == 5
-    assert outputs.gates.shape == (3, 4)
+    assert outputs.gate_logits.shape == (3, 4)
     with pytest.raises(ModeError, match=r"call ee.eval\(\)"):
         ee.predict(images(3, 3, 16, 16))
     ee.eval()
     assert ee(images(3, 3, 16, 16)).shape == (3, 5)
-    assert ee.all_exits(images(3, 3, 16, 16)).gates.shape == (3, 4)
+    assert ee.all_exits(images(3, 3, 16, 16)).gate_logits.shape == (3, 4)
 
 
 def test_dropout_is_on_in_training_and_off_in_evaluation():
@@ -217,7 +224,7 @@ def test_copy_false_shares_the_weights():
 
 def test_state_dict_carries_the_policy_and_fits_safetensors(tmp_path):
     ee, twin = attached(), attached(seed=7)
-    ee.policy = LearnedGate([0.1, 0.2, 0.3, 0.4])
+    ee.policy = GateThreshold([0.1, 0.2, 0.3, 0.4])
     file = tmp_path / "exits.safetensors"
     safetensors.torch.save_file(ee.state_dict(), file)
     twin.load_state_dict(safetensors.torch.load_file(file))
@@ -241,7 +248,7 @@ def test_pickled_and_copied_networks_follow_dtype_and_device():
         assert isinstance(twin, fx.GraphModule)
         half = copy.deepcopy(twin).bfloat16()
         assert half(x.bfloat16()).dtype == torch.bfloat16
-        assert half.all_exits(x.bfloat16()).gates.dtype == torch.bfloat16
+        assert half.all_exits(x.bfloat16()).gate_logits.dtype == torch.bfloat16
         assert torch.equal(twin(x), ee(x))
 
 
@@ -261,9 +268,9 @@ def test_the_training_form_traces_again_and_can_be_edited():
     ee = attached().train()
     x = images(4, 3, 16, 16)
     again = fx.symbolic_trace(copy.deepcopy(ee))
-    assert again(x).gates.shape == (4, 4)
+    assert again(x).gate_logits.shape == (4, 4)
     compiled = torch.compile(copy.deepcopy(ee), backend="eager", fullgraph=True)
-    assert compiled(x).gates.shape == (4, 4)
+    assert compiled(x).gate_logits.shape == (4, 4)
     before = ee.eval()(x)
     logits = next(node for node in ee.graph.nodes if node.target == "fc")
     with ee.graph.inserting_after(logits):
@@ -281,7 +288,7 @@ def test_a_batch_of_zero_images_answers_with_zero_rows(mode):
     empty = torch.empty(0, 3, 16, 16)
     outputs = ee.all_exits(empty)
     assert [tuple(at.shape) for at in outputs.logits] == [(0, 5)] * 5
-    assert outputs.gates.shape == (0, 4)
+    assert outputs.gate_logits.shape == (0, 4)
     if not mode:
         assert ee(empty).shape == (0, 5)
         found = ee.predict(empty)
@@ -328,18 +335,18 @@ def test_one_index_serves_all():
 def test_policies_that_do_not_fit():
     ee = attached()
     with pytest.raises(InputError, match="2 thresholds, but the network has 4"):
-        ee.policy = LearnedGate([0.0, 1.0])
+        ee.policy = GateThreshold([0.0, 1.0])
     with pytest.raises(InputError, match="Expected a Policy"):
         ee.policy = "gate"
     for bad in ("x", [], [float("nan")], [True]):
         with pytest.raises(EarlyExitError):
-            LearnedGate(bad)
-    assert ee.policy == Shut()
+            GateThreshold(bad)
+    assert ee.policy == NeverExit()
 
 
 def test_gradients_flow_through_the_conditional_form():
     ee = attached()
-    ee.policy = LearnedGate([0.0, 0.0, 0.0, 0.0])
+    ee.policy = GateThreshold([0.0, 0.0, 0.0, 0.0])
     x = images(6, 3, 16, 16).requires_grad_()
     ee(x).sum().backward()
     assert bool((x.grad.flatten(1).norm(dim=1) > 0).all())

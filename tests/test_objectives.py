@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leenet_fx.errors import InputError, UnknownNameError
-from leenet_fx.objectives.objective import (
+from leenet_fx.objectives import (
     PABEE,
+    BatchOutputs,
     BoostNet,
     BranchyNet,
     DifferentiableBranching,
@@ -20,7 +21,6 @@ from leenet_fx.objectives.objective import (
     JEIDNNGates,
     JEIDNNHeads,
     LEENet,
-    Outputs,
     PTEEnet,
     ShallowDeep,
     SumOfExits,
@@ -56,13 +56,13 @@ class Naive:
     """A batch in probabilities, not in logarithms: one sample and one outlet at a time."""
 
     def __init__(self, outputs):
-        self.samples, self.last = outputs.gates.shape
+        self.samples, self.last = outputs.gate_logits.shape
         self.exits, self.outlets = range(self.last), range(self.last + 1)
         self.logits = outputs.logits
         self.labels = outputs.labels.tolist()
         self.c = outputs.costs.tolist()
         self.weight = outputs.weight
-        rows = [list(row) for row in outputs.gates]
+        rows = [list(row) for row in outputs.gate_logits]
         # 1/(1+e^z) and not 1−g, for 1−g is 0 in double precision from z = 37 on.
         self.opens = [[1 / (1 + (-z).exp()) for z in row] for row in rows]
         self.passes = [[1 / (1 + z.exp()) for z in row] for row in rows]
@@ -219,20 +219,22 @@ def make(samples, exits, classes=3, *, gate=None, weight=0.5, costs=None, seed=0
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     logits = tuple(spread * normal(samples, classes) for _ in range(exits + 1))
-    gates = 2 * normal(samples, exits)
+    gate_logits = 2 * normal(samples, exits)
     if gate is not None:
-        gates = gate * gates.sign()
+        gate_logits = gate * gate_logits.sign()
     labels = torch.randint(classes, (samples,), generator=generator)
     if costs is None:
         costs = 1.5 * torch.rand(exits + 1, generator=generator, dtype=torch.float64)
-    return Outputs(logits, gates, labels, torch.as_tensor(costs, dtype=torch.float64), weight)
+    return BatchOutputs(
+        logits, gate_logits, labels, torch.as_tensor(costs, dtype=torch.float64), weight
+    )
 
 
 def cast(outputs, dtype):
     return replace(
         outputs,
         logits=tuple(at.to(dtype) for at in outputs.logits),
-        gates=outputs.gates.to(dtype),
+        gate_logits=outputs.gate_logits.to(dtype),
         costs=outputs.costs.to(dtype),
     )
 
@@ -240,10 +242,10 @@ def cast(outputs, dtype):
 def value_and_gradients(loss_of, outputs):
     """The loss, and its gradient in logits and gates; 0 where it does not depend on them."""
     logits = tuple(at.clone().requires_grad_() for at in outputs.logits)
-    gates = outputs.gates.clone().requires_grad_()
-    loss = loss_of(replace(outputs, logits=logits, gates=gates))
+    gate_logits = outputs.gate_logits.clone().requires_grad_()
+    loss = loss_of(replace(outputs, logits=logits, gate_logits=gate_logits))
     assert loss.shape == ()
-    found = torch.autograd.grad(loss, [*logits, gates], materialize_grads=True)
+    found = torch.autograd.grad(loss, [*logits, gate_logits], materialize_grads=True)
     return [loss.detach(), *found]
 
 
@@ -301,7 +303,7 @@ def test_single_precision_is_exact_where_gates_saturate(objective, formula, spre
 @pytest.mark.parametrize("objective", [objective for objective, _ in CASES], ids=repr)
 def test_only_gates_that_are_used_are_read(objective):
     outputs = make(4, 2)
-    unread = replace(outputs, gates=torch.full_like(outputs.gates, math.nan))
+    unread = replace(outputs, gate_logits=torch.full_like(outputs.gate_logits, math.nan))
     reads = bool(objective(unread).isnan())
     assert reads == ("gates" in objective.uses and objective != EENets(version=0))
 
@@ -310,9 +312,9 @@ def test_the_rare_kind_of_sample_weighs_half_in_the_balanced_loss():
     # One sample of four is best served by the exit, for there alone its class is likely.
     sure, wrong = [9.0, 0.0], [0.0, 9.0]
     at_exit, final = torch.tensor([sure, wrong, wrong, wrong]), torch.tensor([wrong] + [sure] * 3)
-    gates = torch.tensor([[-2.0], [1.0], [1.0], [1.0]])
+    gate_logits = torch.tensor([[-2.0], [1.0], [1.0], [1.0]])
     labels, costs = torch.zeros(4, dtype=torch.int64), torch.tensor([0.5, 1.0])
-    outputs = Outputs((at_exit, final), gates, labels, costs, 0.0)
+    outputs = BatchOutputs((at_exit, final), gate_logits, labels, costs, 0.0)
     leave, stay = math.log(1 + math.exp(2)), math.log(1 + math.exp(1))
     expected = (leave + stay) / 2 + math.log(1 + math.exp(-9))
     assert float(EENets(version=4)(outputs)) == pytest.approx(expected)
@@ -320,10 +322,10 @@ def test_the_rare_kind_of_sample_weighs_half_in_the_balanced_loss():
 
 @pytest.mark.parametrize("objective", [EENets(version=4), JEIDNNGates()], ids=repr)
 def test_of_equally_good_outlets_the_earliest_should_be_left_at(objective):
-    logits, gates = torch.zeros(2, 3), torch.zeros(2, 2, requires_grad=True)
+    logits, gate_logits = torch.zeros(2, 3), torch.zeros(2, 2, requires_grad=True)
     labels = torch.zeros(2, dtype=torch.int64)
-    objective(Outputs((logits,) * 3, gates, labels, torch.ones(3), 1.0)).backward()
-    assert bool((gates.grad[:, 0] < 0).all())
+    objective(BatchOutputs((logits,) * 3, gate_logits, labels, torch.ones(3), 1.0)).backward()
+    assert bool((gate_logits.grad[:, 0] < 0).all())
 
 
 @given(st.floats(0, 1), st.integers(0, 10**6))
@@ -340,7 +342,7 @@ SOFT = [LEENet(), DifferentiableBranching(), EENets(version=1), JEIDNNHeads()]
 @given(st.integers(1, 4), st.integers(0, 10**6))
 def test_all_gates_shut_leave_the_cross_entropy_of_the_final_classifier(objective, exits, seed):
     outputs = cast(make(3, exits, weight=0.0, seed=seed), torch.float32)
-    shut = replace(outputs, gates=torch.full_like(outputs.gates, -100.0))
+    shut = replace(outputs, gate_logits=torch.full_like(outputs.gate_logits, -100.0))
     torch.testing.assert_close(objective(shut), FinalClassifier()(outputs))
 
 
@@ -348,32 +350,32 @@ def test_all_gates_shut_leave_the_cross_entropy_of_the_final_classifier(objectiv
 @given(st.integers(1, 4), st.integers(0, 10**6))
 def test_an_open_first_gate_leaves_the_cross_entropy_of_the_first_exit(objective, exits, seed):
     outputs = cast(make(3, exits, weight=0.0, seed=seed), torch.float32)
-    gates = outputs.gates.clone()
-    gates[:, 0] = 100.0
+    gate_logits = outputs.gate_logits.clone()
+    gate_logits[:, 0] = 100.0
     torch.testing.assert_close(
-        objective(replace(outputs, gates=gates)), outputs.losses[:, 0].mean()
+        objective(replace(outputs, gate_logits=gate_logits)), outputs.losses[:, 0].mean()
     )
 
 
 @given(st.lists(st.floats(-200, 200), min_size=1, max_size=6), st.integers(0, 10**6))
-def test_mixtures_are_distributions_and_their_costs_lie_between_the_costs(gates, seed):
-    outputs = make(1, len(gates), seed=seed)
-    gates = torch.tensor([gates], dtype=torch.float64)
-    mixtures = mixture_log_probabilities(outputs.logits, gates)
-    assert mixtures.shape == (1, gates.shape[1] + 1, 3)
+def test_mixtures_are_distributions_and_their_costs_lie_between_the_costs(gate_logits, seed):
+    outputs = make(1, len(gate_logits), seed=seed)
+    gate_logits = torch.tensor([gate_logits], dtype=torch.float64)
+    mixtures = mixture_log_probabilities(outputs.logits, gate_logits)
+    assert mixtures.shape == (1, gate_logits.shape[1] + 1, 3)
     torch.testing.assert_close(mixtures.logsumexp(2), torch.zeros_like(mixtures[:, :, 0]))
-    costs = mixture_costs(gates, outputs.costs)[0]
+    costs = mixture_costs(gate_logits, outputs.costs)[0]
     for i, cost in enumerate(costs):
         later = outputs.costs[i:]
         assert later.min() - 1e-12 <= cost <= later.max() + 1e-12
     # What leaves where, and what it cost there, must tell the same.
-    expected = (exit_log_probabilities(gates).exp() * outputs.costs).sum()
+    expected = (exit_log_probabilities(gate_logits).exp() * outputs.costs).sum()
     torch.testing.assert_close(costs[0], expected)
 
 
 def test_a_mixture_keeps_what_a_shut_gate_lets_through():
     # p₀[y] is e^−200 and the gate passes e^−100, so almost all of Ŷ₀[y] is the final classifier's.
-    outputs = Outputs(
+    outputs = BatchOutputs(
         (torch.tensor([[0.0, 200.0]]), torch.tensor([[200.0, 0.0]])),
         torch.tensor([[100.0]], requires_grad=True),
         torch.tensor([0]),
@@ -383,7 +385,7 @@ def test_a_mixture_keeps_what_a_shut_gate_lets_through():
     loss = DifferentiableBranching()(outputs)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(100)
-    assert float(outputs.gates.grad) == pytest.approx(1)
+    assert float(outputs.gate_logits.grad) == pytest.approx(1)
 
 
 @given(st.lists(st.floats(-200, 200), min_size=1, max_size=6))
@@ -440,7 +442,7 @@ def test_each_sample_may_have_a_weight_of_its_own(objective):
         replace(
             outputs,
             logits=tuple(at[b : b + 1] for at in outputs.logits),
-            gates=outputs.gates[b : b + 1],
+            gate_logits=outputs.gate_logits[b : b + 1],
             labels=outputs.labels[b : b + 1],
             weight=weight,
         )

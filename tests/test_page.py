@@ -12,7 +12,8 @@ from networks import images, tiny
 from torch.utils.data import DataLoader, TensorDataset
 
 import leenet_fx
-from leenet_fx import Comparison, InputError, LearnedGate, Operating, Run
+from leenet_fx import GateThreshold, InputError
+from leenet_fx.evaluation.compare import Comparison, FrontierPoint, MethodRun
 from leenet_fx.evaluation.sweep import sweep
 from leenet_fx.report import figures
 from leenet_fx.report.page import write_page
@@ -41,8 +42,8 @@ def labelled(n, classes):
 
 def attached(classes=5):
     ee = leenet_fx.attach(tiny(classes=classes), "every", example_inputs=images(1, 3, 16, 16))
-    gates = ee.all_exits(images(64, 3, 16, 16)).gates.detach()
-    ee.policy = LearnedGate(gates.quantile(0.7, dim=0).tolist())
+    gates = ee.all_exits(images(64, 3, 16, 16)).gate_logits.detach()
+    ee.policy = GateThreshold(gates.quantile(0.7, dim=0).tolist())
     return ee
 
 
@@ -89,11 +90,13 @@ def comparison(seeds=2, labels=("<b>best</b>", "b", "c", "d", "e", "f", "never l
         for seed in range(seeds):
             lost = 0.004 * place + 0.002 * seed
             points = tuple(
-                Operating(b, 0.9 - (1 - b) ** 2 - lost, b, (1 - b, b)) for b in (0.9, 0.4, 0.7)
+                FrontierPoint(b, 0.9 - (1 - b) ** 2 - lost, b, (1 - b, b)) for b in (0.9, 0.4, 0.7)
             )
             if label == "never leaves":
                 points = ()
-            runs.append(Run(label, "ztw", seed, "threshold", 0.9, ("blocks.0",), 1.25, points, ""))
+            runs.append(
+                MethodRun(label, "ztw", seed, "threshold", 0.9, ("blocks.0",), 1.25, points, "")
+            )
     return Comparison("TinyNet", 0.9, 400, 5, tuple(runs), **fields)
 
 
@@ -102,7 +105,7 @@ def compared():
     frame = make_frame(
         attached(), command="leenet-fx compare <net>", config={"methods": "all"}, classes=NAMES
     )
-    found = comparison(left_out={"pteenet": "no place for <convolutions>"})
+    found = comparison(skipped={"pteenet": "no place for <convolutions>"})
     record = {"kind": "comparison", **frame, "images": None, "comparison": found.to_dict()}
     return json.loads(json.dumps(record))
 
@@ -252,10 +255,13 @@ def test_a_comparison_shows_every_method_losers_too(tmp_path, compared):
 
 def test_a_comparison_names_its_best_and_its_cheapest(tmp_path, compared):
     runs = [
-        Run(label, "ztw", 0, "threshold", 0.9, ("b",), 1.0, points, "")
+        MethodRun(label, "ztw", 0, "threshold", 0.9, ("b",), 1.0, points, "")
         for label, points in (
-            ("steady", (Operating(0.2, 0.88, 0.2, (1.0,)), Operating(0.8, 0.9, 0.8, (1.0,)))),
-            ("frugal", (Operating(0.55, 0.89, 0.55, (1.0,)),)),
+            (
+                "steady",
+                (FrontierPoint(0.2, 0.88, 0.2, (1.0,)), FrontierPoint(0.8, 0.9, 0.8, (1.0,))),
+            ),
+            ("frugal", (FrontierPoint(0.55, 0.89, 0.55, (1.0,)),)),
         )
     ]
     found = Comparison("net", 0.9, 40, 5, tuple(runs)).to_dict()
@@ -290,8 +296,8 @@ def test_figures_of_frontiers_name_five_and_show_all(tmp_path, compared):
 
 def test_bands_are_the_best_so_far_and_straight_between():
     def run(seed, *points):
-        made = tuple(Operating(x, y, x, (1.0,)) for x, y in points)
-        return Run("a", "ztw", seed, "threshold", 0.9, ("b",), 1.0, made, "")
+        made = tuple(FrontierPoint(x, y, x, (1.0,)) for x, y in points)
+        return MethodRun("a", "ztw", seed, "threshold", 0.9, ("b",), 1.0, made, "")
 
     runs = (
         run(0, (0.6, 0.7), (0.2, 0.5), (0.4, 0.4), (0.8, 0.9)),

@@ -9,29 +9,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leenet_fx import (
-    InputError,
-    LearnedGate,
-    MaxProbability,
-    Shut,
-    UnknownNameError,
-    get_policy,
-    list_policies,
-)
-from leenet_fx.policies.policy import (
+from leenet_fx import GateThreshold, InputError, MaxProbability, NeverExit, UnknownNameError
+from leenet_fx.policies import (
     ClassMeanDistance,
     Entropy,
     Margin,
     Patience,
     ThresholdPolicy,
     Vote,
+    get_policy,
+    list_policies,
     policy_from_dict,
     policy_to_dict,
 )
 
 OF_LOGITS = [MaxProbability, Entropy, Margin, ClassMeanDistance]
 COUNTS = [Patience, Vote]
-THRESHOLD_POLICIES = [LearnedGate, *OF_LOGITS, *COUNTS]
+THRESHOLD_POLICIES = [GateThreshold, *OF_LOGITS, *COUNTS]
 
 
 def probabilities(row):
@@ -64,7 +58,7 @@ def votes(history):
 
 # What each policy compares with its threshold, and whether a sample leaves above or below it.
 MEASURED = {
-    LearnedGate: (lambda history: history[-1][0], "above"),
+    GateThreshold: (lambda history: history[-1][0], "above"),
     MaxProbability: (lambda history: max(probabilities(history[-1])), "above"),
     Entropy: (lambda history: entropy(history[-1]), "below"),
     Margin: (lambda history: margin(history[-1]), "above"),
@@ -102,14 +96,16 @@ def test_leaves_what_a_loop_over_samples_says(data, logits, kind):
     policy = kind(thresholds)
     measure, side = MEASURED[kind]
     for index, threshold in enumerate(thresholds):
-        left = policy.leaves(index, read(policy, logits, index))
+        left = policy.should_exit(index, read(policy, logits, index))
         assert left.shape == (len(logits),)
-        for sample, leaves in zip(logits.tolist(), left.tolist(), strict=True):
+        for sample, should_exit in zip(logits.tolist(), left.tolist(), strict=True):
             measured = measure(sample[: index + 1])
             # A softmax in single precision may fall on either side of a threshold this near.
             if kind in (MaxProbability, Entropy, Margin) and abs(measured - threshold) < 1e-5:
                 continue
-            assert leaves == (measured >= threshold if side == "above" else measured <= threshold)
+            assert should_exit == (
+                measured >= threshold if side == "above" else measured <= threshold
+            )
 
 
 @settings(deadline=None)
@@ -141,19 +137,19 @@ def test_with_confidence_leaves_from_that_confidence_on(logits, kind, shift):
         assert type(moved) is kind
         for index in exits:
             expected = found[index] >= asked[index]
-            assert torch.equal(moved.leaves(index, scores[index]), expected)
+            assert torch.equal(moved.should_exit(index, scores[index]), expected)
             single = policy.with_confidence(asked[index])
-            assert torch.equal(single.leaves(index, scores[index]), expected)
+            assert torch.equal(single.should_exit(index, scores[index]), expected)
 
 
-@pytest.mark.parametrize("kind", [LearnedGate, *OF_LOGITS])
+@pytest.mark.parametrize("kind", [GateThreshold, *OF_LOGITS])
 def test_infinite_confidence_lets_nobody_or_everyone_leave(kind):
     logits = torch.randn(5, 3, 4)
     policy = kind(1)
     for index in range(3):
         scores = read(policy, logits, index)
-        assert not policy.with_confidence(math.inf).leaves(index, scores).any()
-        assert policy.with_confidence(-math.inf).leaves(index, scores).all()
+        assert not policy.with_confidence(math.inf).should_exit(index, scores).any()
+        assert policy.with_confidence(-math.inf).should_exit(index, scores).all()
 
 
 @pytest.mark.parametrize("kind", COUNTS)
@@ -172,7 +168,7 @@ def history(*predicted):
 def first_exit(policy, history):
     """The exit where the one sample leaves; N where none lets it go."""
     exits = history.shape[1]
-    left = (i for i in range(exits) if policy.leaves(i, history[:, : i + 1]).item())
+    left = (i for i in range(exits) if policy.should_exit(i, history[:, : i + 1]).item())
     return next(left, exits)
 
 
@@ -197,8 +193,8 @@ def test_entropy_is_in_nats_and_its_bound_is_included():
     uniform = torch.zeros(1, 4)
     bound = -Entropy(0.0).confidence(0, uniform).item()
     assert bound == pytest.approx(math.log(4))
-    assert Entropy(bound).leaves(0, uniform).all()
-    assert not Entropy(bound - 1e-6).leaves(0, uniform).any()
+    assert Entropy(bound).should_exit(0, uniform).all()
+    assert not Entropy(bound - 1e-6).should_exit(0, uniform).any()
 
 
 def test_a_class_that_cannot_be_has_no_part_in_the_entropy():
@@ -217,7 +213,7 @@ def test_a_single_class_is_certain(kind):
 def test_no_samples(kind):
     policy = kind(1)
     scores = read(policy, torch.empty(0, 2, 3), 1)
-    assert policy.confidence(1, scores).shape == policy.leaves(1, scores).shape == (0,)
+    assert policy.confidence(1, scores).shape == policy.should_exit(1, scores).shape == (0,)
 
 
 @pytest.mark.parametrize("kind", OF_LOGITS + COUNTS)
@@ -230,9 +226,9 @@ def test_half_precision_decides_like_single(kind):
 
 def test_shut_has_no_confidence_in_anyone():
     scores = torch.randn(3, 4)
-    assert Shut().confidence(0, scores).tolist() == [-math.inf] * 3
-    assert not Shut().leaves(0, scores).any()
-    assert not isinstance(Shut(), ThresholdPolicy)
+    assert NeverExit().confidence(0, scores).tolist() == [-math.inf] * 3
+    assert not NeverExit().should_exit(0, scores).any()
+    assert not isinstance(NeverExit(), ThresholdPolicy)
 
 
 def test_every_policy_is_found_by_its_name():
@@ -246,8 +242,8 @@ def test_every_policy_is_found_by_its_name():
 @pytest.mark.parametrize(
     "policy",
     [
-        Shut(),
-        LearnedGate([0.5, -math.inf]),
+        NeverExit(),
+        GateThreshold([0.5, -math.inf]),
         MaxProbability(0.9),
         Entropy([0.1, 0.7]),
         Margin(0.25),

@@ -6,6 +6,7 @@ import torch
 import leenet_fx
 from leenet_fx.data.digits import load_digits
 from leenet_fx.demo.run import train_backbone
+from leenet_fx.evaluation.compare import MethodSpec, frozen
 
 PRESETS = [name for name in leenet_fx.list_methods() if not name.startswith("test-")]
 
@@ -26,10 +27,10 @@ def backbone(digits):
 @pytest.fixture(scope="module")
 def found(digits, backbone):
     """A comparison of all presets on the frozen backbone, quick: three epochs, one seed."""
-    variants = leenet_fx.frozen([name for name in PRESETS if name != "jei-dnn"])
+    variants = frozen([name for name in PRESETS if name != "jei-dnn"])
     return leenet_fx.compare(
         backbone,
-        [*variants, leenet_fx.Variant("jei-dnn", "jei-dnn", {"period": 20})],
+        [*variants, MethodSpec("jei-dnn", "jei-dnn", {"period": 20})],
         digits["train"].loader(64, torch.Generator().manual_seed(0)),
         digits["gates"].loader(64, torch.Generator().manual_seed(0)),
         digits["test"].loader(64),
@@ -43,10 +44,10 @@ def found(digits, backbone):
 
 def test_all_presets_have_a_frontier(found):
     assert {run.label for run in found.runs} == set(PRESETS)
-    assert not found.left_out
-    assert found.plain_accuracy > 0.75
+    assert not found.skipped
+    assert found.backbone_accuracy > 0.75
     for run in found.runs:
-        assert run.plain_accuracy == found.plain_accuracy
+        assert run.backbone_accuracy == found.backbone_accuracy
         shares = torch.tensor([at.shares for at in run.points])
         assert torch.allclose(shares.sum(1), torch.ones(len(shares)))
         # What is spent is what the shares that leave cost.
@@ -60,10 +61,10 @@ def test_fifteen_percent_of_the_flops_cost_two_points_at_most(found, name):
     (run,) = (run for run in found.runs if run.label == name)
     saved = run.accuracy_within(0.85)
     assert saved is not None
-    assert saved >= found.plain_accuracy - 0.02
+    assert saved >= found.backbone_accuracy - 0.02
 
 
 def test_no_preset_is_worse_than_a_coin_between_guessing_and_the_plain_model(found):
-    coin = (1 / 10 + found.plain_accuracy) / 2
+    coin = (1 / 10 + found.backbone_accuracy) / 2
     for run in found.runs:
-        assert run.area(10, found.plain_accuracy) >= coin
+        assert run.area(10, found.backbone_accuracy) >= coin

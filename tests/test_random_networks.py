@@ -121,9 +121,9 @@ def test_random_networks(model, data):
     model = model.eval()
     before = copy.deepcopy(model.state_dict())
     ee = leenet_fx.attach(model, "every", example_inputs=images(1, 3, SIZE, SIZE))
-    assert ee.spec.captured == "fx"
-    assert len(ee.spec.profile.candidates) + len(ee.spec.refused) == len(model.order)
-    assert ee.spec.refused == {}
+    assert ee.spec.tracer_kind == "fx"
+    assert len(ee.spec.profile.candidates) + len(ee.spec.rejected) == len(model.order)
+    assert ee.spec.rejected == {}
 
     rows = data.draw(st.integers(1, 6))
     x = images(rows, 3, SIZE, SIZE)

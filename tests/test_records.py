@@ -10,10 +10,10 @@ from test_cache import shuffled
 from test_fit import attached, data, loader
 
 import leenet_fx
-from leenet_fx import InputError, LearnedGate, MaxProbability, Shut, cache_features
-from leenet_fx.evaluation.evaluate import summarise
-from leenet_fx.evaluation.sample_records import Records, auroc, calibration_error
+from leenet_fx import GateThreshold, InputError, MaxProbability, NeverExit, cache_features
 from leenet_fx.calibration.cached_outputs import replay
+from leenet_fx.evaluation.evaluate import summarise
+from leenet_fx.evaluation.sample_records import SampleRecords, auroc, calibration_error
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +21,8 @@ def fitted():
     ee = attached()
     leenet_fx.fit(ee, loader(), alpha=0.3, epochs={"exits": 4, "gates": 8}, method="leenet")
     # Thresholds in the middle of what the gates say: somebody leaves everywhere.
-    gates = ee.all_exits(data(150, 5)[0]).gates
-    ee.policy = LearnedGate(gates.detach().quantile(0.7, 0).tolist())
+    gates = ee.all_exits(data(150, 5)[0]).gate_logits
+    ee.policy = GateThreshold(gates.detach().quantile(0.7, 0).tolist())
     return ee
 
 
@@ -87,11 +87,11 @@ def test_timing_grows_with_the_images_and_has_their_slope(fitted):
     assert timing.sizes == (15, 60, 120)
     for seconds, slope in (
         (timing.seconds, timing.slope),
-        (timing.plain_seconds, timing.plain_slope),
+        (timing.backbone_seconds, timing.backbone_slope),
     ):
         assert 0 < seconds[0] < seconds[1] < seconds[2]
         assert slope == pytest.approx(np.polyfit(timing.sizes, seconds, 1)[0])
-    assert timing.ratio == timing.slope / timing.plain_slope
+    assert timing.ratio == timing.slope / timing.backbone_slope
 
 
 @pytest.mark.parametrize("sizes", [[5], [10, 5], [0, 5], [5, 5], [1.5, 3], [10, 999]])
@@ -100,7 +100,7 @@ def test_sizes_that_do_not_fit_are_named(fitted, sizes):
         leenet_fx.evaluate(fitted, [data(20)], sizes=sizes)
 
 
-@pytest.mark.parametrize("policy", [LearnedGate(0.2), MaxProbability(0.5), Shut()])
+@pytest.mark.parametrize("policy", [GateThreshold(0.2), MaxProbability(0.5), NeverExit()])
 def test_replay_is_what_the_network_does(fitted, policy):
     ee = copy.deepcopy(fitted)
     ee.policy = policy
@@ -114,7 +114,7 @@ def test_replay_is_what_the_network_does(fitted, policy):
 
 
 def test_answers_are_those_of_the_outlet_each_sample_left_at():
-    records = Records(
+    records = SampleRecords(
         labels=torch.tensor([0, 1]),
         predicted=torch.tensor([[0, 1], [0, 1]]),
         confidence=torch.tensor([[0.9, 0.8], [0.7, 0.6]]),
@@ -158,7 +158,7 @@ def test_a_sweep_is_fit_and_evaluate_for_each_alpha():
         assert point.shares == pytest.approx([o.share for o in expected.outlets])
         assert point.seconds > 0
     assert found.points[2].seconds is None
-    assert found.plain_accuracy == pytest.approx(expected.plain_accuracy)
+    assert found.backbone_accuracy == pytest.approx(expected.backbone_accuracy)
     medians = found.medians()
     assert [row["alpha"] for row in medians] == [0.2, 0.9]
     both = sorted(p.accuracy for p in found.points if p.alpha == 0.9)
@@ -190,5 +190,5 @@ def test_the_first_images_are_timed_not_all():
         timed=20,
         keep=lambda point, network: seen.append((point.alpha, network.policy)),
     )
-    assert seen == [(0.5, LearnedGate(0.0))]
+    assert seen == [(0.5, GateThreshold(0.0))]
     assert found.timed == 20

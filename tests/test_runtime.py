@@ -14,17 +14,10 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import leenet_fx
-from leenet_fx import (
-    Branch,
-    Dial,
-    InputError,
-    LearnedGate,
-    MaxProbability,
-    ModeError,
-    Patience,
-    predict_stream,
-)
-from leenet_fx.graph.batch_dim import Carried, join_rows, take_rows
+from leenet_fx import GateThreshold, InputError, MaxProbability, ModeError, Patience, predict_stream
+from leenet_fx.graph.batch_dim import BatchDim, concat_samples, select_samples
+from leenet_fx.parts.branches import Branch
+from leenet_fx.policies import AlphaConditionedGate
 
 
 def attached(**options):
@@ -34,7 +27,7 @@ def attached(**options):
 def half_leave(ee, x):
     """Gates that let about half of those who arrive leave at each exit."""
     with torch.no_grad():
-        gates = ee.all_exits(x).gates
+        gates = ee.all_exits(x).gate_logits
     inside, thresholds = torch.ones(len(x), dtype=torch.bool), []
     for scores in gates.T:
         arrived = scores[inside].sort().values
@@ -42,7 +35,7 @@ def half_leave(ee, x):
         cut = float(arrived[middle - 1 : middle + 1].mean()) if middle else math.inf
         thresholds.append(cut)
         inside &= scores < cut
-    ee.policy = LearnedGate(thresholds)
+    ee.policy = GateThreshold(thresholds)
     return ee
 
 
@@ -70,7 +63,7 @@ def counted(ee, x):
 
 
 @pytest.mark.parametrize("batch", [1, 6])
-@pytest.mark.parametrize("policy", [LearnedGate(1e9), MaxProbability(2.0)])
+@pytest.mark.parametrize("policy", [GateThreshold(1e9), MaxProbability(2.0)])
 def test_where_nobody_leaves_the_device_is_asked_once_a_gate_and_nothing_is_copied(batch, policy):
     ee = attached(branch_options={"gate": "features"})
     x = images(batch, 3, 16, 16)
@@ -156,7 +149,7 @@ def test_every_composition_of_parts_decides_as_its_parts_do(body, head, gate):
         for scores, by_gate in ((gates.T, True), (sure, False)):
             middle = scores.quantile(0.5, dim=1)
             at = middle.tolist()
-            of_gate = Dial(0.5, at) if gate == "dial" else LearnedGate(at)
+            of_gate = AlphaConditionedGate(0.5, at) if gate == "dial" else GateThreshold(at)
             policy = of_gate if by_gate else MaxProbability(at)
             check_leaving(ee, policy, scores >= middle.unsqueeze(1), logits, x)
     heard = []
@@ -175,7 +168,7 @@ def check_leaving(ee, policy, leave, logits, x):
     found = ee.predict(x)
     assert torch.equal(found.exit_index, expected)
     assert close(found.logits, torch.stack(logits)[expected, torch.arange(len(x))], 1e-5)
-    written = {segment.__code__.co_filename[:17] for segment in ee.guide(policy).segments}
+    written = {segment.__code__.co_filename[:17] for segment in ee.controller(policy).fused_stages}
     assert written == {"<leenet_fx stage "}
 
 
@@ -187,11 +180,11 @@ def test_a_branch_of_ones_own_is_asked_each_time():
             super().__init__(site)
             self.linear = torch.nn.Linear(1, site.num_classes)
 
-        def embed(self, *reduced, earlier=None):
-            return reduced[0].flatten(1).mean(1, keepdim=True)
+        def hidden(self, *pooled, earlier=None):
+            return pooled[0].flatten(1).mean(1, keepdim=True)
 
-        def score(self, evidence, alpha=None):
-            return evidence[:, 0] * 0 + self.answer
+        def gate_logit(self, gate_inputs, alpha=None):
+            return gate_inputs[:, 0] * 0 + self.answer
 
         def classify(self, state):
             return self.linear(state)
@@ -206,7 +199,7 @@ def test_a_branch_of_ones_own_is_asked_each_time():
             pass
 
     ee = attached(branch=Moody)
-    ee.policy = LearnedGate(0.0)
+    ee.policy = GateThreshold(0.0)
     assert ee.predict(images(2, 3, 16, 16)).exit_index.tolist() == [0, 0]
     ee.exits[0].answer = -1.0
     assert ee.predict(images(2, 3, 16, 16)).exit_index.tolist() == [1, 1]
@@ -234,7 +227,7 @@ def test_survivors_of_any_number_are_compiled_for_once(options):
         for size in (1, 2, 16):
             for index in range(ee.num_exits + 1):
                 fast.predict(x[:size], exit_index=index)
-            ee.policy = LearnedGate(1e9)
+            ee.policy = GateThreshold(1e9)
             fast(x[:size])
         compiled = counter.frame_count
         half_leave(ee, images(64, 3, 16, 16))
@@ -288,9 +281,9 @@ def test_the_compiled_network_shares_weights_and_policy_and_its_copies_are_not_c
     with torch.no_grad():
         fast(x)
         ee.fc.bias.add_(1)
-        ee.policy = LearnedGate(-1e9)
+        ee.policy = GateThreshold(-1e9)
         assert torch.equal(fast.predict(x).exit_index, torch.zeros(3, dtype=torch.int64))
-        ee.policy = LearnedGate(1e9)
+        ee.policy = GateThreshold(1e9)
         assert close(fast(x), ee(x), 1e-5)
 
 
@@ -398,21 +391,23 @@ def test_predict_stream_refuses_what_cannot_be():
             predict_stream(ee, [], **wrong)
     with pytest.raises(InputError, match="yield images"):
         list(predict_stream(ee, [["a"]]))
-    ee.policy = LearnedGate(0.0)
+    ee.policy = GateThreshold(0.0)
     with pytest.raises(InputError, match="channels"):
         list(predict_stream(ee, [images(2, 4, 16, 16)]))
 
 
 @given(st.integers(1, 6), st.integers(1, 3), st.data())
-def test_what_was_parted_is_joined(count, each, data):
-    value = torch.arange(2 * count * each * 3).reshape(2, count * each, 3)
-    carried = Carried(
+def test_what_was_parted_is_joined(count, per_sample, data):
+    value = torch.arange(2 * count * per_sample * 3).reshape(2, count * per_sample, 3)
+    batch_dims = BatchDim(
         "nested",
-        items=(Carried("rows", 1, each), Carried("size"), Carried("constant")),
+        items=(BatchDim("rows", 1, per_sample), BatchDim("size"), BatchDim("constant")),
     )
     whole = (value, 5 * count, "x")
     cut = data.draw(st.integers(0, count))
     parts = [rows for rows in (torch.arange(cut), torch.arange(cut, count)) if len(rows)]
-    joined = join_rows([take_rows(whole, carried, rows, count) for rows in parts], carried)
+    joined = concat_samples(
+        [select_samples(whole, batch_dims, rows, count) for rows in parts], batch_dims
+    )
     assert torch.equal(joined[0], value)
     assert joined[1:] == whole[1:]

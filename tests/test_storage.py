@@ -13,6 +13,7 @@ from torch import nn
 
 import leenet_fx
 from leenet_fx import InputError, MaxProbability, StorageError, UnknownNameError
+from leenet_fx.parts.branches import list_branches
 
 X = images(12, 3, 16, 16)
 
@@ -28,7 +29,7 @@ def edit(folder, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-@pytest.mark.parametrize("branch", leenet_fx.list_branches())
+@pytest.mark.parametrize("branch", list_branches())
 def test_what_is_loaded_answers_as_what_was_saved(tmp_path, branch):
     ee = fitted(branch=branch)
     ee.policy = MaxProbability([0.5, 0.6, 0.7, 0.8])

@@ -8,17 +8,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from leenet_fx import InputError, MaxProbability, UnknownNameError
-from leenet_fx.policies.policy import Entropy, Patience, Vote
 from leenet_fx.calibration.solvers import (
     RATIOS,
     common,
+    exit_indices_at,
     exponential,
     exponential_thresholds,
     get_solver,
-    left_at,
     list_solvers,
     mean_cost,
 )
+from leenet_fx.policies import Entropy, Patience, Vote
 
 SOLVERS = [common, exponential]
 
@@ -118,7 +118,7 @@ def test_left_at_and_mean_cost_equal_a_loop(data, confidence):
     thresholds = st.integers(-5, 9).map(lambda v: v / 8) | st.sampled_from([math.inf, -math.inf])
     chosen = data.draw(st.lists(thresholds, min_size=exits, max_size=exits))
     costs = data.draw(st.lists(st.integers(0, 64), min_size=exits + 1, max_size=exits + 1))
-    left = left_at(confidence, chosen)
+    left = exit_indices_at(confidence, chosen)
     expected = leaves_where(confidence.tolist(), chosen)
     assert left.tolist() == expected
     assert mean_cost(left, costs) == pytest.approx(total_cost(expected, costs) / len(expected))
@@ -131,7 +131,7 @@ def test_the_budget_is_kept_and_nearly_spent(solver, seed, at):
     confidence = torch.rand(300, 4, generator=generator)
     costs = torch.rand(5, generator=generator, dtype=torch.float64).sort().values
     budget = float(costs[0] + at * (costs[-1] - costs[0]))
-    spent = mean_cost(left_at(confidence, solver(confidence, costs, budget)), costs)
+    spent = mean_cost(exit_indices_at(confidence, solver(confidence, costs, budget)), costs)
     # One sample, or one step of ρ, moves the mean cost by no more than this share of the range.
     assert budget - 0.03 * float(costs[-1] - costs[0]) <= spent <= budget
 
@@ -142,7 +142,7 @@ def test_a_budget_of_exactly_an_exits_cost(solver, samples):
     # 0.1 + 0.1 + 0.1 is more than 0.3, so a mean of rounded sums would not meet a budget of 0.1.
     confidence = torch.rand(samples, 2)
     costs = [0.1, 0.7, 1.1]
-    left = left_at(confidence, solver(confidence, costs, 0.1))
+    left = exit_indices_at(confidence, solver(confidence, costs, 0.1))
     assert left.tolist() == [0] * samples
     assert mean_cost(left, costs) == 0.1
     assert solver(confidence, costs, 1.1) == [math.inf, math.inf]
@@ -152,20 +152,28 @@ def test_a_budget_of_exactly_an_exits_cost(solver, samples):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_one_exit_lets_the_surest_half_go(solver):
     confidence = torch.tensor([[0.1], [0.9], [0.4], [0.6]])
-    assert left_at(confidence, solver(confidence, [0.2, 1.0], 0.6)).tolist() == [1, 0, 1, 0]
+    assert exit_indices_at(confidence, solver(confidence, [0.2, 1.0], 0.6)).tolist() == [1, 0, 1, 0]
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_samples_that_tie_leave_together(solver):
     confidence = torch.tensor([[0.5, 0.1], [0.5, 0.2], [0.5, 0.3], [0.2, 0.9]])
     # No threshold of exit 0 tells the first three apart.
-    assert left_at(confidence, solver(confidence, [0.5, 0.75, 1.0], 0.6)).tolist() == [0, 0, 0, 1]
+    assert exit_indices_at(confidence, solver(confidence, [0.5, 0.75, 1.0], 0.6)).tolist() == [
+        0,
+        0,
+        0,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_where_all_are_as_sure_all_leave_or_none(solver):
     certain = MaxProbability(1.0).confidence(0, torch.randn(6, 1)).unsqueeze(1).repeat(1, 2)
-    assert left_at(certain, solver(certain, [0.2, 0.6, 1.0], 0.99)).tolist() in ([0] * 6, [1] * 6)
+    assert exit_indices_at(certain, solver(certain, [0.2, 0.6, 1.0], 0.99)).tolist() in (
+        [0] * 6,
+        [1] * 6,
+    )
     assert solver(certain, [0.2, 0.6, 1.0], 1.0) == [math.inf, math.inf]
 
 
@@ -186,8 +194,8 @@ def test_policies_do_what_was_solved_for(solver, policy):
     solved.check(4)
     left = torch.full((60,), 4)
     for index in reversed(range(4)):
-        left[solved.leaves(index, read[index])] = index
-    assert torch.equal(left, left_at(confidence, thresholds))
+        left[solved.should_exit(index, read[index])] = index
+    assert torch.equal(left, exit_indices_at(confidence, thresholds))
 
 
 def test_shares_at_the_ends_of_the_ratio():
@@ -204,9 +212,9 @@ def test_shares_at_the_ends_of_the_ratio():
 def test_equal_shares_of_as_many_samples_as_outlets(exits):
     # 49 · (1/49) is less than 1 in floating point; each exit must still take its one sample.
     confidence = torch.rand(exits + 1, exits, generator=torch.Generator().manual_seed(exits))
-    assert sorted(left_at(confidence, exponential_thresholds(confidence, 1.0)).tolist()) == list(
-        range(exits + 1)
-    )
+    assert sorted(
+        exit_indices_at(confidence, exponential_thresholds(confidence, 1.0)).tolist()
+    ) == list(range(exits + 1))
 
 
 SURE = torch.tensor([[0.2, 0.4], [0.6, 0.8]])
@@ -242,7 +250,7 @@ def test_problems_that_do_not_fit(solver, confidence, costs, budget, message):
 
 def test_helpers_refuse_what_does_not_fit():
     with pytest.raises(InputError, match="each of 2 exits, got 1"):
-        left_at(SURE, [0.5])
+        exit_indices_at(SURE, [0.5])
     with pytest.raises(InputError, match="Exit index 2 has no cost: only 2"):
         mean_cost(torch.tensor([0, 2]), [0.5, 1.0])
     with pytest.raises(InputError, match="n ≥ 1"):

@@ -9,7 +9,7 @@ from networks import BLOCKS, close, images, oracle
 
 import leenet_fx
 import placement
-from leenet_fx import LearnedGate
+from leenet_fx import GateThreshold
 
 # An untrained network amplifies rounding; both are relative to the largest logit.
 SAME = 1e-5
@@ -37,7 +37,7 @@ def attached(zoo_model):
 def test_one_candidate_for_each_block(attached):
     name, _, ee, _, _ = attached
     assert len(ee.spec.profile.candidates) == BLOCKS[name]
-    assert ee.spec.refused == {}
+    assert ee.spec.rejected == {}
 
 
 def test_shut_it_predicts_what_the_original_predicts(attached):
@@ -76,7 +76,7 @@ def test_keys_and_values_are_the_originals(attached):
 def test_copies_keep_both_forms_costs_and_policy(attached):
     _, _, ee, size, _ = attached
     ee = copy.deepcopy(ee)
-    ee.policy = LearnedGate(0.1)
+    ee.policy = GateThreshold(0.1)
     x = images(3, 3, size, size)
     index = torch.tensor([0, 3, 1])
     expected = ee.predict(x, exit_index=index).logits
@@ -105,7 +105,7 @@ def test_training_behaves_as_in_the_original(attached):
     outputs = ee(x)
     assert close(outputs.logits[-1], expected, SAME)
     assert [tuple(at.shape) for at in outputs.logits] == [(4, 1000)] * 4
-    assert outputs.gates.shape == (4, 3)
+    assert outputs.gate_logits.shape == (4, 3)
     trained, ours = model.state_dict(), ee.state_dict()
     for key, value in trained.items():
         assert close(ours[key].float(), value.float(), SAME), key

@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from itertools import accumulate
 from typing import Any
 
-from leenet_fx.errors import InputError
 from leenet_fx.calibration.cached_outputs import ask, confidences
-from leenet_fx.policies.policy import Policy, ThresholdPolicy
 from leenet_fx.calibration.solvers import get_solver
-from leenet_fx.surgery.module import EarlyExitModule
+from leenet_fx.errors import InputError
 from leenet_fx.features.feature_cache import FeatureCache, cache_features
+from leenet_fx.policies import Policy, ThresholdPolicy
+from leenet_fx.surgery.module import EarlyExitModule
 
 
-def rising(ee: EarlyExitModule, cost: str = "flops") -> tuple[float, ...]:
+def monotone_costs(ee: EarlyExitModule, cost: str = "flops") -> tuple[float, ...]:
     """(N+1,) relative costs for solvers, which take none that fall from one exit to the next.
 
     Behind a gate that decides alone, a late exit with a costly classifier can cost more than the
@@ -55,7 +55,7 @@ def set_budget(
     if not isinstance(policy, ThresholdPolicy):
         raise InputError(f"The policy {policy!r} has no thresholds: fit first.")
     solve = get_solver(solver)
-    costs = rising(ee, cost)
+    costs = monotone_costs(ee, cost)
     made = None if isinstance(data, FeatureCache) else cache_features(ee, data, labelled=False)
     try:
         kept = data if isinstance(data, FeatureCache) else made

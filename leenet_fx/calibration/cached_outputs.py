@@ -7,15 +7,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from leenet_fx.evaluation.sample_records import Records, read_by, record, who_leaves_where
-from leenet_fx.policies.policy import Policy
-from leenet_fx.surgery.module import EarlyExitModule, device_of, final_classifier
+from leenet_fx.calibration.gate_inputs import (
+    all_gate_logits,
+    gate_inputs_of,
+    gate_inputs_of_cache,
+    joined,
+)
+from leenet_fx.evaluation.sample_records import SampleRecords, exit_indices, policy_scores, record
 from leenet_fx.features.feature_cache import FeatureCache
-from leenet_fx.calibration.gate_inputs import evidence_of, evidence_of_cache, gate_logits, joined
+from leenet_fx.policies import Policy
+from leenet_fx.surgery.module import EarlyExitModule, device_of, final_classifier
 
 
 @dataclass(frozen=True)
-class Said:
+class CachedOutputs:
     """What every outlet says of n samples.
 
     Attributes:
@@ -25,13 +30,13 @@ class Said:
     """
 
     logits: tuple[Tensor, ...]
-    evidence: tuple[Tensor, ...]
+    gate_inputs: tuple[Tensor, ...]
     labels: Tensor
 
     def gates(self, ee: EarlyExitModule, alpha: float | None) -> Tensor:
         """Gate logits (n, N) of a network whose classifiers said this."""
         with torch.no_grad():
-            return gate_logits(ee.exits.branches(), self.evidence, alpha)
+            return all_gate_logits(ee.exits.branches(), self.gate_inputs, alpha)
 
     def right(self, outlet: Tensor) -> Tensor:
         """(n,) whether the answer at an outlet each, (n,), is right."""
@@ -41,42 +46,42 @@ class Said:
 
 
 @torch.no_grad()
-def ask(ee: EarlyExitModule, kept: FeatureCache) -> Said:
+def ask(ee: EarlyExitModule, kept: FeatureCache) -> CachedOutputs:
     """Asks every exit about images whose features were kept; the backbone does not run."""
     kept.check(ee)
     labels = kept.labels.to(device_of(ee))
-    whole = evidence_of_cache(ee, kept)
+    whole = gate_inputs_of_cache(ee, kept)
     if whole is not None:
         first = whole if kept.rows == len(kept) else whole.at(torch.arange(len(kept)))
-        return Said(first.logits, first.evidence, labels)
+        return CachedOutputs(first.logits, first.gate_inputs, labels)
     branches = list(ee.exits.branches())
     batches = list(kept.in_order(device_of(ee), final=final_classifier(ee)))
-    found = joined([evidence_of(branches, rows) for rows in batches])
-    return Said(found.logits, found.evidence, labels)
+    found = joined([gate_inputs_of(branches, rows) for rows in batches])
+    return CachedOutputs(found.logits, found.gate_inputs, labels)
 
 
-def replay(ee: EarlyExitModule, kept: FeatureCache) -> Records:
+def replay(ee: EarlyExitModule, kept: FeatureCache) -> SampleRecords:
     """What the network would do with images whose features were kept; the backbone does not run.
 
     Raises:
         InputError: the cache is of another network.
     """
-    said = ask(ee, kept)
-    return record(said.logits, leaves_at(ee, ee.policy, said), said.labels)
+    outputs = ask(ee, kept)
+    return record(outputs.logits, cached_exit_indices(ee, ee.policy, outputs), outputs.labels)
 
 
-def confidences(ee: EarlyExitModule, policy: Policy, said: Said) -> Tensor:
+def confidences(ee: EarlyExitModule, policy: Policy, outputs: CachedOutputs) -> Tensor:
     """(n, N) how ready each sample is to leave at each exit, on the policy's own scale."""
-    gates = said.gates(ee, policy.alpha)
+    gates = outputs.gates(ee, policy.alpha)
     return torch.stack(
         [
-            policy.confidence(index, read_by(policy, index, said.logits, gates))
+            policy.confidence(index, policy_scores(policy, index, outputs.logits, gates))
             for index in range(ee.num_exits)
         ],
         1,
     )
 
 
-def leaves_at(ee: EarlyExitModule, policy: Policy, said: Said) -> Tensor:
+def cached_exit_indices(ee: EarlyExitModule, policy: Policy, outputs: CachedOutputs) -> Tensor:
     """(n,) where each sample leaves under a policy."""
-    return who_leaves_where(policy, said.logits, said.gates(ee, policy.alpha))
+    return exit_indices(policy, outputs.logits, outputs.gates(ee, policy.alpha))

@@ -10,16 +10,16 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from leenet_fx.parts.branches import Branch, answer_all
+from leenet_fx.features.feature_cache import FeatureBatch, FeatureCache
+from leenet_fx.parts.branches import Branch, run_branches
 from leenet_fx.surgery.module import EarlyExitModule, device_of, final_classifier
-from leenet_fx.features.feature_cache import FeatureCache, Rows
 
 LIMIT = 2**30
 """Bytes of evidence above which it is computed anew for every batch."""
 
 
 @dataclass(frozen=True)
-class Evidence:
+class GateInputs:
     """Evidence and class logits of samples that pass every exit.
 
     Attributes:
@@ -27,27 +27,27 @@ class Evidence:
         logits: for each of the N+1 outlets (B, m).
     """
 
-    evidence: tuple[Tensor, ...]
+    gate_inputs: tuple[Tensor, ...]
     logits: tuple[Tensor, ...]
 
-    def at(self, rows: Tensor) -> Evidence:
+    def at(self, rows: Tensor) -> GateInputs:
         """Of some of the samples."""
-        return Evidence(
-            tuple(values[rows] for values in self.evidence),
+        return GateInputs(
+            tuple(values[rows] for values in self.gate_inputs),
             tuple(values[rows] for values in self.logits),
         )
 
 
-def joined(parts: Sequence[Evidence]) -> Evidence:
+def joined(parts: Sequence[GateInputs]) -> GateInputs:
     """Several batches as one."""
-    return Evidence(
-        tuple(torch.cat(at) for at in zip(*(part.evidence for part in parts), strict=True)),
+    return GateInputs(
+        tuple(torch.cat(at) for at in zip(*(part.gate_inputs for part in parts), strict=True)),
         tuple(torch.cat(at) for at in zip(*(part.logits for part in parts), strict=True)),
     )
 
 
-def gate_logits(
-    branches: Iterable[Branch], evidence: Iterable[Tensor], alpha: Tensor | float | None
+def all_gate_logits(
+    branches: Iterable[Branch], gate_inputs: Iterable[Tensor], alpha: Tensor | float | None
 ) -> Tensor:
     """(B, N) what every gate says.
 
@@ -56,21 +56,21 @@ def gate_logits(
         evidence: what each judges by, (B, k).
         alpha: weight of the cost, for gates with a dial.
     """
-    scored = zip(branches, evidence, strict=True)
-    return torch.stack([branch.score(found, alpha) for branch, found in scored], 1)
+    scored = zip(branches, gate_inputs, strict=True)
+    return torch.stack([branch.gate_logit(found, alpha) for branch, found in scored], 1)
 
 
 @torch.no_grad()
-def evidence_of(branches: Sequence[Branch], rows: Rows) -> Evidence:
+def gate_inputs_of(branches: Sequence[Branch], rows: FeatureBatch) -> GateInputs:
     """What gates judge by, of a batch with final logits."""
-    answers = answer_all(branches, rows.reduced)
+    answers = run_branches(branches, rows.pooled)
     assert rows.final is not None
-    classified = [b.classify(state) for b, (state, _, _) in zip(branches, answers, strict=True)]
-    return Evidence(tuple(found for _, _, found in answers), (*classified, rows.final))
+    classified = [b.classify(hidden) for b, (hidden, _, _) in zip(branches, answers, strict=True)]
+    return GateInputs(tuple(found for _, _, found in answers), (*classified, rows.final))
 
 
 @torch.no_grad()
-def evidence_of_cache(ee: EarlyExitModule, cache: FeatureCache) -> Evidence | None:
+def gate_inputs_of_cache(ee: EarlyExitModule, cache: FeatureCache) -> GateInputs | None:
     """What gates judge by, of every view of all kept images, in the order of the data set.
 
     The cache remembers it for as long as the classifiers stay as they are.
@@ -80,17 +80,17 @@ def evidence_of_cache(ee: EarlyExitModule, cache: FeatureCache) -> Evidence | No
     """
     branches = list(ee.exits.branches())
     key = _classifiers(ee)
-    if cache.remembered is not None and cache.remembered[0] == key:
-        return cast(Evidence | None, cache.remembered[1])
-    found: list[Evidence] = []
+    if cache.memo is not None and cache.memo[0] == key:
+        return cast(GateInputs | None, cache.memo[1])
+    found: list[GateInputs] = []
     for rows in cache.everything(device_of(ee), final_classifier(ee)):
-        found.append(evidence_of(branches, rows))
-        values = (*found[0].evidence, *found[0].logits)
+        found.append(gate_inputs_of(branches, rows))
+        values = (*found[0].gate_inputs, *found[0].logits)
         if cache.rows * sum(tensor[0].numel() * tensor.element_size() for tensor in values) > LIMIT:
-            cache.remembered = (key, None)
+            cache.memo = (key, None)
             return None
     kept = joined(found)
-    cache.remembered = (key, kept)
+    cache.memo = (key, kept)
     return kept
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from leenet_fx.errors import InputError
-from placement import Registry
+from leenet_fx.registry import Registry
 
 Solver: TypeAlias = Callable[[Tensor, "Tensor | Sequence[float]", float], list[float]]
 """(confidence (n, N), relative costs (N+1,), budget) → N confidences at which to leave.
@@ -32,7 +32,7 @@ RATIOS = (0.0, *(10 ** (step / 200) for step in range(-600, 601)))
 ten from 0.001 to 1000."""
 
 
-def left_at(confidence: Tensor, thresholds: Sequence[float]) -> Tensor:
+def exit_indices_at(confidence: Tensor, thresholds: Sequence[float]) -> Tensor:
     """Where samples leave: at the first exit where the confidence is at least the threshold.
 
     Args:
@@ -104,7 +104,7 @@ def common(confidence: Tensor, costs: Tensor | Sequence[float], budget: float) -
     affordable = bisect_right(
         candidates,
         budget,
-        key=lambda threshold: mean_cost(left_at(confidence, [threshold] * exits), values),
+        key=lambda threshold: mean_cost(exit_indices_at(confidence, [threshold] * exits), values),
     )
     return [candidates[affordable - 1]] * exits
 
@@ -133,7 +133,7 @@ def exponential(confidence: Tensor, costs: Tensor | Sequence[float], budget: flo
     points = []
     for rho in RATIOS:
         thresholds = exponential_thresholds(confidence, rho)
-        spent = mean_cost(left_at(confidence, thresholds), values)
+        spent = mean_cost(exit_indices_at(confidence, thresholds), values)
         if spent <= budget:
             points.append((spent, thresholds))
     return max(points, key=lambda point: point[0])[1]

@@ -23,7 +23,7 @@ from leenet_fx.cli import (
     strategies,
     sweep,
 )
-from placement.errors import EarlyExitError, UnknownNameError
+from leenet_fx.errors import EarlyExitError, UnknownNameError
 
 app = typer.Typer(
     name="leenet-fx",

@@ -14,7 +14,7 @@ from leenet_fx.cli.output import Format, FormatOption, JsonFlag, print_json, wan
 from leenet_fx.errors import InputError, StorageError
 
 if TYPE_CHECKING:
-    from leenet_fx.evaluation.compare import Variant
+    from leenet_fx.evaluation.compare import MethodSpec
 
 ALL = "all"
 
@@ -107,7 +107,7 @@ def compare(
         epochs=epochs,
         precision=precision,
         seeds=range(seed, seed + seeds),
-        leave_out=methods == ALL,
+        skip_unfit=methods == ALL,
         out=out,
         frame=make_frame(
             ee, command=command_line("compare", ctx), config=options, classes=images.classes
@@ -122,7 +122,7 @@ def compare(
     typer.echo(f"Wrote {out / FILE}. Next: leenet-fx report {out}", err=True)
 
 
-def parse_methods(text: str, joint: bool) -> list[Variant]:
+def parse_methods(text: str, joint: bool) -> list[MethodSpec]:
     """`all` or `leenet,ztw` → what to compare.
 
     Args:
@@ -133,8 +133,8 @@ def parse_methods(text: str, joint: bool) -> list[Variant]:
         UnknownNameError: no such method.
         InputError: no name, or one twice.
     """
-    from leenet_fx.evaluation.compare import Variant, frozen
-    from leenet_fx.methods import list_methods, list_overrides
+    from leenet_fx.evaluation.compare import MethodSpec, frozen
+    from leenet_fx.methods import list_method_options, list_methods
 
     names = list_methods() if text == ALL else [name.strip() for name in text.split(",")]
     if not all(names) or len(set(names)) < len(names):
@@ -142,8 +142,8 @@ def parse_methods(text: str, joint: bool) -> list[Variant]:
     variants = frozen(names)
     if joint:
         variants += [
-            Variant(f"{name}, joint", name, {"recipe": "joint"})
+            MethodSpec(f"{name}, joint", name, {"recipe": "joint"})
             for name in names
-            if "recipe" in list_overrides(name)
+            if "recipe" in list_method_options(name)
         ]
     return variants

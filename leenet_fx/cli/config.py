@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from leenet_fx.errors import InputError, UnknownNameError
+from leenet_fx.registry import unknown_name
 from leenet_fx.storage.files import check_free, read_text, write_atomically
-from placement.registry import unknown_name
 
 FILE = "run.yaml"
 NOT_KEPT = ("config", "ctx", "format", "as_json", "overwrite", "resume")

@@ -41,10 +41,10 @@ def evaluate(
     from leenet_fx.cli.setup import build, open_images
     from leenet_fx.data.splits import NAMES
     from leenet_fx.evaluation.evaluate import evaluate as measure
+    from leenet_fx.registry import unknown_name
     from leenet_fx.report.records import FILES, make_record, sample_images, write_record
     from leenet_fx.storage.exits import load
     from leenet_fx.storage.files import check_free
-    from placement.registry import unknown_name
 
     if split not in NAMES:
         raise unknown_name("split", split, NAMES)

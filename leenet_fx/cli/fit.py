@@ -67,13 +67,14 @@ def fit(
     from leenet_fx.cli.setup import (
         attach_by_name,
         measure_for,
-        method_options,
+        method_with_options,
         open_images,
         step_epochs,
     )
     from leenet_fx.data.transforms import make_transform
     from leenet_fx.training.fit import fit as fit_exits
 
+    chosen = method_with_options(method, option)
     backbone, ee = attach_by_name(
         model,
         strategy=strategy,
@@ -84,7 +85,7 @@ def fit(
         head=head,
         gate=gate,
         conv_blocks=conv_blocks,
-        method=method,
+        method=chosen,
         num_classes=num_classes,
         input_size=input_size,
         pretrained=pretrained,
@@ -105,10 +106,10 @@ def fit(
         train,
         val,
         gates=gates,
-        method=method,
+        method=chosen,
         alpha=alpha,
         cost=cost,
-        epochs=step_epochs(ee, method, epochs, gate_epochs),
+        epochs=step_epochs(ee, chosen, epochs, gate_epochs),
         lr=lr,
         patience=patience,
         cache=not augment,
@@ -119,7 +120,6 @@ def fit(
         devices=devices,
         precision=precision,
         seed=seed,
-        **method_options(method, option),
     )
     write_config(out, resolved(ctx), overwrite=resume)
     if wants_json(format, as_json):

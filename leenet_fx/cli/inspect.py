@@ -92,11 +92,11 @@ def inspect(
 
 
 def _candidates(ee: EarlyExitModule) -> str:
-    from leenet_fx import text
+    from leenet_fx import tables
 
     profile, placed = ee.spec.profile, ee.spec.placement.indices
     timed = profile.seconds is not None
-    table = text.new_table(
+    table = tables.new_table(
         f"{profile.model}: {len(profile.candidates)} block boundaries",
         *("block", "#", "exit", "FLOPs", "rel."),
         *(["ms", "rel."] if timed else []),
@@ -113,13 +113,13 @@ def _candidates(ee: EarlyExitModule) -> str:
             at.name,
             str(index),
             str(placed.index(index)) if index in placed else "",
-            text.quantity(at.flops),
+            tables.quantity(at.flops),
             f"{share:.3f}",
             *spent,
-            text.quantity(at.params),
-            text.quantity(at.bytes),
-            *([] if timed else [text.quantity(at.live_bytes)]),
+            tables.quantity(at.params),
+            tables.quantity(at.bytes),
+            *([] if timed else [tables.quantity(at.live_bytes)]),
         )
-    lines = [text.render(table)]
-    lines += [f"Not a boundary: {name}: {why}" for name, why in ee.spec.refused.items()]
+    lines = [tables.render(table)]
+    lines += [f"Not a boundary: {name}: {why}" for name, why in ee.spec.rejected.items()]
     return "\n".join(lines)

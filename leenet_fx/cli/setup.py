@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from leenet_fx.errors import InputError, StorageError, first_line
+from leenet_fx.errors import InputError, StorageError, first_line, placement_errors
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from leenet_fx.data.splits import Data
+    from leenet_fx.methods import Method
     from leenet_fx.surgery.module import EarlyExitModule
 
 
@@ -29,7 +30,7 @@ def attach_by_name(
     head: str | None = None,
     gate: str | None = None,
     conv_blocks: int | None = None,
-    method: str | None = None,
+    method: Method | None = None,
     num_classes: int | None = None,
     input_size: str | None = None,
     pretrained: bool = False,
@@ -56,7 +57,8 @@ def attach_by_name(
     from leenet_fx.surgery.attach import attach
     from placement import get_strategy
 
-    get_strategy(strategy)
+    with placement_errors():
+        get_strategy(strategy)
     if at and strategy != "fixed":
         raise typer.BadParameter("--at goes with --strategy fixed.")
     network = build(model, pretrained=pretrained, weights=weights, meta=meta)
@@ -128,21 +130,19 @@ def build(
 
 
 def step_epochs(
-    ee: EarlyExitModule, method: str, epochs: int, gate_epochs: int | None
+    ee: EarlyExitModule, method: Method, epochs: int, gate_epochs: int | None
 ) -> dict[str, int]:
     """Epochs of each step that there is: a final classifier is trained where it is new."""
-    from leenet_fx.methods import get_method
-
     lengths = {}
-    for step in get_method(method).steps:
-        if step.trains == {"gates"} and gate_epochs is not None:
-            lengths[step.name] = gate_epochs
-        elif step.trains != {"final"} or ee.spec.classifier_is_new:
-            lengths[step.name] = epochs
+    for phase in method.phases:
+        if phase.parameter_groups == {"gates"} and gate_epochs is not None:
+            lengths[phase.name] = gate_epochs
+        elif phase.parameter_groups != {"final"} or ee.spec.classifier_is_new:
+            lengths[phase.name] = epochs
     return lengths
 
 
-def method_options(method: str, given: list[str] | None) -> dict[str, Any]:
+def method_with_options(method: str, given: list[str] | None) -> Method:
     """`NAME=VALUE` texts as options of a method; values are read as YAML reads them.
 
     Raises:
@@ -161,8 +161,7 @@ def method_options(method: str, given: list[str] | None) -> dict[str, Any]:
             options[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise InputError(f"--option {text}: {first_line(error)}") from error
-    get_method(method, **options)
-    return options
+    return get_method(method, **options)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

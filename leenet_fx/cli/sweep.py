@@ -63,7 +63,7 @@ def sweep(
     from leenet_fx.cli.setup import (
         attach_by_name,
         measure_for,
-        method_options,
+        method_with_options,
         open_images,
         step_epochs,
     )
@@ -73,6 +73,7 @@ def sweep(
 
     values = parse_alphas(alphas)
     check_free(out / FILES["sweep"], overwrite)
+    chosen = method_with_options(method, option)
     backbone, ee = attach_by_name(
         model,
         strategy=strategy,
@@ -83,7 +84,7 @@ def sweep(
         head=head,
         gate=gate,
         conv_blocks=conv_blocks,
-        method=method,
+        method=chosen,
         num_classes=num_classes,
         input_size=input_size,
         pretrained=pretrained,
@@ -102,11 +103,10 @@ def sweep(
         gates=gates,
         alphas=values,
         seeds=range(seed, seed + seeds),
-        method=method,
+        method=chosen,
         cost=cost,
-        epochs=step_epochs(ee, method, epochs, gate_epochs),
+        epochs=step_epochs(ee, chosen, epochs, gate_epochs),
         lr=lr,
-        **method_options(method, option),
         timed=timed,
         progress=True,
     )

@@ -9,13 +9,13 @@ from typing import Any, Literal, TypeAlias, overload
 import torch
 from torch import Tensor, nn
 
+from leenet_fx.cost.latency import Latency
 from leenet_fx.errors import InputError
 from leenet_fx.graph.node_costs import measure_call
 from leenet_fx.graph.tracer import clone
 from leenet_fx.parts.branches import Branch
-from leenet_fx.cost.latency import Latency
+from leenet_fx.registry import unknown_name
 from placement import UNIT, CostProfile, Placement
-from placement.registry import unknown_name
 
 CostKind: TypeAlias = Literal["flops", "params", "bytes", "seconds"]
 COST_KINDS: tuple[CostKind, ...] = ("flops", "params", "bytes", "seconds")
@@ -40,7 +40,7 @@ class Cost:
 class BranchCost:
     """What a branch costs in each of its three steps."""
 
-    embed: Cost
+    hidden: Cost
     gate: Cost
     classify: Cost
 
@@ -55,26 +55,28 @@ def branch_cost(branch: Branch) -> BranchCost:
     assert isinstance(meta, Branch)
     features = [torch.empty(f.shape, dtype=dtype, device="meta") for f in branch.features]
     site = branch.site
-    earlier = None
-    if branch.reads_earlier:
-        earlier = torch.empty(1, site.position, site.num_classes, dtype=dtype, device="meta")
+    previous_logits = None
+    if branch.reads_previous_logits:
+        previous_logits = torch.empty(
+            1, site.position, site.num_classes, dtype=dtype, device="meta"
+        )
 
     def embed(*given: Tensor) -> Tensor:
-        return meta.embed(*meta.reduce(*given), earlier=earlier)
+        return meta.hidden(*meta.pool(*given), previous_logits=previous_logits)
 
-    def gate(state: Tensor) -> Tensor:
-        return meta.score(meta.evidence(state, earlier))
+    def gate(hidden: Tensor) -> Tensor:
+        return meta.gate_logit(meta.gate_inputs(hidden, previous_logits))
 
-    state, *embedding = measure_call(embed, *features)
-    _, *gating = measure_call(gate, state)
-    _, *classifying = measure_call(meta.classify, state)
+    hidden, *embedding = measure_call(embed, *features)
+    _, *gating = measure_call(gate, hidden)
+    _, *classifying = measure_call(meta.classify, hidden)
     embeds = _used(embed, features, meta)
-    gates, classifies = _used(gate, [state], meta), _used(meta.classify, [state], meta)
+    gates, classifies = _used(gate, [hidden], meta), _used(meta.classify, [hidden], meta)
     of_gate = _count(gates - embeds - classifies)
     of_classifier = _count(classifies - embeds - gates)
     rest = _count(meta.parameters()) - of_gate - of_classifier
     return BranchCost(
-        embed=Cost(embedding[0], rest, embedding[1]),
+        hidden=Cost(embedding[0], rest, embedding[1]),
         gate=Cost(gating[0], of_gate, gating[1]),
         classify=Cost(classifying[0], of_classifier, classifying[1]),
     )
@@ -124,13 +126,13 @@ class CostTable(Sequence[CostRow]):
     def __init__(
         self,
         model: str,
-        plain: Cost,
+        backbone: Cost,
         rows: Sequence[CostRow],
         reads: Reads,
         latency: Latency | None = None,
     ) -> None:
         self.model = model
-        self.plain = plain
+        self.backbone = backbone
         self.reads = reads
         self.latency = latency
         self._rows = tuple(rows)
@@ -151,7 +153,8 @@ class CostTable(Sequence[CostRow]):
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, CostTable)
-            and (self.model, self.plain, self.latency) == (other.model, other.plain, other.latency)
+            and (self.model, self.backbone, self.latency)
+            == (other.model, other.backbone, other.latency)
             and self._rows == other._rows
         )
 
@@ -177,8 +180,8 @@ class CostTable(Sequence[CostRow]):
                     f"cost='seconds' needs measured times of exits that decide by {self.reads}: "
                     "call leenet_fx.profile(ee) first."
                 )
-            plain = self.latency.plain_seconds()
-            return tuple(seconds / plain for seconds in self.latency.rows())
+            backbone = self.latency.backbone_seconds()
+            return tuple(seconds / backbone for seconds in self.latency.rows())
         return tuple(getattr(row, f"relative_{kind}") for row in self._rows)
 
     def to_dict(self) -> dict[str, Any]:
@@ -186,7 +189,7 @@ class CostTable(Sequence[CostRow]):
         return {
             "model": self.model,
             "unit": self.unit,
-            "total": asdict(self.plain),
+            "total": asdict(self.backbone),
             "exits": [asdict(row) for row in self._rows],
             "latency": None if self.latency is None else self.latency.to_dict(),
         }
@@ -204,20 +207,20 @@ def cost_table(
     A sample that leaves at i has run the network up to i, the deciding part of every branch up to
     i, and the classifier of i alone; the final row has run the network and every deciding part.
     """
-    plain = Cost(profile.flops, profile.params, profile.bytes)
+    backbone = Cost(profile.flops, profile.params, profile.bytes)
     rows: list[CostRow] = []
     passed = Cost(0, 0, 0)
     for index, branch in zip(placement.indices, branches, strict=True):
         at = profile.candidates[index]
         deciding = branch.gate if reads == "gate" else branch.classify
-        passed = passed + branch.embed + deciding
+        passed = passed + branch.hidden + deciding
         spent = Cost(at.flops, at.params, at.bytes) + passed
         if reads == "gate":
             spent = spent + branch.classify
-        rows.append(_row(at.name, spent, plain))
-    rows.append(_row("final", plain + passed, plain))
+        rows.append(_row(at.name, spent, backbone))
+    rows.append(_row("final", backbone + passed, backbone))
     known = latency if latency is not None and latency.reads == reads else None
-    return CostTable(profile.model, plain, rows, reads, known)
+    return CostTable(profile.model, backbone, rows, reads, known)
 
 
 def check_cost_kind(kind: str) -> None:
@@ -226,13 +229,13 @@ def check_cost_kind(kind: str) -> None:
         raise unknown_name("cost", kind, COST_KINDS)
 
 
-def _row(name: str, spent: Cost, plain: Cost) -> CostRow:
+def _row(name: str, spent: Cost, backbone: Cost) -> CostRow:
     return CostRow(
         name=name,
         flops=spent.flops,
         params=spent.params,
         bytes=spent.bytes,
-        relative_flops=spent.flops / plain.flops,
-        relative_params=spent.params / max(plain.params, 1),
-        relative_bytes=spent.bytes / max(plain.bytes, 1),
+        relative_flops=spent.flops / backbone.flops,
+        relative_params=spent.params / max(backbone.params, 1),
+        relative_bytes=spent.bytes / max(backbone.bytes, 1),
     )

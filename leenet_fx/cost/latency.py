@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
-from leenet_fx import text
+from leenet_fx import tables
 from leenet_fx.errors import InputError
 
 
@@ -38,7 +38,7 @@ class Latency:
     compiled: bool
     batch_sizes: tuple[int, ...]
     reference: int
-    plain: tuple[float, ...]
+    backbone: tuple[float, ...]
     stages: tuple[tuple[float, ...], ...]
     passing: tuple[tuple[float, ...], ...]
     leaving: tuple[tuple[float, ...], ...]
@@ -98,9 +98,9 @@ class Latency:
             raise InputError(f"shares must sum to 1, got {sum(shares):g}: {list(shares)}.")
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, got {batch_size}.")
-        inside = [1.0, *(max(0.0, 1 - left) for left in accumulate(shares[:-1]))]
+        active = [1.0, *(max(0.0, 1 - left) for left in accumulate(shares[:-1]))]
         total = 0.0
-        for index, (arrive, stay) in enumerate(pairwise(inside)):
+        for index, (arrive, stay) in enumerate(pairwise(active)):
             total += self._mean(self.passing[index], arrive, batch_size)
             total += self._mean(self.leaving[index], shares[index], batch_size)
             # Who stays is copied only where somebody of the batch leaves.
@@ -109,7 +109,7 @@ class Latency:
             if others > 0:
                 unmoved = self._mean(self.moving[index], min(1.0, stay / others), batch_size)
                 total -= others**batch_size * unmoved
-        return total + self._mean(self.stages[-1], inside[-1], batch_size)
+        return total + self._mean(self.stages[-1], active[-1], batch_size)
 
     def rows(self, batch_size: int | None = None) -> tuple[float, ...]:
         """N+1 seconds a sample has cost that leaves at each exit, or at the end.
@@ -125,21 +125,21 @@ class Latency:
         last = passed[-1] + self._at(self.stages[-1], size)
         return tuple(seconds / size for seconds in (*at_exits, last))
 
-    def plain_seconds(self, batch_size: int | None = None) -> float:
+    def backbone_seconds(self, batch_size: int | None = None) -> float:
         """Seconds a sample costs the plain network.
 
         Args:
             batch_size: of the whole batch; None takes `reference`.
         """
         size = self.reference if batch_size is None else batch_size
-        return self._at(self.plain, size) / size
+        return self._at(self.backbone, size) / size
 
     def summary(self) -> str:
         """Milliseconds of every stage and branch, as a table of text."""
         sizes = [f"b{size}" for size in self.batch_sizes]
         how = "compiled, " if self.compiled else ""
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        table = text.new_table(
+        table = tables.new_table(
             f"Milliseconds a batch on {self.device}, {threads}",
             "piece",
             *sizes,
@@ -150,8 +150,8 @@ class Latency:
             if index < self.num_exits:
                 table.add_row(f"exit {index}: decide", *map(_milliseconds, self.branches[index]))
                 table.add_row(f"exit {index}: leave", *map(_milliseconds, self.leaving[index]))
-        table.add_row("plain", *map(_milliseconds, self.plain))
-        return text.render(table)
+        table.add_row("plain", *map(_milliseconds, self.backbone))
+        return tables.render(table)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

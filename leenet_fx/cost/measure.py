@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leenet_fx.errors import InputError, ModeError
-from leenet_fx.environment import device_name
-from leenet_fx.policies.policy import LearnedGate, MaxProbability, Policy, ThresholdPolicy
-from leenet_fx.runtime.conditional import Inside, advance, run_plain
 from leenet_fx.cost.latency import Latency
+from leenet_fx.environment import device_name
+from leenet_fx.errors import InputError, ModeError
+from leenet_fx.policies import GateThreshold, MaxProbability, Policy, ThresholdPolicy
+from leenet_fx.runtime.conditional import ActiveBatch, run_backbone, run_stage
 from leenet_fx.surgery.module import EarlyExitModule, device_of
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
@@ -85,7 +85,7 @@ def profile(
         compiled=ee.is_compiled,
         batch_sizes=sizes,
         reference=at,
-        plain=tuple(found[size]["plain"] for size in sizes),
+        backbone=tuple(found[size]["plain"] for size in sizes),
         stages=series("stage", ee.num_exits + 1),
         passing=series("pass", ee.num_exits),
         leaving=series("leave", ee.num_exits),
@@ -139,7 +139,7 @@ class _Stages:
 
     def stages(self) -> None:
         live: Any = (self.images,)
-        for index, run in enumerate(self.ee.pieces.runs):
+        for index, run in enumerate(self.ee.stage_plan.runs):
             live = self.time(f"stage {index}", run, self.ee, *live)
 
     def time(self, name: str, call: Callable[..., Any], *given: Any) -> Any:
@@ -154,31 +154,31 @@ class _Rounds(_Stages):
 
     def __init__(self, ee: EarlyExitModule, images: Tensor) -> None:
         super().__init__(ee, images)
-        self.guide = ee.guide(_never(ee))
+        self.controller = ee.controller(_never(ee))
 
     def __call__(self, repeats: int) -> None:
         for _ in range(repeats):
-            self.time("plain", run_plain, self.ee, self.ee.pieces, self.images)
+            self.time("plain", run_backbone, self.ee, self.ee.stage_plan, self.images)
         super().__call__(repeats)
         for _ in range(repeats):
-            inside = Inside((self.images,), len(self.images))
+            active = ActiveBatch((self.images,), len(self.images))
             for index in range(self.ee.num_exits):
-                self.time(f"pass {index}", advance, self.guide, index, inside)
-        inside = Inside((self.images,), len(self.images))
+                self.time(f"pass {index}", run_stage, self.controller, index, active)
+        active = ActiveBatch((self.images,), len(self.images))
         for index in range(self.ee.num_exits):
-            advance(self.guide, index, inside)
+            run_stage(self.controller, index, active)
             for _ in range(repeats):
-                self.time(f"leave {index}", self.guide.classify, index, inside, None)
-                self.time(f"move {index}", self._move, index, inside)
+                self.time(f"leave {index}", self.controller.classify, index, active, None)
+                self.time(f"move {index}", self._move, index, active)
 
-    def _move(self, index: int, inside: Inside) -> Inside:
+    def _move(self, index: int, active: ActiveBatch) -> ActiveBatch:
         """Nobody leaves, but all are copied as if somebody had."""
-        nobody = torch.zeros(inside.count, dtype=torch.uint8, device=self.images.device)
+        nobody = torch.zeros(active.count, dtype=torch.uint8, device=self.images.device)
         rows = nobody.argsort(stable=True)
-        assert inside.kept is not None
-        inside.kept.index_select(0, rows)
-        copied = replace(inside)
-        copied.keep(rows, self.ee.pieces.cuts[index])
+        assert active.kept is not None
+        active.kept.index_select(0, rows)
+        copied = replace(active)
+        copied.keep(rows, self.ee.stage_plan.cuts[index])
         return copied
 
 
@@ -186,7 +186,7 @@ def _never(ee: EarlyExitModule) -> Policy:
     """A policy that asks what the network's asks, and lets nobody leave."""
     if isinstance(ee.policy, ThresholdPolicy):
         return ee.policy.with_confidence(math.inf)
-    return LearnedGate(math.inf) if ee.costs.reads == "gate" else MaxProbability(math.inf)
+    return GateThreshold(math.inf) if ee.costs.reads == "gate" else MaxProbability(math.inf)
 
 
 def _rounds(run: _Stages, seconds: float) -> dict[str, float]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from leenet_fx.errors import InputError
-from placement.registry import unknown_name
+from leenet_fx.registry import unknown_name
 
 logger = logging.getLogger("leenet_fx")
 
@@ -161,13 +161,13 @@ def open_files(root: Path, skip_bad: bool = False) -> ImageFiles:
         raise InputError(f"'{root}' is no folder and no .tar file; unpack or untar.gz it first.")
     files = ImageFiles(root)
     if skip_bad:
-        left_out = files.skip_bad()
-        if left_out:
-            names = ", ".join(left_out[:NAMED]) + (", …" if len(left_out) > NAMED else "")
+        skipped = files.skip_bad()
+        if skipped:
+            names = ", ".join(skipped[:NAMED]) + (", …" if len(skipped) > NAMED else "")
             logger.warning(
                 "%d of %d images in '%s' cannot be read and are left out: %s",
-                len(left_out),
-                len(left_out) + len(files),
+                len(skipped),
+                len(skipped) + len(files),
                 root,
                 names,
             )

@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from leenet_fx import text
+from leenet_fx import tables
 from leenet_fx.data.digits import CLASSES, Digits, load_digits
 from leenet_fx.evaluation.evaluate import Evaluation, evaluate
 from leenet_fx.report.plots import plot_network, plot_strip, plot_tradeoff
-from leenet_fx.report.results import Figure, Result, environment
+from leenet_fx.report.results import Criterion, Result, environment
 from leenet_fx.storage.files import write_atomically
 from leenet_fx.surgery.attach import attach
 from leenet_fx.surgery.module import EarlyExitModule
@@ -172,7 +172,7 @@ def _sweep(
                 "accuracy": found.accuracy,
                 "relative_flops": found.relative_flops,
                 "random_accuracy": found.random_accuracy,
-                "plain_accuracy": found.plain_accuracy,
+                "plain_accuracy": found.backbone_accuracy,
             }
         )
         fitted[alpha] = copy.deepcopy(ee)
@@ -200,7 +200,7 @@ def _ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 def _print(run: DemoRun) -> None:
-    table = text.new_table(
+    table = tables.new_table(
         f"Seed {run.seed}, validation images: α and what it gives",
         "α",
         "accuracy %",
@@ -216,7 +216,7 @@ def _print(run: DemoRun) -> None:
             f"{point['relative_flops']:.3f}",
             "←" if point["alpha"] == run.alpha else "",
         )
-    _say(text.render(table))
+    _say(tables.render(table))
     _say(f"\nTest images, α = {run.alpha:g}")
     _say(run.test.summary())
     hard = ", ".join("–" if d is None else f"{d:.2f}" for d in run.difficulty)
@@ -231,7 +231,7 @@ def _row(run: DemoRun) -> dict[str, Any]:
     return {
         "seed": run.seed,
         "alpha": run.alpha,
-        "plain_accuracy": test.plain_accuracy,
+        "plain_accuracy": test.backbone_accuracy,
         "accuracy": test.accuracy,
         "random_accuracy": test.random_accuracy,
         "relative_flops": test.relative_flops,
@@ -244,27 +244,29 @@ def _row(run: DemoRun) -> dict[str, Any]:
     }
 
 
-def _figures(runs: Sequence[DemoRun]) -> list[Figure]:
+def _figures(runs: Sequence[DemoRun]) -> list[Criterion]:
     def median(values: list[float]) -> float:
         return statistics.median(values)
 
     saved = median([100 * (1 - run.test.relative_flops) for run in runs])
-    lost = median([100 * (run.test.plain_accuracy - run.test.accuracy) for run in runs])
+    lost = median([100 * (run.test.backbone_accuracy - run.test.accuracy) for run in runs])
     outlets = median([sum(o.share >= 0.05 for o in run.test.outlets) for run in runs])
     gained = median([100 * (run.test.accuracy - run.test.random_accuracy) for run in runs])
-    rising = median([_rises(run) for run in runs])
+    monotone_costs = median([_rises(run) for run in runs])
     correlation = median([run.rank_correlation for run in runs])
     ratio = median([run.test.time_ratio for run in runs])
     slowest = max(run.seconds for run in runs) / 60
     return [
-        Figure("FLOPs saved", saved, "%", "≥ 40", saved >= 40),
-        Figure("accuracy lost", lost, "points", "≤ 1", lost <= 1),
-        Figure("outlets with ≥ 5 % of the samples", outlets, "", "≥ 3", outlets >= 3),
-        Figure("above the same shares at random", gained, "points", "> 0", gained > 0),
-        Figure("mean difficulty rises from exit to exit", rising, "", "1", rising == 1),
-        Figure("rank correlation, difficulty and exit", correlation, "", "> 0", correlation > 0),
-        Figure("time relative to the plain model", ratio, "", "printed", True),
-        Figure("slowest seed", slowest, "minutes", "< 5", slowest < 5),
+        Criterion("FLOPs saved", saved, "%", "≥ 40", saved >= 40),
+        Criterion("accuracy lost", lost, "points", "≤ 1", lost <= 1),
+        Criterion("outlets with ≥ 5 % of the samples", outlets, "", "≥ 3", outlets >= 3),
+        Criterion("above the same shares at random", gained, "points", "> 0", gained > 0),
+        Criterion(
+            "mean difficulty rises from exit to exit", monotone_costs, "", "1", monotone_costs == 1
+        ),
+        Criterion("rank correlation, difficulty and exit", correlation, "", "> 0", correlation > 0),
+        Criterion("time relative to the plain model", ratio, "", "printed", True),
+        Criterion("slowest seed", slowest, "minutes", "< 5", slowest < 5),
     ]
 
 

@@ -20,21 +20,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from leenet_fx import text
-from leenet_fx.errors import InputError, StorageError, TrainingError, first_line
-from leenet_fx.calibration.budgets import rising
-from leenet_fx.calibration.cached_outputs import Said, ask, confidences, leaves_at
-from leenet_fx.methods import Method, get_method, list_overrides
-from leenet_fx.policies.policy import Patience, Policy, Shut, ThresholdPolicy
+from leenet_fx import tables
+from leenet_fx.calibration.budgets import monotone_costs
+from leenet_fx.calibration.cached_outputs import (
+    CachedOutputs,
+    ask,
+    cached_exit_indices,
+    confidences,
+)
 from leenet_fx.calibration.solvers import get_solver
+from leenet_fx.errors import InputError, StorageError, TrainingError, first_line
+from leenet_fx.features.batches import batches, count_batches
+from leenet_fx.features.feature_cache import FeatureCache, cache_features
+from leenet_fx.methods import Method, get_method, list_method_options
+from leenet_fx.policies import NeverExit, Patience, Policy, ThresholdPolicy
 from leenet_fx.storage.exits import backbone_digest, load
 from leenet_fx.storage.files import make_folder, read_text, write_atomically
 from leenet_fx.surgery.attach import attach
 from leenet_fx.surgery.module import EarlyExitModule, device_of
-from leenet_fx.features.feature_cache import FeatureCache, cache_features
 from leenet_fx.training.checkpoint import random_state, set_random_state
 from leenet_fx.training.fit import fit
-from leenet_fx.features.batches import batches, count_batches
 from placement.strategies import Position
 
 FILE = "comparison.json"
@@ -60,7 +65,7 @@ POINTS = {"threshold": 100, "shares": 16}
 
 
 @dataclass(frozen=True)
-class Variant:
+class MethodSpec:
     """A method as it is to be compared.
 
     Attributes:
@@ -90,7 +95,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Operating:
+class FrontierPoint:
     """One operating point on the report images.
 
     Attributes:
@@ -107,7 +112,7 @@ class Operating:
 
 
 @dataclass(frozen=True)
-class Run:
+class MethodRun:
     """One method with one seed.
 
     Attributes:
@@ -125,11 +130,11 @@ class Run:
     label: str
     method: str
     seed: int
-    knob: str
-    plain_accuracy: float
+    trade_off: str
+    backbone_accuracy: float
     exits: tuple[str, ...]
     trained_seconds: float
-    points: tuple[Operating, ...]
+    points: tuple[FrontierPoint, ...]
     key: str
 
     def accuracy_within(self, budget: float) -> float | None:
@@ -182,11 +187,11 @@ class Comparison:
     """
 
     model: str
-    plain_accuracy: float
+    backbone_accuracy: float
     samples: int
     classes: int
-    runs: tuple[Run, ...]
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    runs: tuple[MethodRun, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with `rows`."""
@@ -197,7 +202,7 @@ class Comparison:
         rows = []
         for label in dict.fromkeys(run.label for run in self.runs):
             runs = [run for run in self.runs if run.label == label]
-            plain = self.plain_accuracy
+            plain = self.backbone_accuracy
             row: dict[str, Any] = {"label": label, "method": runs[0].method, "seeds": len(runs)}
             areas = [run.area(self.classes, plain) for run in runs]
             row |= {"area": statistics.median(areas), "areas": areas}
@@ -207,7 +212,7 @@ class Comparison:
             for budget in BUDGETS:
                 found = [run.accuracy_within(budget) for run in runs]
                 row[f"accuracy_at_{budget:g}"] = _median(found)
-            row["plain_accuracy"] = statistics.median(run.plain_accuracy for run in runs)
+            row["plain_accuracy"] = statistics.median(run.backbone_accuracy for run in runs)
             row["exits"] = len(runs[0].exits)
             row["trained_seconds"] = statistics.median(run.trained_seconds for run in runs)
             rows.append(row)
@@ -217,9 +222,9 @@ class Comparison:
         """A table of text, and what was left out."""
         rows = self.rows()
         seeds = max(row["seeds"] for row in rows)
-        table = text.new_table(
+        table = tables.new_table(
             f"{self.model}: {self.samples} report images, plain model "
-            f"{100 * self.plain_accuracy:.2f} %",
+            f"{100 * self.backbone_accuracy:.2f} %",
             "method",
             "area",
             *(f"−{100 * lost:g} pt" for lost in LOSSES),
@@ -236,24 +241,28 @@ class Comparison:
                 *(_shown(row[f"flops_at_{100 * lost:g}"]) for lost in LOSSES),
                 *(_shown(row[f"accuracy_at_{budget:g}"], 100) for budget in SHOWN),
             )
-        lines = [f"Left out: {label}: {why}" for label, why in self.left_out.items()]
-        return "\n".join([text.render(table), *(textwrap.fill(line, text.WIDTH) for line in lines)])
+        lines = [f"Left out: {label}: {why}" for label, why in self.skipped.items()]
+        return "\n".join(
+            [tables.render(table), *(textwrap.fill(line, tables.WIDTH) for line in lines)]
+        )
 
     def __str__(self) -> str:
         return self.summary()
 
 
-def frozen(methods: Sequence[str]) -> list[Variant]:
+def frozen(methods: Sequence[str]) -> list[MethodSpec]:
     """Each method with the backbone frozen, where it can be."""
     return [
-        Variant(name, name, {"recipe": "disjoint"} if "recipe" in list_overrides(name) else {})
+        MethodSpec(
+            name, name, {"recipe": "disjoint"} if "recipe" in list_method_options(name) else {}
+        )
         for name in methods
     ]
 
 
 def compare(
     model: nn.Module,
-    variants: Sequence[Variant],
+    variants: Sequence[MethodSpec],
     train: Iterable[Any],
     calibrate: Iterable[Any],
     report: Iterable[Any],
@@ -268,7 +277,7 @@ def compare(
     epochs: int | Mapping[str, int] = 10,
     precision: str | None = None,
     seeds: Sequence[int] = (0,),
-    leave_out: bool = False,
+    skip_unfit: bool = False,
     out: str | Path | None = None,
     frame: Mapping[str, Any] | None = None,
     progress: bool | None = None,
@@ -321,14 +330,14 @@ def compare(
         "name": name,
     }
     loaders = (train, calibrate, report, train if augmented is None else augmented)
-    runs: dict[tuple[str, int], Run] = {}
-    left_out: dict[str, str] = {}
+    runs: dict[tuple[str, int], MethodRun] = {}
+    skipped: dict[str, str] = {}
     with _drawn_aside(loaders), closing(_Features(*loaders)) as work:
         base = attach(model, strategy, num_exits=num_exits, copy=False, **common).eval()
         given, samples = _plain_accuracy(base, report)
         file = None if out is None else _File(Path(out) / FILE, frame or {}, base, given, samples)
         for variant, seed in product(variants, seeds):
-            if variant.label in left_out:
+            if variant.label in skipped:
                 continue
             placed = strategy if variant.strategy is None else variant.strategy
             number = num_exits if variant.strategy is None else None
@@ -346,7 +355,7 @@ def compare(
                         num_exits=number,
                         branch=variant.branch,
                         branch_options=variant.branch_options,
-                        method=variant.method,
+                        method=method,
                         copy=_trains_backbone(method),
                         seed=seed,
                         **common,
@@ -356,22 +365,22 @@ def compare(
                     _check_trained(ee, variant.method, method)
                     done = _run(ee, variant, method, work, length, precision, seed, key)
                 except (InputError, TrainingError) as error:
-                    if not leave_out:
+                    if not skip_unfit:
                         raise
-                    left_out[variant.label] = str(error)
+                    skipped[variant.label] = str(error)
                     runs = {at: run for at, run in runs.items() if at[0] != variant.label}
                     continue
             runs[variant.label, seed] = done
-            found = _found(base, given, samples, runs, left_out)
+            found = _found(base, given, samples, runs, skipped)
             if file is not None:
                 file.kept[variant.label, seed] = done
                 file.write(found)
             if show:
-                _tell(done, found.plain_accuracy)
+                _tell(done, found.backbone_accuracy)
     if not runs:
-        why = "; ".join(f"{label}: {reason}" for label, reason in left_out.items())
+        why = "; ".join(f"{label}: {reason}" for label, reason in skipped.items())
         raise InputError(f"No variant fits {base.spec.profile.model}: {why}")
-    found = _found(base, given, samples, runs, left_out)
+    found = _found(base, given, samples, runs, skipped)
     if file is not None:
         file.write(found)
     return found
@@ -381,15 +390,15 @@ def _found(
     base: EarlyExitModule,
     given: float,
     samples: int,
-    runs: Mapping[tuple[str, int], Run],
-    left_out: Mapping[str, str],
+    runs: Mapping[tuple[str, int], MethodRun],
+    skipped: Mapping[str, str],
 ) -> Comparison:
     """What is known so far; `given` is the plain model's accuracy."""
     spec = base.spec
     if spec.classifier_is_new:
-        given = statistics.median(run.plain_accuracy for run in runs.values())
+        given = statistics.median(run.backbone_accuracy for run in runs.values())
     return Comparison(
-        spec.profile.model, given, samples, spec.num_classes, tuple(runs.values()), dict(left_out)
+        spec.profile.model, given, samples, spec.num_classes, tuple(runs.values()), dict(skipped)
     )
 
 
@@ -418,8 +427,8 @@ def _draw_from(seed: int, loaders: Iterable[object]) -> None:
 
 def _check_trained(ee: EarlyExitModule, name: str, method: Method) -> None:
     """Raises InputError for a new final classifier that a method would leave untrained."""
-    trains = {group for step in method.steps for group in step.trains}
-    if ee.spec.classifier_is_new and not trains & {"final", "backbone"}:
+    parameter_groups = {group for phase in method.phases for group in phase.parameter_groups}
+    if ee.spec.classifier_is_new and not parameter_groups & {"final", "backbone"}:
         raise InputError(
             f"Method '{name}' does not train the final classifier, and this one is new."
         )
@@ -452,31 +461,30 @@ class _Features:
 
 def _run(
     ee: EarlyExitModule,
-    variant: Variant,
+    variant: MethodSpec,
     method: Method,
     work: _Features,
     epochs: int | Mapping[str, int],
     precision: str | None,
     seed: int,
     key: str,
-) -> Run:
+) -> MethodRun:
     """Fits one variant and measures its frontier."""
     joint = _trains_backbone(method)
     live = joint or variant.augmented
     options: dict[str, Any] = {
-        "method": variant.method,
+        "method": method,
         "seed": seed,
         "lr": variant.lr,
         "precision": precision,
         "progress": False,
     }
-    options |= dict(variant.options)
     lengths = _lengths(method, epochs, ee.spec.classifier_is_new)
-    by_weight = method.knob == "weight"
-    settings: tuple[float, ...] = (method.weight,)
+    by_weight = method.trade_off == "weight"
+    settings: tuple[float, ...] = (method.cost_weight,)
     last = list(lengths)[-1]
     trained = 0.0
-    points: list[Operating] = []
+    points: list[FrontierPoint] = []
     plain = math.nan
 
     def train(setting: float, now: Mapping[str, int]) -> None:
@@ -493,9 +501,9 @@ def _run(
 
     if by_weight:
         # Only what is trained last depends on the weight of the cost.
-        settings = ALPHAS if method.highest_weight == 1 else LAMBDAS
+        settings = ALPHAS if method.max_cost_weight == 1 else LAMBDAS
         if len(lengths) > 1:
-            train(method.weight, {**lengths, last: 0})
+            train(method.cost_weight, {**lengths, last: 0})
         lengths = {step: length if step == last else 0 for step, length in lengths.items()}
     start = copy.deepcopy(ee.state_dict())
     for setting in settings:
@@ -509,11 +517,11 @@ def _run(
             points.append(_point(ee, ee.policy, asked, setting))
         else:
             points += _frontier(ee, method, tuned, asked)
-    return Run(
+    return MethodRun(
         variant.label,
         variant.method,
         seed,
-        method.knob,
+        method.trade_off,
         plain,
         ee.spec.placement.names,
         trained,
@@ -547,32 +555,36 @@ def _begin(ee: EarlyExitModule, model: nn.Module, folder: str) -> None:
         )
 
 
-def _frontier(ee: EarlyExitModule, method: Method, tuned: Said, asked: Said) -> Iterable[Operating]:
+def _frontier(
+    ee: EarlyExitModule, method: Method, tuned: CachedOutputs, asked: CachedOutputs
+) -> Iterable[FrontierPoint]:
     """Operating points of a fitted network, each chosen on `tuned` and measured on `asked`."""
     policy = ee.policy
-    if method.knob == "dial":
+    if method.trade_off == "dial":
         for alpha in ALPHAS:
-            yield _point(ee, policy.turned(alpha), asked, alpha)
+            yield _point(ee, policy.with_alpha(alpha), asked, alpha)
         return
-    if method.knob == "patience":
+    if method.trade_off == "patience":
         for patience in range(1, ee.num_exits):
             yield _point(ee, Patience(patience), asked, patience)
         return
     assert isinstance(policy, ThresholdPolicy)
-    solve = get_solver("exponential" if method.knob == "shares" else "common")
+    solve = get_solver("exponential" if method.trade_off == "shares" else "common")
     sure = confidences(ee, policy, tuned)
-    costs = rising(ee)
-    count = POINTS[method.knob]
+    costs = monotone_costs(ee)
+    count = POINTS[method.trade_off]
     for step in range(count + 1):
         budget = costs[0] + (costs[-1] - costs[0]) * step / count
         yield _point(ee, policy.with_confidence(solve(sure, costs, budget)), asked, budget)
 
 
-def _point(ee: EarlyExitModule, policy: Policy, asked: Said, setting: float) -> Operating:
-    left = leaves_at(ee, policy, asked)
+def _point(
+    ee: EarlyExitModule, policy: Policy, asked: CachedOutputs, setting: float
+) -> FrontierPoint:
+    left = cached_exit_indices(ee, policy, asked)
     counts = left.bincount(minlength=ee.num_exits + 1).double() / len(left)
     costs = counts.new_tensor(_costs_under(ee, policy))
-    return Operating(
+    return FrontierPoint(
         float(setting),
         _accuracy(asked, left),
         float((counts * costs).sum()),
@@ -585,7 +597,7 @@ def _costs_under(ee: EarlyExitModule, policy: Policy) -> tuple[float, ...]:
     return ee.costs.relative()
 
 
-def _accuracy(asked: Said, left: Any) -> float:
+def _accuracy(asked: CachedOutputs, left: Any) -> float:
     return float(asked.right(left).double().mean())
 
 
@@ -595,24 +607,26 @@ def _plain_accuracy(ee: EarlyExitModule, report: Iterable[Any]) -> tuple[float, 
     device = device_of(ee)
     for images, labels in batches(report, "report", ee.spec.num_classes, device):
         with torch.no_grad():
-            right += int((ee.run_with(images, Shut())[0].argmax(1) == labels).sum())
+            right += int((ee.run_with(images, NeverExit())[0].argmax(1) == labels).sum())
         samples += len(labels)
     return right / samples, samples
 
 
 def _trains_backbone(method: Method) -> bool:
-    return any("backbone" in step.trains for step in method.steps)
+    return any("backbone" in phase.parameter_groups for phase in method.phases)
 
 
 def _lengths(method: Method, epochs: int | Mapping[str, int], train_final: bool) -> dict[str, int]:
-    steps = [step for step in method.steps if step.trains != {"final"} or train_final]
+    phases = [
+        phase for phase in method.phases if phase.parameter_groups != {"final"} or train_final
+    ]
     if isinstance(epochs, Mapping):
-        # One table of epochs serves methods with other steps too.
-        return {step.name: epochs.get(step.name, epochs.get("exits", 10)) for step in steps}
-    return {step.name: epochs for step in steps}
+        # One table of epochs serves methods with other phases too.
+        return {phase.name: epochs.get(phase.name, epochs.get("exits", 10)) for phase in phases}
+    return {phase.name: epochs for phase in phases}
 
 
-def _key(variant: Variant, strategy: object, *common: object) -> str:
+def _key(variant: MethodSpec, strategy: object, *common: object) -> str:
     """All that decides a run, its seed apart."""
     return json.dumps(
         {**asdict(variant), "strategy": strategy, "common": common}, sort_keys=True, default=str
@@ -647,7 +661,7 @@ class _File:
             StorageError: its folder cannot be written to; it is damaged, or of something else.
         """
         self.path = path
-        self.made_of: dict[str, Any] = {
+        self.fingerprint_fields: dict[str, Any] = {
             "backbone": backbone_digest(base),
             "image_shape": list(base.spec.image_shape),
             "classes": base.spec.num_classes,
@@ -674,40 +688,40 @@ class _File:
             "schema": SCHEMA,
             **self.frame,
             "comparison": found.to_dict(),
-            "made_of": self.made_of,
+            "made_of": self.fingerprint_fields,
             "others": [asdict(run) for at, run in self.kept.items() if at not in inside],
         }
         write_atomically(self.path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
-    def _read(self) -> dict[tuple[str, int], Run]:
+    def _read(self) -> dict[tuple[str, int], MethodRun]:
         try:
             record = json.loads(read_text(self.path))
             runs = [*record["comparison"]["runs"], *record["others"]]
             kept = {(run["label"], run["seed"]): _as_run(run) for run in runs}
-            made_of = dict(record["made_of"])
-            accuracy = float(made_of["plain_accuracy"])
+            fingerprint_fields = dict(record["made_of"])
+            accuracy = float(fingerprint_fields["plain_accuracy"])
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(
                 f"'{self.path}' is no comparison that can be taken up: {error!r}."
             ) from error
-        if abs(accuracy - self.made_of["plain_accuracy"]) <= SAME:
-            made_of["plain_accuracy"] = self.made_of["plain_accuracy"]
-        for name, expected in self.made_of.items():
-            if made_of.get(name) != expected:
+        if abs(accuracy - self.fingerprint_fields["plain_accuracy"]) <= SAME:
+            fingerprint_fields["plain_accuracy"] = self.fingerprint_fields["plain_accuracy"]
+        for name, expected in self.fingerprint_fields.items():
+            if fingerprint_fields.get(name) != expected:
                 raise StorageError(
                     f"'{self.path}' is of another network or other images, with "
-                    f"{name} {made_of.get(name)}, not {expected}: choose another folder."
+                    f"{name} {fingerprint_fields.get(name)}, not {expected}: choose another folder."
                 )
         return kept
 
 
-def _as_run(found: Mapping[str, Any]) -> Run:
+def _as_run(found: Mapping[str, Any]) -> MethodRun:
     """A run as JSON has it."""
-    points = [Operating(**{**at, "shares": tuple(at["shares"])}) for at in found["points"]]
-    return Run(**{**found, "exits": tuple(found["exits"]), "points": tuple(points)})
+    points = [FrontierPoint(**{**at, "shares": tuple(at["shares"])}) for at in found["points"]]
+    return MethodRun(**{**found, "exits": tuple(found["exits"]), "points": tuple(points)})
 
 
-def _tell(run: Run, plain: float) -> None:
+def _tell(run: MethodRun, plain: float) -> None:
     cheapest = run.flops_within(plain, 0.01)
     print(
         f"{run.label}, seed {run.seed}: {len(run.points)} points, trained "

@@ -11,12 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leenet_fx import text
+from leenet_fx import tables
 from leenet_fx.errors import InputError, ModeError
-from leenet_fx.evaluation.sample_records import Records, auroc, calibration_error, joined, record
-from leenet_fx.policies.policy import Shut
-from leenet_fx.surgery.module import EarlyExitModule, device_of
+from leenet_fx.evaluation.sample_records import (
+    SampleRecords,
+    auroc,
+    calibration_error,
+    joined,
+    record,
+)
 from leenet_fx.features.batches import batches
+from leenet_fx.policies import NeverExit
+from leenet_fx.surgery.module import EarlyExitModule, device_of
 
 EXAMPLES = 6
 """How many right and how many wrong samples of each outlet are named."""
@@ -32,7 +38,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Outlet:
+class ExitStatistics:
     """An exit, or the final classifier.
 
     Attributes:
@@ -62,7 +68,7 @@ class Outlet:
 
 
 @dataclass(frozen=True)
-class ClassRow:
+class ClassStatistics:
     """One class: its samples, the accuracy on them, and how many left at each outlet."""
 
     label: int
@@ -85,14 +91,14 @@ class Timing:
 
     sizes: tuple[int, ...]
     seconds: tuple[float, ...]
-    plain_seconds: tuple[float, ...]
+    backbone_seconds: tuple[float, ...]
     slope: float
-    plain_slope: float
+    backbone_slope: float
 
     @property
     def ratio(self) -> float:
         """Slope relative to the plain model's."""
-        return self.slope / self.plain_slope
+        return self.slope / self.backbone_slope
 
 
 @dataclass(frozen=True)
@@ -118,22 +124,22 @@ class Evaluation:
 
     samples: int
     accuracy: float
-    plain_accuracy: float
+    backbone_accuracy: float
     random_accuracy: float
     relative_flops: float
     mean_exit: float
     auroc: float | None
     calibration_error: float | None
     seconds: float
-    plain_seconds: float
-    outlets: tuple[Outlet, ...]
-    classes: tuple[ClassRow, ...]
+    backbone_seconds: float
+    outlets: tuple[ExitStatistics, ...]
+    classes: tuple[ClassStatistics, ...]
     timing: Timing | None = None
 
     @property
     def time_ratio(self) -> float:
         """Measured time relative to the plain model."""
-        return self.seconds / self.plain_seconds
+        return self.seconds / self.backbone_seconds
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -146,19 +152,19 @@ class Evaluation:
         """A table of text."""
         caption = (
             f"Mean exit {self.mean_exit:.2f}; time {self.seconds:.3f} s, plain model "
-            f"{self.plain_seconds:.3f} s. FLOPs: relative to the plain model; of all: accuracy % "
+            f"{self.backbone_seconds:.3f} s. FLOPs: relative to the plain model; of all: accuracy % "
             "if every image left here; AUROC %: whether confidence tells right from wrong (answers "
-            f"given: {text.percent(self.auroc)}); ECE %: calibration error (answers given: "
-            f"{text.percent(self.calibration_error)})."
+            f"given: {tables.percent(self.auroc)}); ECE %: calibration error (answers given: "
+            f"{tables.percent(self.calibration_error)})."
         )
         if self.timing is not None:
             caption += (
                 f" {1e3 * self.timing.slope:.3g} ms an image, plain model "
-                f"{1e3 * self.timing.plain_slope:.3g} ms, over {len(self.timing.sizes)} sizes."
+                f"{1e3 * self.timing.backbone_slope:.3g} ms, over {len(self.timing.sizes)} sizes."
             )
-        table = text.new_table(
+        table = tables.new_table(
             f"{self.samples} images: accuracy {100 * self.accuracy:.2f} % (plain model "
-            f"{100 * self.plain_accuracy:.2f} %, same shares at random "
+            f"{100 * self.backbone_accuracy:.2f} %, same shares at random "
             f"{100 * self.random_accuracy:.2f} %), {100 * self.relative_flops:.1f} % of the FLOPs, "
             f"{100 * self.time_ratio:.0f} % of the time",
             "exit",
@@ -177,12 +183,12 @@ class Evaluation:
                 outlet.name,
                 f"{outlet.relative_flops:.3f}",
                 f"{100 * outlet.share:.1f}",
-                text.percent(outlet.accuracy),
+                tables.percent(outlet.accuracy),
                 f"{100 * outlet.accuracy_of_all:.2f}",
-                text.percent(outlet.auroc),
-                text.percent(outlet.calibration_error),
+                tables.percent(outlet.auroc),
+                tables.percent(outlet.calibration_error),
             )
-        return text.render(table)
+        return tables.render(table)
 
     def __str__(self) -> str:
         return self.summary()
@@ -214,20 +220,20 @@ def evaluate(
         raise ModeError("evaluate needs evaluation mode: call .eval() first.")
     wanted = _checked_sizes(sizes)
     device = device_of(ee)
-    shut = Shut()
+    shut = NeverExit()
 
-    def run_plain(images: Tensor) -> Tensor:
+    def run_backbone(images: Tensor) -> Tensor:
         return plain(images) if plain is not None else ee.run_with(images, shut)[0]
 
     clock = _Clock(device)
-    parts: list[Records] = []
+    parts: list[SampleRecords] = []
     plain_right = 0
     for turn, (images, labels) in enumerate(batches(loader, "loader", ee.spec.num_classes, device)):
         if turn == 0:
-            ee(images), run_plain(images)
+            ee(images), run_backbone(images)
         order: tuple[tuple[str, Callable[[Tensor], Any]], ...] = (
             ("ee", lambda given: ee.run_with(given, ee.policy)),
-            ("plain", run_plain),
+            ("plain", run_backbone),
         )
         answers = {
             name: clock.time(name, model, images)
@@ -240,20 +246,20 @@ def evaluate(
     return summarise(
         ee,
         found,
-        plain_accuracy=plain_right / len(found.labels),
+        backbone_accuracy=plain_right / len(found.labels),
         seconds=sum(clock.seconds["ee"]),
-        plain_seconds=sum(clock.seconds["plain"]),
+        backbone_seconds=sum(clock.seconds["plain"]),
         timing=clock.timing(wanted) if wanted else None,
     )
 
 
 def summarise(
     ee: EarlyExitModule,
-    found: Records,
+    found: SampleRecords,
     *,
-    plain_accuracy: float | None = None,
+    backbone_accuracy: float | None = None,
     seconds: float = float("nan"),
-    plain_seconds: float = float("nan"),
+    backbone_seconds: float = float("nan"),
     timing: Timing | None = None,
 ) -> Evaluation:
     """The statistics of records, under the costs of the network's policy.
@@ -274,21 +280,23 @@ def summarise(
     return Evaluation(
         samples=n,
         accuracy=_mean(found.answered_right),
-        plain_accuracy=outlets[-1].accuracy_of_all if plain_accuracy is None else plain_accuracy,
+        backbone_accuracy=outlets[-1].accuracy_of_all
+        if backbone_accuracy is None
+        else backbone_accuracy,
         random_accuracy=sum(outlet.share * outlet.accuracy_of_all for outlet in outlets),
         relative_flops=cost,
         mean_exit=_mean(found.exit_index),
         auroc=auroc(found.answered_confidence, found.answered_right),
         calibration_error=calibration_error(found.answered_confidence, found.answered_right),
         seconds=seconds,
-        plain_seconds=plain_seconds,
+        backbone_seconds=backbone_seconds,
         outlets=outlets,
         classes=_classes(found, len(outlets)),
         timing=timing,
     )
 
 
-def _outlet(found: Records, index: int, name: str, relative_flops: float) -> Outlet:
+def _outlet(found: SampleRecords, index: int, name: str, relative_flops: float) -> ExitStatistics:
     here = found.exit_index == index
     right = found.right[:, index]
     confidence = found.confidence[:, index]
@@ -300,7 +308,7 @@ def _outlet(found: Records, index: int, name: str, relative_flops: float) -> Out
         ((a, b, c) for (a, b), c in zip(unique.tolist(), counts.tolist(), strict=True)),
         key=lambda row: (-row[2], row[0], row[1]),
     )
-    return Outlet(
+    return ExitStatistics(
         name=name,
         relative_flops=relative_flops,
         count=count,
@@ -314,12 +322,12 @@ def _outlet(found: Records, index: int, name: str, relative_flops: float) -> Out
     )
 
 
-def _classes(found: Records, outlets: int) -> tuple[ClassRow, ...]:
+def _classes(found: SampleRecords, outlets: int) -> tuple[ClassStatistics, ...]:
     rows = []
     for label in found.labels.unique().tolist():
         mine = found.labels == label
         rows.append(
-            ClassRow(
+            ClassStatistics(
                 label=label,
                 samples=int(mine.sum()),
                 accuracy=_mean(found.answered_right[mine]),
@@ -329,7 +337,7 @@ def _classes(found: Records, outlets: int) -> tuple[ClassRow, ...]:
     return tuple(rows)
 
 
-def _examples(found: Records, mask: Tensor) -> tuple[Example, ...]:
+def _examples(found: SampleRecords, mask: Tensor) -> tuple[Example, ...]:
     return tuple(
         Example(position, int(found.labels[position]), int(found.answered[position]))
         for position in mask.nonzero().squeeze(1)[:EXAMPLES].tolist()
@@ -379,9 +387,9 @@ class _Clock:
         return Timing(
             sizes=tuple(sizes),
             seconds=tuple(times["ee"]),
-            plain_seconds=tuple(times["plain"]),
+            backbone_seconds=tuple(times["plain"]),
             slope=linear_regression(sizes, times["ee"]).slope,
-            plain_slope=linear_regression(sizes, times["plain"]).slope,
+            backbone_slope=linear_regression(sizes, times["plain"]).slope,
         )
 
     def _until(self, name: str, size: int) -> float:

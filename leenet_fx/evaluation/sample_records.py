@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from leenet_fx.policies.policy import Policy
+from leenet_fx.policies import Policy
 
 BINS = 15
 """Bins of the calibration error."""
 
 
 @dataclass(frozen=True)
-class Records:
+class SampleRecords:
     """n samples at N+1 outlets, the final classifier's last.
 
     Attributes:
@@ -54,9 +54,9 @@ class Records:
         return values.gather(1, self.exit_index.unsqueeze(1)).squeeze(1)
 
 
-def joined(parts: Sequence[Records]) -> Records:
+def joined(parts: Sequence[SampleRecords]) -> SampleRecords:
     """Several batches as one."""
-    return Records(
+    return SampleRecords(
         labels=torch.cat([part.labels for part in parts]),
         predicted=torch.cat([part.predicted for part in parts]),
         confidence=torch.cat([part.confidence for part in parts]),
@@ -64,7 +64,7 @@ def joined(parts: Sequence[Records]) -> Records:
     )
 
 
-def record(logits: Sequence[Tensor], exit_index: Tensor, labels: Tensor) -> Records:
+def record(logits: Sequence[Tensor], exit_index: Tensor, labels: Tensor) -> SampleRecords:
     """Records of a batch on the CPU.
 
     Args:
@@ -73,7 +73,7 @@ def record(logits: Sequence[Tensor], exit_index: Tensor, labels: Tensor) -> Reco
         labels: (B,).
     """
     found = [at.float().softmax(1).max(1) for at in logits]
-    return Records(
+    return SampleRecords(
         labels=labels.cpu(),
         predicted=torch.stack([at.indices for at in found], 1).cpu(),
         confidence=torch.stack([at.values for at in found], 1).cpu(),
@@ -81,7 +81,7 @@ def record(logits: Sequence[Tensor], exit_index: Tensor, labels: Tensor) -> Reco
     )
 
 
-def who_leaves_where(policy: Policy, logits: Sequence[Tensor], gates: Tensor) -> Tensor:
+def exit_indices(policy: Policy, logits: Sequence[Tensor], gate_logits: Tensor) -> Tensor:
     """Where each sample leaves if every exit was computed for all.
 
     Args:
@@ -93,18 +93,20 @@ def who_leaves_where(policy: Policy, logits: Sequence[Tensor], gates: Tensor) ->
         (B,) exit indices; N is the final classifier.
     """
     count = len(logits) - 1
-    exit_index = torch.full((len(gates),), count, device=gates.device)
+    exit_index = torch.full((len(gate_logits),), count, device=gate_logits.device)
     for index in reversed(range(count)):
-        scores = read_by(policy, index, logits, gates)
-        exit_index = torch.where(policy.leaves(index, scores), index, exit_index)
+        scores = policy_scores(policy, index, logits, gate_logits)
+        exit_index = torch.where(policy.should_exit(index, scores), index, exit_index)
     return exit_index
 
 
-def read_by(policy: Policy, index: int, logits: Sequence[Tensor], gates: Tensor) -> Tensor:
+def policy_scores(
+    policy: Policy, index: int, logits: Sequence[Tensor], gate_logits: Tensor
+) -> Tensor:
     """What a policy reads at an exit: of `logits` (B, classes) each, and `gates` (B, N)."""
     if policy.reads == "history":
         return torch.stack(list(logits[: index + 1]), 1)
-    return logits[index] if policy.reads == "logits" else gates[:, index]
+    return logits[index] if policy.reads == "logits" else gate_logits[:, index]
 
 
 def auroc(confidence: Tensor, right: Tensor) -> float | None:

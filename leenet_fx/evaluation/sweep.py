@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from leenet_fx import text
+from leenet_fx import tables
+from leenet_fx.calibration.cached_outputs import replay
 from leenet_fx.errors import InputError
 from leenet_fx.evaluation.evaluate import Evaluation, evaluate, summarise
-from leenet_fx.calibration.cached_outputs import replay
-from leenet_fx.methods import get_method
-from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.features.feature_cache import FeatureCache, cache_features
+from leenet_fx.methods import Method, as_method
+from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training.fit import fit
 
 ALPHAS = tuple(round(0.05 * step, 2) for step in range(21))
@@ -23,7 +23,7 @@ ALPHAS = tuple(round(0.05 * step, 2) for step in range(21))
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """One α with one seed, on the report images.
 
     Attributes:
@@ -46,7 +46,7 @@ class Point:
     mean_exit: float
     shares: tuple[float, ...]
     seconds: float | None = None
-    plain_seconds: float | None = None
+    backbone_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ class Sweep:
 
     method: str
     cost: str
-    plain_accuracy: float
+    backbone_accuracy: float
     samples: int
     timed: int
     outlets: tuple[str, ...]
-    outlet_flops: tuple[float, ...]
-    points: tuple[Point, ...]
+    exit_flops: tuple[float, ...]
+    points: tuple[SweepPoint, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -89,7 +89,9 @@ class Sweep:
             row["accuracy_high"] = max(point.accuracy for point in here)
             row["flops_low"] = min(point.relative_flops for point in here)
             row["flops_high"] = max(point.relative_flops for point in here)
-            ratios = [p.seconds / p.plain_seconds for p in here if p.seconds and p.plain_seconds]
+            ratios = [
+                p.seconds / p.backbone_seconds for p in here if p.seconds and p.backbone_seconds
+            ]
             row["time_ratio"] = statistics.median(ratios) if ratios else None
             row["shares"] = [
                 statistics.fmean(column) for column in zip(*(p.shares for p in here), strict=True)
@@ -99,9 +101,9 @@ class Sweep:
 
     def summary(self) -> str:
         """A table of text."""
-        table = text.new_table(
+        table = tables.new_table(
             f"{self.method}, cost by {self.cost}; {self.samples} images, plain model "
-            f"{100 * self.plain_accuracy:.2f} %",
+            f"{100 * self.backbone_accuracy:.2f} %",
             "α",
             "accuracy %",
             "lost",
@@ -117,14 +119,14 @@ class Sweep:
             table.add_row(
                 f"{row['alpha']:g}",
                 f"{100 * row['accuracy']:.2f}",
-                f"{100 * (self.plain_accuracy - row['accuracy']):.2f}",
+                f"{100 * (self.backbone_accuracy - row['accuracy']):.2f}",
                 f"{100 * row['random_accuracy']:.2f}",
                 f"{row['relative_flops']:.3f}",
                 "–" if ratio is None else f"{ratio:.2f}",
                 f"{row['mean_exit']:.2f}",
                 f"{100 * row['shares'][0]:.1f}",
             )
-        return text.render(table)
+        return tables.render(table)
 
     def __str__(self) -> str:
         return self.summary()
@@ -138,15 +140,14 @@ def sweep(
     gates: Iterable[Any] | FeatureCache | None = None,
     alphas: Sequence[float] = ALPHAS,
     seeds: Sequence[int] = (0,),
-    method: str = "leenet",
+    method: str | Method = "leenet",
     cost: str = "flops",
     epochs: int | dict[str, int] = 10,
     lr: float | None = None,
     live: bool = False,
     timed: int = 0,
-    keep: Callable[[Point, EarlyExitModule], None] | None = None,
+    keep: Callable[[SweepPoint, EarlyExitModule], None] | None = None,
     progress: bool | None = None,
-    **overrides: Any,
 ) -> Sweep:
     """Fits exits once for each seed and gates for each α, and measures each on the report images.
 
@@ -168,7 +169,6 @@ def sweep(
             for none.
         keep: called with each point and the network fitted for it.
         progress: whether to tell of each point on stderr; None does so on a terminal.
-        overrides: options of the method, as `fit` takes them.
 
     Raises:
         InputError: the method has no step that trains gates alone.
@@ -176,7 +176,8 @@ def sweep(
     """
     if not alphas or not seeds:
         raise InputError("A sweep needs at least one alpha and one seed.")
-    before, gate_epochs = _phases(method, overrides, epochs, ee.spec.classifier_is_new)
+    chosen = as_method(method)
+    before, gate_epochs = _phases(chosen, epochs, ee.spec.classifier_is_new)
     made: list[FeatureCache] = []
 
     def kept(data: Any) -> FeatureCache:
@@ -186,7 +187,7 @@ def sweep(
         return made[-1]
 
     show = sys.stderr.isatty() if progress is None else progress
-    points: list[Point] = []
+    points: list[SweepPoint] = []
     plain = 0.0
     try:
         fitted_on = train if live else kept(train)
@@ -196,13 +197,12 @@ def sweep(
         sample = _first(report, timed) if timed else None
         for turn, seed in enumerate(seeds):
             work = copy.deepcopy(ee)
-            options: dict[str, Any] = {"method": method, "cost": cost, "lr": lr, "seed": seed}
-            options.update(overrides)
+            options: dict[str, Any] = {"method": chosen, "cost": cost, "lr": lr, "seed": seed}
             fit(work, fitted_on, epochs=before, progress=False, **options)
             for alpha in alphas:
                 fit(work, gates_on, alpha=alpha, epochs=gate_epochs, progress=False, **options)
                 found = summarise(work, replay(work, held_out))
-                plain = found.plain_accuracy
+                plain = found.backbone_accuracy
                 times = evaluate(work, sample) if sample is not None and turn == 0 else None
                 point = _point(alpha, seed, found, times)
                 points.append(point)
@@ -220,36 +220,36 @@ def sweep(
         for cache in made:
             cache.close()
     return Sweep(
-        method=method,
+        method=chosen.name,
         cost=cost,
-        plain_accuracy=plain,
+        backbone_accuracy=plain,
         samples=samples,
         timed=timed,
         outlets=tuple(row.name for row in work.costs),
-        outlet_flops=work.costs.relative("flops"),
+        exit_flops=work.costs.relative("flops"),
         points=tuple(points),
     )
 
 
 def _phases(
-    method: str, overrides: dict[str, Any], epochs: int | dict[str, int], train_final: bool
+    method: Method, epochs: int | dict[str, int], train_final: bool
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Epochs of what comes before the gates, and of the gates alone."""
-    steps = get_method(method, **overrides).steps
-    if steps[-1].trains != {"gates"}:
+    phases = method.phases
+    if phases[-1].parameter_groups != {"gates"}:
         raise InputError(
-            f"Method '{method}' has no last step that trains gates alone, so α cannot vary on the "
+            f"Method '{method.name}' has no last step that trains gates alone, so α cannot vary on the "
             "same exits; 'leenet-fx compare' draws its frontier."
         )
     if isinstance(epochs, int):
-        epochs = {s.name: epochs for s in steps if s.trains != {"final"} or train_final}
-    last = steps[-1].name
-    none = {step.name: 0 for step in steps if step.trains != {"final"} or train_final}
+        epochs = {s.name: epochs for s in phases if s.parameter_groups != {"final"} or train_final}
+    last = phases[-1].name
+    none = {phase.name: 0 for phase in phases if phase.parameter_groups != {"final"} or train_final}
     return {**epochs, last: 0}, {**none, last: epochs.get(last, 10)}
 
 
-def _point(alpha: float, seed: int, found: Evaluation, times: Evaluation | None) -> Point:
-    return Point(
+def _point(alpha: float, seed: int, found: Evaluation, times: Evaluation | None) -> SweepPoint:
+    return SweepPoint(
         alpha=float(alpha),
         seed=seed,
         accuracy=found.accuracy,
@@ -258,7 +258,7 @@ def _point(alpha: float, seed: int, found: Evaluation, times: Evaluation | None)
         mean_exit=found.mean_exit,
         shares=tuple(outlet.share for outlet in found.outlets),
         seconds=None if times is None else times.seconds,
-        plain_seconds=None if times is None else times.plain_seconds,
+        backbone_seconds=None if times is None else times.backbone_seconds,
     )
 
 

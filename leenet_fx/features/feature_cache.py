@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from leenet_fx.errors import InputError, StorageError
-from leenet_fx.surgery.module import EarlyExitModule, device_of, final_classifier
 from leenet_fx.features.batches import batches, check_loader
+from leenet_fx.surgery.module import EarlyExitModule, device_of, final_classifier
 
 LIMIT = 4 * 2**30
 """Bytes above which a cache is kept in files instead of memory."""
@@ -28,7 +28,7 @@ COMPARED = 16
 
 
 @dataclass(frozen=True)
-class Rows:
+class FeatureBatch:
     """A batch as training on a frozen backbone sees it.
 
     Attributes:
@@ -41,7 +41,7 @@ class Rows:
         numbers: (B,) which rows of a cache these are, where only that was asked.
     """
 
-    reduced: tuple[tuple[Tensor, ...], ...]
+    pooled: tuple[tuple[Tensor, ...], ...]
     final: Tensor | None
     final_inputs: Tensor | None
     labels: Tensor
@@ -66,20 +66,20 @@ class FeatureCache:
         self,
         tensors: Sequence[Tensor],
         widths: Sequence[int],
-        order: _Order,
+        order: SampleOrder,
         views: int,
         signature: str,
         folder: _Folder | None,
     ) -> None:
-        *reduced, self._final, self._final_inputs, self._labels = tensors
-        self._reduced = reduced
+        *pooled, self._final, self._final_inputs, self._labels = tensors
+        self._reduced = pooled
         self._widths = tuple(widths)
         self._order = order
         self._views = views
         self._signature = signature
         self._folder = folder
         self.epochs_read = 0
-        self.remembered: tuple[str, object] | None = None
+        self.memo: tuple[str, object] | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -99,7 +99,7 @@ class FeatureCache:
         """Gives memory and files back; the cache is of no use afterwards."""
         self._reduced, self._final = [], torch.empty(0)
         self._final_inputs = self._labels = torch.empty(0)
-        self.remembered = None
+        self.memo = None
         if self._folder is not None:
             self._folder.remove()
             self._folder = None
@@ -153,7 +153,7 @@ class FeatureCache:
         rank: int = 0,
         processes: int = 1,
         final: nn.Module | None = None,
-    ) -> Iterator[Rows]:
+    ) -> Iterator[FeatureBatch]:
         """One pass in the loader's order.
 
         Args:
@@ -177,18 +177,20 @@ class FeatureCache:
         """Number of images times views."""
         return len(self._labels)
 
-    def numbers(self, device: torch.device, rank: int = 0, processes: int = 1) -> Iterator[Rows]:
+    def numbers(
+        self, device: torch.device, rank: int = 0, processes: int = 1
+    ) -> Iterator[FeatureBatch]:
         """One pass in the loader's order, as `epoch`, but only which rows, and their labels."""
         start = (self.epochs_read % self._views) * len(self)
         self.epochs_read += 1
         for indices in self._order.batches():
             mine = indices[rank::processes] + start
             labels = self._labels[mine].to(device)
-            yield Rows((), None, None, labels, len(indices), numbers=mine.to(device))
+            yield FeatureBatch((), None, None, labels, len(indices), numbers=mine.to(device))
 
     def everything(
         self, device: torch.device, final: nn.Module | None = None, size: int = 1024
-    ) -> Iterator[Rows]:
+    ) -> Iterator[FeatureBatch]:
         """Every view of every image, view by view, in the order of the data set."""
         for start in range(0, self.rows, size):
             indices = torch.arange(start, min(start + size, self.rows))
@@ -196,7 +198,7 @@ class FeatureCache:
 
     def in_order(
         self, device: torch.device, size: int = 1024, final: nn.Module | None = None
-    ) -> Iterator[Rows]:
+    ) -> Iterator[FeatureBatch]:
         """The first view of every image, in the order of the data set."""
         for start in range(0, len(self), size):
             indices = torch.arange(start, min(start + size, len(self)))
@@ -204,15 +206,15 @@ class FeatureCache:
 
     def _take(
         self, rows: Tensor, device: torch.device, total: int, final: nn.Module | None
-    ) -> Rows:
+    ) -> FeatureBatch:
         taken = iter([tensor[rows].to(device) for tensor in self._reduced])
-        reduced = tuple(tuple(next(taken) for _ in range(width)) for width in self._widths)
+        pooled = tuple(tuple(next(taken) for _ in range(width)) for width in self._widths)
         inputs = self._final_inputs[rows].to(device) if self.keeps_final_inputs else None
         logits = self._final[rows].to(device)
         if final is not None and inputs is not None:
             with torch.no_grad():
                 logits = final(inputs)
-        return Rows(reduced, logits, inputs, self._labels[rows].to(device), total)
+        return FeatureBatch(pooled, logits, inputs, self._labels[rows].to(device), total)
 
 
 @torch.no_grad()
@@ -247,12 +249,12 @@ def cache_features(
     if isinstance(views, bool) or not isinstance(views, int) or views < 1:
         raise InputError(f"views must be a whole number from 1, got {views!r}.")
     check_loader(loader, "loader")
-    order = _Order(loader)
+    order = SampleOrder(loader)
     if views == 1:
         order.check_steady()
     training = {module: module.training for module in ee.modules()}
     ee.eval()
-    kept = _Kept(order.rows, views, limit, folder)
+    kept = FeatureStore(order.rows, views, limit, folder)
     keeps_inputs = True
     try:
         for _ in range(views):
@@ -260,10 +262,10 @@ def cache_features(
             for images, labels in batches(
                 order.read(), "loader", ee.spec.num_classes, device, labelled=labelled
             ):
-                reduced, final, inputs = read(ee, images)
+                pooled, final, inputs = read(ee, images)
                 keeps_inputs &= inputs is not None
-                flat = [tensor for tensors in reduced for tensor in tensors]
-                widths = [len(tensors) for tensors in reduced]
+                flat = [tensor for tensors in pooled for tensor in tensors]
+                widths = [len(tensors) for tensors in pooled]
                 empty = final.new_empty(len(labels), 0)
                 kept.add([*flat, final, empty if inputs is None else inputs, labels])
                 order.saw(len(labels))
@@ -292,7 +294,7 @@ def read(
         hook = final.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     try:
         stages = ee.exit_features(images)
-        reduced = reduce_features(ee, stages)
+        pooled = pool_features(ee, stages)
         logits = next(stages)[0]
     finally:
         if hook is not None:
@@ -303,10 +305,10 @@ def read(
         and seen[0].ndim == 2
         and torch.equal(final(seen[0]), logits)
     )
-    return reduced, logits, seen[0] if exact else None
+    return pooled, logits, seen[0] if exact else None
 
 
-def reduce_features(
+def pool_features(
     ee: EarlyExitModule, stages: Iterator[tuple[Tensor, ...]]
 ) -> tuple[tuple[Tensor, ...], ...]:
     """What every branch needs of a batch; leaves `stages` in front of the final logits.
@@ -315,10 +317,10 @@ def reduce_features(
         ee: the network.
         stages: as `ee.exit_features` yields them.
     """
-    return tuple(tuple(branch.reduce(*next(stages))) for branch in ee.exits.branches())
+    return tuple(tuple(branch.pool(*next(stages))) for branch in ee.exits.branches())
 
 
-class _Order:
+class SampleOrder:
     """In which order a loader's images come, epoch by epoch."""
 
     def __init__(self, loader: Iterable[Any]) -> None:
@@ -415,7 +417,7 @@ class _Numbers(Dataset[int]):
         return indices
 
 
-class _Kept:
+class FeatureStore:
     """Tensors that grow batch by batch, in memory or in files."""
 
     def __init__(self, rows: int | None, views: int, limit: int, folder: str | Path | None) -> None:
@@ -514,7 +516,7 @@ def _signature(ee: EarlyExitModule, without_final: bool) -> str:
     final = f"{spec.final_classifier}." if without_final else "exits."
     digest = hashlib.sha256(repr((spec.placement.names, spec.cuts, spec.image_shape)).encode())
     for branch in ee.exits.branches():
-        digest.update(repr((branch.reduction, branch.features)).encode())
+        digest.update(repr((branch.pooling, branch.features)).encode())
     for name, tensor in ee.state_dict().items():
         if not name.startswith(("exits.", final)):
             values = tensor.detach().double()

@@ -17,7 +17,7 @@ PROBES = (1, 3)
 
 
 @dataclass(frozen=True)
-class Carried:
+class BatchDim:
     """How a value follows the batch when samples leave.
 
     kind:
@@ -30,8 +30,8 @@ class Carried:
 
     kind: Literal["rows", "size", "constant", "nested", "unusable"]
     axis: int = 0
-    each: int = 1
-    items: tuple[Carried, ...] = ()
+    per_sample: int = 1
+    items: tuple[BatchDim, ...] = ()
 
     @property
     def usable(self) -> bool:
@@ -54,45 +54,45 @@ def summarise(value: Any) -> Summary:
     return ("other", type(value).__name__)
 
 
-def classify(one: Summary, other: Summary) -> Carried:
+def classify(one: Summary, other: Summary) -> BatchDim:
     """Compares a value's summaries at the two batch sizes of `PROBES`."""
     small, large = PROBES
     (kind, a), (other_kind, b) = one, other
     if kind != other_kind:
-        return Carried("unusable")
+        return BatchDim("unusable")
     if kind == "nested":
         if len(a) != len(b):
-            return Carried("unusable")
+            return BatchDim("unusable")
         items = tuple(classify(x, y) for x, y in zip(a, b, strict=True))
         if all(item.kind == "constant" for item in items):
-            return Carried("constant")
-        return Carried("nested", items=items)
+            return BatchDim("constant")
+        return BatchDim("nested", items=items)
     if kind == "tensor":
         if len(a) != len(b):
-            return Carried("unusable")
+            return BatchDim("unusable")
         moved = [axis for axis, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
         if not moved:
-            return Carried("constant")
+            return BatchDim("constant")
         if len(moved) == 1 and a[moved[0]] * large == b[moved[0]] * small:
-            return Carried("rows", moved[0], each=a[moved[0]] // small)
-        return Carried("unusable")
+            return BatchDim("rows", moved[0], per_sample=a[moved[0]] // small)
+        return BatchDim("unusable")
     if kind == "plain" and type(a) is type(b) and a == b:
-        return Carried("constant")
+        return BatchDim("constant")
     if kind == "plain" and isinstance(a, int) and isinstance(b, int) and a * large == b * small:
-        return Carried("size")
-    return Carried("unusable")
+        return BatchDim("size")
+    return BatchDim("unusable")
 
 
-def check_rows(value: torch.Tensor, carried: Carried, batch: int) -> None:
+def check_samples(value: torch.Tensor, batch_dims: BatchDim, batch: int) -> None:
     """Raises InputError unless `value` follows the batch as `carried` says."""
-    if value.shape[carried.axis] != batch * carried.each:
+    if value.shape[batch_dims.axis] != batch * batch_dims.per_sample:
         raise InputError(
             f"At this image size a value of shape {tuple(value.shape)} crosses an exit and does "
             f"not follow the batch of {batch}: attach with example_inputs of this size."
         )
 
 
-def take_rows(value: Any, carried: Carried, rows: torch.Tensor, before: int) -> Any:
+def select_samples(value: Any, batch_dims: BatchDim, rows: torch.Tensor, before: int) -> Any:
     """The part of a value that belongs to some samples of a batch.
 
     Args:
@@ -104,40 +104,43 @@ def take_rows(value: Any, carried: Carried, rows: torch.Tensor, before: int) -> 
     Raises:
         InputError: at this image size the value no longer has its slices for each sample.
     """
-    if carried.kind == "rows":
-        check_rows(value, carried, before)
-        if carried.each > 1:
-            within = torch.arange(carried.each, device=rows.device)
-            rows = (rows.unsqueeze(1) * carried.each + within).flatten()
+    if batch_dims.kind == "rows":
+        check_samples(value, batch_dims, before)
+        if batch_dims.per_sample > 1:
+            within = torch.arange(batch_dims.per_sample, device=rows.device)
+            rows = (rows.unsqueeze(1) * batch_dims.per_sample + within).flatten()
         if value.is_contiguous():
-            return value.index_select(carried.axis, rows)
+            return value.index_select(batch_dims.axis, rows)
         # Slower, but it keeps channels_last, and what follows is faster.
-        return value[(slice(None),) * carried.axis + (rows,)]
-    if carried.kind == "size":
+        return value[(slice(None),) * batch_dims.axis + (rows,)]
+    if batch_dims.kind == "size":
         return value // before * rows.shape[0]
-    if carried.kind == "nested":
+    if batch_dims.kind == "nested":
         kept = [
-            take_rows(item, how, rows, before)
-            for item, how in zip(value, carried.items, strict=True)
+            select_samples(item, how, rows, before)
+            for item, how in zip(value, batch_dims.items, strict=True)
         ]
         return torch.Size(kept) if isinstance(value, torch.Size) else type(value)(kept)
     return value
 
 
-def join_rows(values: Sequence[Any], carried: Carried) -> Any:
+def concat_samples(values: Sequence[Any], batch_dims: BatchDim) -> Any:
     """One value for several batches together, in their order; undoes what `take_rows` parts.
 
     Args:
         values: what crosses the same cut, of each batch.
         carried: how it follows the batch.
     """
-    if carried.kind == "rows":
-        return torch.cat(list(values), carried.axis)
-    if carried.kind == "size":
+    if batch_dims.kind == "rows":
+        return torch.cat(list(values), batch_dims.axis)
+    if batch_dims.kind == "size":
         return sum(values)
-    if carried.kind == "nested":
+    if batch_dims.kind == "nested":
         columns = zip(*values, strict=True)
-        joined = [join_rows(each, how) for each, how in zip(columns, carried.items, strict=True)]
+        joined = [
+            concat_samples(per_sample, how)
+            for per_sample, how in zip(columns, batch_dims.items, strict=True)
+        ]
         return torch.Size(joined) if isinstance(values[0], torch.Size) else type(values[0])(joined)
     return values[0]
 
@@ -166,7 +169,7 @@ _PERMUTES = ("permute", "transpose", "movedim", "swapaxes")
 
 
 def find_disorder(
-    graph: fx.Graph, carried: dict[fx.Node, Carried], shapes: dict[fx.Node, Summary]
+    graph: fx.Graph, batch_dims: dict[fx.Node, BatchDim], shapes: dict[fx.Node, Summary]
 ) -> list[fx.Node]:
     """Nodes that may not hold the slices of one sample side by side.
 
@@ -186,17 +189,17 @@ def find_disorder(
     found: list[fx.Node] = []
     lost: set[fx.Node] = set()
     for node in graph.nodes:
-        if carried[node].kind != "unusable" and not _holds_rows(carried[node]):
+        if batch_dims[node].kind != "unusable" and not _holds_rows(batch_dims[node]):
             continue
         if lost.intersection(node.all_input_nodes):
             lost.add(node)
             continue
-        folded = any(_folded(carried[n]) for n in (node, *node.all_input_nodes))
+        folded = any(_folded(batch_dims[n]) for n in (node, *node.all_input_nodes))
         asked = folded or _name(node) in _RESHAPES
-        if asked and _name(node) not in known and not _keeps_order(node, carried, shapes):
+        if asked and _name(node) not in known and not _keeps_order(node, batch_dims, shapes):
             found.append(node)
             lost.add(node)
-    carried.update(dict.fromkeys(lost, Carried("unusable")))
+    batch_dims.update(dict.fromkeys(lost, BatchDim("unusable")))
     return found
 
 
@@ -206,24 +209,24 @@ def _name(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", "")).partition(".")[0].strip("_")
 
 
-def _holds_rows(carried: Carried) -> bool:
-    return carried.kind == "rows" or any(_holds_rows(item) for item in carried.items)
+def _holds_rows(batch_dims: BatchDim) -> bool:
+    return batch_dims.kind == "rows" or any(_holds_rows(item) for item in batch_dims.items)
 
 
-def _folded(carried: Carried) -> bool:
-    if carried.kind == "nested":
-        return any(_folded(item) for item in carried.items)
-    return carried.kind == "rows" and carried.each > 1
+def _folded(batch_dims: BatchDim) -> bool:
+    if batch_dims.kind == "nested":
+        return any(_folded(item) for item in batch_dims.items)
+    return batch_dims.kind == "rows" and batch_dims.per_sample > 1
 
 
 def _keeps_order(
-    node: fx.Node, carried: dict[fx.Node, Carried], shapes: dict[fx.Node, Summary]
+    node: fx.Node, batch_dims: dict[fx.Node, BatchDim], shapes: dict[fx.Node, Summary]
 ) -> bool:
-    sources = [n for n in node.all_input_nodes if _holds_rows(carried[n])]
-    tensors = [carried[source] for source in sources]
-    how = carried[node]
+    sources = [n for n in node.all_input_nodes if _holds_rows(batch_dims[n])]
+    tensors = [batch_dims[source] for source in sources]
+    how = batch_dims[node]
     while how.kind == "nested":
-        how = next((item for item in how.items if _holds_rows(item)), Carried("constant"))
+        how = next((item for item in how.items if _holds_rows(item)), BatchDim("constant"))
     name = _name(node)
     if not tensors:
         return name in _REPEATS
@@ -232,7 +235,7 @@ def _keeps_order(
         return bool(before == math.prod(shapes[node][1][: how.axis]))
     if name == "repeat_interleave":
         return len(tensors) == 1 and tensors[0].axis == how.axis
-    if any(source.kind == "rows" and source.each != how.each for source in tensors):
+    if any(source.kind == "rows" and source.per_sample != how.per_sample for source in tensors):
         return False
     if name.startswith("expand"):
         return tensors[0].axis == how.axis

@@ -30,12 +30,12 @@ from typing import Any, cast
 
 from torch import Tensor, fx, nn
 
-from leenet_fx.graph.batch_dim import Carried
+from leenet_fx.graph.batch_dim import BatchDim
 from leenet_fx.graph.channels import channel_axis
-from leenet_fx.graph.node_costs import NodeCosts
 from leenet_fx.graph.meta_modules import is_quantised_linear
+from leenet_fx.graph.node_costs import NodeCosts
 from leenet_fx.graph.tracer import IN_PLACE, Trace
-from placement.registry import unknown_name
+from leenet_fx.registry import unknown_name
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Boundary:
     name: str
     position: int
     live: tuple[fx.Node, ...]
-    carried: tuple[Carried, ...]
+    batch_dims: tuple[BatchDim, ...]
     features: tuple[Feature, ...]
 
 
@@ -77,7 +77,7 @@ class Boundaries:
     """The usable boundaries of a network, and why others were refused (name → reason)."""
 
     usable: list[Boundary] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
+    rejected: dict[str, str] = field(default_factory=dict)
 
 
 def find_boundaries(
@@ -112,33 +112,33 @@ def find_boundaries(
         taken.add(position)
         live = liveness.live(position)
         _make_anew(nodes, live, position, liveness)
-        carried = tuple(costs.carried[node] for node in live)
+        batch_dims = tuple(costs.batch_dims[node] for node in live)
         features = tuple(
             Feature(node, shape, channel_axis(node, shape, traced.root, costs))
-            for node, how in zip(live, carried, strict=True)
+            for node, how in zip(live, batch_dims, strict=True)
             if how.kind == "rows"
             and how.axis == 0
-            and how.each == 1
+            and how.per_sample == 1
             and node in costs.floating
             and (shape := costs.shape(node)) is not None
             and len(shape) > 1
         )
-        reason = _refusal(live, carried, features, position, costs)
+        reason = _refusal(live, batch_dims, features, position, costs)
         if reason:
-            found.refused[name] = reason
+            found.rejected[name] = reason
         else:
-            found.usable.append(Boundary(name, position, live, carried, features))
+            found.usable.append(Boundary(name, position, live, batch_dims, features))
     return found
 
 
 def _refusal(
     live: tuple[fx.Node, ...],
-    carried: tuple[Carried, ...],
+    batch_dims: tuple[BatchDim, ...],
     features: tuple[Feature, ...],
     position: int,
     costs: NodeCosts,
 ) -> str:
-    for node, how in zip(live, carried, strict=True):
+    for node, how in zip(live, batch_dims, strict=True):
         if not how.usable:
             return f"'{node.name}' crosses here and does not follow the batch sample by sample"
         if any(at > position for at in costs.written.get(node, ())):
@@ -148,7 +148,7 @@ def _refusal(
         return f"'{mixed.name}', behind it, mixes the samples of a batch, or may"
     if features:
         return ""
-    folded = next((n for n, how in zip(live, carried, strict=True) if how.each > 1), None)
+    folded = next((n for n, how in zip(live, batch_dims, strict=True) if how.per_sample > 1), None)
     if folded is not None:
         return f"'{folded.name}' crosses here with several slices a sample, which no exit can read"
     return "no floating tensor with a batch axis crosses here"
@@ -171,8 +171,8 @@ class _Liveness:
             if node.op != "get_attr" and self.last_use[node] > position
         )
 
-    def live_rows(self, position: int) -> list[fx.Node]:
-        return [n for n in self.live(position) if self.costs.carried[n].kind == "rows"]
+    def live_samples(self, position: int) -> list[fx.Node]:
+        return [n for n in self.live(position) if self.costs.batch_dims[n].kind == "rows"]
 
 
 @dataclass
@@ -266,7 +266,7 @@ def _block_ends(traced: Trace, tree: _Call, liveness: _Liveness) -> list[tuple[s
         )
 
     def bypassed(child: _Call, row: list[_Call], parent: _Call) -> bool:
-        for value in liveness.live_rows(child.last):
+        for value in liveness.live_samples(child.last):
             if liveness.order[value] >= child.first:
                 continue
             users = [liveness.order[user] for user in value.users]
@@ -287,7 +287,7 @@ def _block_ends(traced: Trace, tree: _Call, liveness: _Liveness) -> list[tuple[s
         return any(
             liveness.order[value] < child.first
             and any(child.last < liveness.order[user] <= parent.last for user in value.users)
-            for value in liveness.live_rows(child.last)
+            for value in liveness.live_samples(child.last)
         )
 
     def blocks(call: _Call) -> list[_Call]:
@@ -363,7 +363,7 @@ def _layer_ends(traced: Trace, nodes: list[fx.Node], liveness: _Liveness) -> lis
         end = layer
         while nodes[end + 1].all_input_nodes == [nodes[end]] and trails(nodes[end + 1]):
             end += 1
-        if len(liveness.live_rows(end)) == 1:
+        if len(liveness.live_samples(end)) == 1:
             stack = list(nodes[layer].meta.get("nn_module_stack", {}))
             ends.setdefault(stack[-1] if stack else nodes[layer].name, end)
     return list(ends.items())
@@ -393,7 +393,7 @@ def _make_anew(
 
 def _past_unpacking(nodes: list[fx.Node], position: int, liveness: _Liveness) -> int:
     """Moves a cut behind the taking apart of a tuple that a block returns."""
-    while nodes[position + 1].target is operator.getitem and liveness.costs.carried[
+    while nodes[position + 1].target is operator.getitem and liveness.costs.batch_dims[
         cast(fx.Node, nodes[position + 1].args[0])
     ].kind in ("nested", "unusable"):
         position += 1

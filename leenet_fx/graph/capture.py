@@ -12,8 +12,8 @@ from torch import nn
 from leenet_fx.errors import InputError, TraceError
 from leenet_fx.graph.exporter import export
 from leenet_fx.graph.input_shape import find_input
-from leenet_fx.graph.signature import take_images_only
 from leenet_fx.graph.node_costs import NodeCosts, has_users_hooks, measure
+from leenet_fx.graph.signature import take_images_only
 from leenet_fx.graph.tracer import Trace, clone, trace
 
 logger = logging.getLogger("leenet_fx")
@@ -65,8 +65,8 @@ def capture(
         root = clone(model, tensors)
 
         def exported(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Trace, NodeCosts]:
-            captured = export(root, shape, dtype, concrete_args=concrete_args)
-            return captured, measure(captured, shape, dtype)
+            tracer_kind = export(root, shape, dtype, concrete_args=concrete_args)
+            return tracer_kind, measure(tracer_kind, shape, dtype)
 
         try:
             shape, dtype, (traced, costs) = find_input(root, example_inputs, exported)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from leenet_fx.errors import InputError
-from placement.registry import unknown_name
+from leenet_fx.registry import unknown_name
 
 logger = logging.getLogger("leenet_fx")
 

@@ -38,8 +38,8 @@ def is_encoder(traced: Trace, costs: NodeCosts) -> bool:
     Raises:
         TraceError: it returns nothing that has one row a sample.
     """
-    shape, how = costs.shape(traced.logits), costs.carried[traced.logits]
-    rows = how.kind == "rows" and how.axis == 0 and how.each == 1
+    shape, how = costs.shape(traced.logits), costs.batch_dims[traced.logits]
+    rows = how.kind == "rows" and how.axis == 0 and how.per_sample == 1
     if shape is None or len(shape) < 2 or not rows or traced.logits not in costs.floating:
         mixed = f" '{costs.mixing[0].name}' may mix the samples." if costs.mixing else ""
         raise TraceError(

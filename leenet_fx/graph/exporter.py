@@ -58,7 +58,7 @@ def export(
     graph = _plain_graph(exported, root)
     hoist_shape_queries(graph)
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
-    return Trace(root, graph, output.args[0], name, captured="export")
+    return Trace(root, graph, output.args[0], name, tracer_kind="export")
 
 
 def _return_logits_only(scratch: nn.Module, name: str) -> None:

@@ -12,14 +12,14 @@ from torch.utils._pytree import tree_leaves
 
 from leenet_fx.graph.batch_dim import (
     PROBES,
-    Carried,
+    BatchDim,
     Summary,
     classify,
     find_disorder,
     summarise,
 )
-from leenet_fx.graph.operator_costs import Operation, Operations, mixing
 from leenet_fx.graph.meta_modules import stand_in
+from leenet_fx.graph.operator_costs import Operation, Operations, mixing
 from leenet_fx.graph.tracer import IN_PLACE, Trace, clone
 
 
@@ -46,7 +46,7 @@ class NodeCosts:
     flops: list[int] = field(default_factory=list)
     bytes: list[int] = field(default_factory=list)
     shapes: dict[fx.Node, Summary] = field(default_factory=dict)
-    carried: dict[fx.Node, Carried] = field(default_factory=dict)
+    batch_dims: dict[fx.Node, BatchDim] = field(default_factory=dict)
     written: dict[fx.Node, list[int]] = field(default_factory=dict)
     value_bytes: dict[fx.Node, int] = field(default_factory=dict)
     floating: set[fx.Node] = field(default_factory=set)
@@ -97,8 +97,8 @@ def measure(
                 meta.forward(itself.follow(torch.empty_like(large)))
             costs.expected = itself.log
     for node, summary in costs.shapes.items():
-        costs.carried[node] = classify(summary, again.shapes[node])
-    disorder = find_disorder(traced.graph, costs.carried, costs.shapes)
+        costs.batch_dims[node] = classify(summary, again.shapes[node])
+    disorder = find_disorder(traced.graph, costs.batch_dims, costs.shapes)
     for node in traced.graph.nodes:
         if node.target in IN_PLACE and costs.shape(node) is None:
             # Numbers have no place to be changed in; generated code would change the name's.

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from leenet_fx.errors import TraceError
-from placement.registry import unknown_name
+from leenet_fx.registry import unknown_name
 
 logger = logging.getLogger("leenet_fx")
 

@@ -10,8 +10,8 @@ import torch
 from torch import fx, nn
 
 from leenet_fx.errors import InputError
-from leenet_fx.graph.capture import capture
 from leenet_fx.graph.boundaries import Boundaries, Boundary, find_boundaries
+from leenet_fx.graph.capture import capture
 from leenet_fx.graph.classifier import (
     add_head,
     check_num_classes,
@@ -45,7 +45,7 @@ class TracedModel:
     trace: Trace
     costs: NodeCosts
     boundaries: tuple[Boundary, ...]
-    refused: dict[str, str]
+    rejected: dict[str, str]
     profile: CostProfile
     image_shape: tuple[int, ...]
     dtype: torch.dtype
@@ -115,7 +115,7 @@ def trace_model(
         trace=traced,
         costs=costs,
         boundaries=tuple(found.usable),
-        refused=found.refused,
+        rejected=found.rejected,
         profile=profile,
         image_shape=image_shape,
         dtype=dtype,

@@ -43,7 +43,7 @@ class Trace:
     graph: fx.Graph
     logits: fx.Node
     name: str
-    captured: Literal["fx", "export"] = "fx"
+    tracer_kind: Literal["fx", "export"] = "fx"
 
 
 def clone(model: nn.Module, tensors: Literal["copy", "share", "meta"]) -> nn.Module:
@@ -223,7 +223,7 @@ class _Tracer(fx.Tracer):
         from timm.layers import get_notrace_functions, get_notrace_modules
 
         super().__init__(
-            autowrap_modules=(math, torchvision.ops),
+            autowrap_modules=(math, torchvision.ops),  # type: ignore[arg-type]
             autowrap_functions=tuple(get_notrace_functions()),
         )
         self._leaf_classes = (*leaves, *get_notrace_modules())

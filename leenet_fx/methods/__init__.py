@@ -3,12 +3,25 @@
 from leenet_fx.methods import gated as _gated  # noqa: F401
 from leenet_fx.methods import ungated as _ungated  # noqa: F401
 from leenet_fx.methods.method import (
+    CUSTOM,
     DEFAULT,
     Method,
+    MethodConfig,
+    as_method,
     get_method,
+    list_method_options,
     list_methods,
-    list_overrides,
     register_method,
 )
 
-__all__ = ["DEFAULT", "Method", "get_method", "list_methods", "list_overrides", "register_method"]
+__all__ = [
+    "CUSTOM",
+    "DEFAULT",
+    "Method",
+    "MethodConfig",
+    "as_method",
+    "get_method",
+    "list_method_options",
+    "list_methods",
+    "register_method",
+]

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from leenet_fx.errors import InputError
 from leenet_fx.methods.method import Method, register_method
-from leenet_fx.objectives.objective import (
+from leenet_fx.methods.phases import Phase, Update, check_recipe, single_update_phase
+from leenet_fx.objectives import (
     DifferentiableBranching,
     EENets,
     FinalClassifier,
@@ -18,15 +19,14 @@ from leenet_fx.objectives.objective import (
     PTEEnet,
     SumOfExits,
 )
-from leenet_fx.policies.policy import Dial, LearnedGate, MaxProbability, Policy
-from leenet_fx.methods.phases import Step, Turn, check_recipe, one_turn
+from leenet_fx.policies import AlphaConditionedGate, GateThreshold, MaxProbability, Policy
 
-EXITS = one_turn("exits", "classifiers", SumOfExits())
-FINAL = one_turn("final", "final", FinalClassifier())
+EXITS = single_update_phase("exits", "classifiers", SumOfExits())
+FINAL = single_update_phase("final", "final", FinalClassifier())
 
 
 @register_method("leenet")
-def leenet(tempered: bool = True) -> Method:
+def leenet(temperature_scaled: bool = True) -> Method:
     """LEENet: learned gates on a frozen backbone.
 
     (1) each exit's classifier by cross-entropy, (2) the final classifier, where it is new or asked
@@ -43,12 +43,12 @@ def leenet(tempered: bool = True) -> Method:
     Args:
         tempered: whether to temper.
     """
-    gates = one_turn("gates", "gates", LEENet(), tempered=tempered)
+    gates = single_update_phase("gates", "gates", LEENet(), temperature_scaled=temperature_scaled)
     return Method(
-        steps=(EXITS, FINAL, gates),
-        policy=LearnedGate(0.0),
+        phases=(EXITS, FINAL, gates),
+        policy=GateThreshold(0.0),
         source="LEENet: learned early exits (poster and reference code)",
-        knob="weight",
+        trade_off="weight",
     )
 
 
@@ -59,14 +59,16 @@ def leenet_dial() -> Method:
     As `leenet`, but each sample draws an α of its own while gates train, and the user turns the
     dial afterwards: `ee.predict(images, alpha=0.7)`.
     """
-    gates = one_turn("gates", "gates", LEENet(), tempered=True, dials=True)
+    gates = single_update_phase(
+        "gates", "gates", LEENet(), temperature_scaled=True, random_alpha=True
+    )
     return Method(
-        steps=(EXITS, FINAL, gates),
-        policy=Dial(0.5),
+        phases=(EXITS, FINAL, gates),
+        policy=AlphaConditionedGate(0.5),
         source="leenet-fx",
         branch_options={"gate": "dial"},
         requires={"gate": "dial"},
-        knob="dial",
+        trade_off="dial",
     )
 
 
@@ -81,12 +83,12 @@ def diffbranch(recipe: str = "joint") -> Method:
         recipe: "joint", "mixed" (exits first, then all), or "disjoint", with a frozen backbone.
     """
     return Method(
-        steps=_end_to_end(recipe, DifferentiableBranching()),
-        policy=LearnedGate(0.0),
+        phases=_end_to_end(recipe, DifferentiableBranching()),
+        policy=GateThreshold(0.0),
         source="Scardapane et al. 2020, Differentiable Branching in Deep Networks",
         branch_options={"gate": "features"},
-        knob="weight",
-        highest_weight=math.inf,
+        trade_off="weight",
+        max_cost_weight=math.inf,
     )
 
 
@@ -98,26 +100,26 @@ def eenets(version: int = 1, recipe: str = "joint", two_stage: bool = True) -> M
     a sample leaves iff its largest class probability is at least 0.5.
 
     Args:
-        version: 0 to 4, which objective; see `leenet_fx.objectives.objective.EENets`.
+        version: 0 to 4, which objective; see `leenet_fx.objectives.EENets`.
         recipe: "joint", "mixed" or "disjoint".
         two_stage: whether version 0 trains first.
     """
     objective = EENets(version)
     first = _together("exits", recipe, EENets(0), gates=False)
-    steps: tuple[Step, ...] = (first,) if two_stage or version == 0 else ()
+    phases: tuple[Phase, ...] = (first,) if two_stage or version == 0 else ()
     if version != 0:
-        steps = (*steps, _together("gates", recipe, objective))
+        phases = (*phases, _together("gates", recipe, objective))
     if recipe == "mixed":
-        later = (replace(step, name=f"{step.name} together") for step in steps)
-        steps = (EXITS, FINAL, *later)
+        later = (replace(step, name=f"{step.name} together") for step in phases)
+        phases = (EXITS, FINAL, *later)
     return Method(
-        steps=steps,
+        phases=phases,
         policy=_eenets_policy(version),
         source="Demir & Akbas 2024, Early-exit Convolutional Neural Networks",
         branch_options={"gate": "features"},
-        knob="weight" if version else "threshold",
-        weight=1.0,
-        highest_weight=math.inf,
+        trade_off="weight" if version else "threshold",
+        cost_weight=1.0,
+        max_cost_weight=math.inf,
     )
 
 
@@ -128,16 +130,18 @@ def pteenet() -> Method:
     L = Σ_{n<N} CE(ŷ, Ŷₙ) + λ·Cₙ, with ŷ the class that the backbone predicts. One threshold common
     to all gates is the knob; X of ConvX is `branch_options={"blocks": X}`.
     """
-    step = one_turn("exits", ("classifiers", "gates"), PTEEnet(), lr=0.03, labels="backbone")
+    step = single_update_phase(
+        "exits", ("classifiers", "gates"), PTEEnet(), lr=0.03, labels="backbone"
+    )
     return Method(
-        steps=(step,),
-        policy=LearnedGate(0.0),
+        phases=(step,),
+        policy=GateThreshold(0.0),
         source="Lahiany & Aperstein 2022, PTEENet: Post-Trained Early-Exit Neural Networks",
         branch="conv",
         branch_options={"gate": "features"},
-        unlabelled=True,
-        weight=1.0,
-        highest_weight=math.inf,
+        label_free=True,
+        cost_weight=1.0,
+        max_cost_weight=math.inf,
     )
 
 
@@ -151,16 +155,16 @@ def jei_dnn(period: int = 200) -> Method:
     Args:
         period: batches of a turn.
     """
-    turns = (Turn(("classifiers",), JEIDNNHeads()), Turn(("gates",), JEIDNNGates()))
+    updates = (Update(("classifiers",), JEIDNNHeads()), Update(("gates",), JEIDNNGates()))
     if isinstance(period, bool) or not isinstance(period, int) or period < 1:
         raise InputError(f"period must be a whole number of batches from 1, got {period!r}.")
     return Method(
-        steps=(EXITS, FINAL, Step("turns", turns, lr=0.03, period=period)),
-        policy=LearnedGate(0.0),
+        phases=(EXITS, FINAL, Phase("turns", updates, lr=0.03, period=period)),
+        policy=GateThreshold(0.0),
         source="Regol et al. 2024, Jointly-Learned Exit and Inference for a Dynamic Neural Network",
         branch_options={"gate": "confidence"},
-        knob="weight",
-        highest_weight=math.inf,
+        trade_off="weight",
+        max_cost_weight=math.inf,
     )
 
 
@@ -168,10 +172,10 @@ def _eenets_policy(version: int) -> Policy | Callable[[int], Policy]:
     if version == 0:
         return MaxProbability(0.5)
     # h ≥ 1/(N+1), as a gate logit.
-    return (lambda exits: LearnedGate(-math.log(exits))) if version == 3 else LearnedGate(0.0)
+    return (lambda exits: GateThreshold(-math.log(exits))) if version == 3 else GateThreshold(0.0)
 
 
-def _end_to_end(recipe: str, objective: DifferentiableBranching) -> tuple[Step, ...]:
+def _end_to_end(recipe: str, objective: DifferentiableBranching) -> tuple[Phase, ...]:
     if recipe == "joint":
         return (_together("together", recipe, objective),)
     return (EXITS, FINAL, _together("together", recipe, objective))
@@ -179,10 +183,10 @@ def _end_to_end(recipe: str, objective: DifferentiableBranching) -> tuple[Step, 
 
 def _together(
     name: str, recipe: str, objective: DifferentiableBranching | EENets, gates: bool = True
-) -> Step:
+) -> Phase:
     """Everything at once, the backbone too unless it is frozen."""
     check_recipe(recipe)
     groups = ["classifiers", *(["gates"] if gates else [])]
     if recipe != "disjoint":
         groups.append("backbone")
-    return one_turn(name, groups, objective, lr=0.03, deep_lr=0.01)  # type: ignore[arg-type]
+    return single_update_phase(name, groups, objective, lr=0.03, sgd_lr=0.01)  # type: ignore[arg-type]

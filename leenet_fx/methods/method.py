@@ -5,14 +5,13 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from leenet_fx.errors import InputError
-from leenet_fx.policies.policy import Policy
-from leenet_fx.methods.phases import Step
-from placement import Registry
-from placement.registry import unknown_name
+from leenet_fx.methods.phases import Phase
+from leenet_fx.policies import Policy
+from leenet_fx.registry import Registry, unknown_name
 
 Knob: TypeAlias = Literal["weight", "threshold", "shares", "patience", "dial"]
 """What moves a method along its frontier of accuracy and cost: the weight of the cost, for which
@@ -21,11 +20,40 @@ patience; the dial of gates that know every weight."""
 
 
 @dataclass(frozen=True)
+class MethodConfig:
+    """Name and options of a method: what a network remembers of how it is trained, and saves.
+
+    Attributes:
+        name: a registered name, or `CUSTOM` for a `Method` that is not registered.
+        options: keyword options that differ from the method's defaults.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self) -> Method:
+        """Return the method.
+
+        Raises:
+            UnknownNameError: no method of that name is registered, or it lacks one of the options.
+        """
+        return get_method(self.name, **self.options)
+
+    def __str__(self) -> str:
+        inner = "".join(f", {key}={value!r}" for key, value in self.options.items())
+        return f"'{self.name}'{inner}"
+
+
+CUSTOM = "custom"
+"""Name of methods that are not registered."""
+
+
+@dataclass(frozen=True)
 class Method:
     """A preset.
 
     Attributes:
-        steps: the recipe, in order.
+        phases: the recipe, in order.
         policy: who leaves once the recipe is done; or what makes that of the number of exits.
         source: the paper.
         branch: what `attach(method=…)` hangs on exits.
@@ -34,19 +62,26 @@ class Method:
         knob: what moves it along its frontier.
         weight: of the cost, where the user gives none.
         highest_weight: 1 for an α, infinity for a λ.
-        unlabelled: whether it does without labels.
+        label_free: whether it trains without labels.
+        config: name and options it was made with.
     """
 
-    steps: tuple[Step, ...]
+    phases: tuple[Phase, ...]
     policy: Policy | Callable[[int], Policy]
     source: str
     branch: str = "pool"
     branch_options: Mapping[str, Any] = field(default_factory=dict)
     requires: Mapping[str, Any] = field(default_factory=dict)
-    knob: Knob = "threshold"
-    weight: float = 0.5
-    highest_weight: float = 1.0
-    unlabelled: bool = False
+    trade_off: Knob = "threshold"
+    cost_weight: float = 0.5
+    max_cost_weight: float = 1.0
+    label_free: bool = False
+    config: MethodConfig = MethodConfig(CUSTOM)
+
+    @property
+    def name(self) -> str:
+        """Registered name; `CUSTOM` where it has none."""
+        return self.config.name
 
     def policy_for(self, num_exits: int) -> Policy:
         """Who leaves, in a network with so many exits."""
@@ -55,34 +90,34 @@ class Method:
     @property
     def gated(self) -> bool:
         """Whether it trains gates, and so has a weight of the cost."""
-        return any("gates" in step.trains for step in self.steps)
+        return any("gates" in step.parameter_groups for step in self.phases)
 
-    def check_weight(self, name: str, weight: float | None) -> float:
+    def check_cost_weight(self, cost_weight: float | None) -> float:
         """Raises InputError where `weight` is no weight of the cost for this method.
 
         Args:
-            name: of the method.
-            weight: None takes its own.
+            cost_weight: None takes the method's own.
         """
-        if weight is None:
-            return self.weight
+        if cost_weight is None:
+            return self.cost_weight
         if not self.gated:
             raise InputError(
-                f"Method '{name}' trains no gates, so nothing weighs the cost: got alpha="
-                f"{weight!r}. Give it to a method with gates, such as method='leenet'."
+                f"Method '{self.name}' trains no gates, so nothing weighs the cost: got alpha="
+                f"{cost_weight!r}. Give it to a method with gates, such as method='leenet'."
             )
-        top = self.highest_weight
-        good = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-        if not good or not 0 <= weight <= top or not math.isfinite(weight):
+        top = self.max_cost_weight
+        good = isinstance(cost_weight, (int, float)) and not isinstance(cost_weight, bool)
+        if not good or not 0 <= cost_weight <= top or not math.isfinite(cost_weight):
             expected = f"lie in [0, {top:g}]" if math.isfinite(top) else "be 0 or more, and finite"
-            raise InputError(f"alpha, the weight of the cost, must {expected}, got {weight!r}.")
-        return float(weight)
+            raise InputError(
+                f"alpha, the weight of the cost, must {expected}, got {cost_weight!r}."
+            )
+        return float(cost_weight)
 
-    def check_parts(self, name: str, branch: str, options: Mapping[str, Any]) -> None:
+    def check_parts(self, branch: str, options: Mapping[str, Any]) -> None:
         """Raises InputError where branches lack what the method cannot do without.
 
         Args:
-            name: of the method.
             branch: name of the branches' type.
             options: what they were made with.
         """
@@ -90,8 +125,8 @@ class Method:
             found = options.get(option)
             if found != expected:
                 raise InputError(
-                    f"Method '{name}' needs branches with {option}={expected!r}, these have "
-                    f"{option}={found!r} ('{branch}'): attach with method='{name}'."
+                    f"Method '{self.name}' needs branches with {option}={expected!r}, these have "
+                    f"{option}={found!r} ('{branch}'): attach with method='{self.name}'."
                 )
 
 
@@ -106,7 +141,7 @@ register_method = _methods.register
 list_methods = _methods.names
 
 
-def get_method(name: str, /, **overrides: Any) -> Method:
+def get_method(name: str, /, **options: Any) -> Method:
     """The preset of a name.
 
     Args:
@@ -118,14 +153,28 @@ def get_method(name: str, /, **overrides: Any) -> Method:
         InputError: an option's value that does not fit.
     """
     factory = _methods.get(name)
-    takes = list_overrides(name)
-    for option in overrides:
+    takes = list_method_options(name)
+    for option in options:
         if option not in takes:
             raise unknown_name(f"option of method '{name}'", option, takes)
-    return factory(**overrides)
+    return replace(factory(**options), config=MethodConfig(name, options))
 
 
-def list_overrides(name: str) -> list[str]:
+def as_method(method: str | Method) -> Method:
+    """Return a method given by its registered name or as a `Method`.
+
+    Raises:
+        UnknownNameError: no method of that name.
+        InputError: neither a name nor a `Method`.
+    """
+    if isinstance(method, Method):
+        return method
+    if not isinstance(method, str):
+        raise InputError(f"method must be a name or a Method, got {type(method).__name__}.")
+    return get_method(method)
+
+
+def list_method_options(name: str) -> list[str]:
     """The options a method takes, by name.
 
     Raises:

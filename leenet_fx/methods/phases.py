@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from leenet_fx.errors import InputError
-from leenet_fx.objectives.objective import FinalClassifier, Objective
+from leenet_fx.objectives import FinalClassifier, Objective
 
 Group: TypeAlias = Literal["classifiers", "ensembles", "means", "gates", "final", "backbone"]
 """What may move: the exits' classifiers with their bodies; ensembles of classifiers; class means;
@@ -15,7 +15,7 @@ gates; the final classifier; all of the backbone, the final classifier included.
 
 
 @dataclass(frozen=True)
-class Turn:
+class Update:
     """What moves, and by what.
 
     Attributes:
@@ -23,12 +23,12 @@ class Turn:
         objective: what is minimised; None for class means, which are counted.
     """
 
-    trains: tuple[Group, ...]
+    parameter_groups: tuple[Group, ...]
     objective: Objective | None
 
 
 @dataclass(frozen=True)
-class Step:
+class Phase:
     """One phase of training.
 
     Attributes:
@@ -46,23 +46,26 @@ class Step:
     """
 
     name: str
-    turns: tuple[Turn, ...]
+    updates: tuple[Update, ...]
     lr: float = 0.1
-    deep_lr: float = 0.2
-    tempered: bool = False
+    sgd_lr: float = 0.2
+    temperature_scaled: bool = False
     labels: Literal["given", "backbone"] = "given"
-    dials: bool = False
+    random_alpha: bool = False
     period: int = 200
 
     @property
-    def trains(self) -> frozenset[Group]:
+    def parameter_groups(self) -> frozenset[Group]:
         """All that moves."""
-        return frozenset(group for turn in self.turns for group in turn.trains)
+        return frozenset(group for turn in self.updates for group in turn.parameter_groups)
 
 
-def one_turn(
-    name: str, trains: Group | Sequence[Group], objective: Objective | None, **options: object
-) -> Step:
+def single_update_phase(
+    name: str,
+    parameter_groups: Group | Sequence[Group],
+    objective: Objective | None,
+    **options: object,
+) -> Phase:
     """A step with one turn.
 
     Args:
@@ -71,8 +74,10 @@ def one_turn(
         objective: what is minimised.
         options: the other fields of `Step`.
     """
-    groups: tuple[Group, ...] = (trains,) if isinstance(trains, str) else tuple(trains)
-    return Step(name, (Turn(groups, objective),), **options)  # type: ignore[arg-type]
+    groups: tuple[Group, ...] = (
+        (parameter_groups,) if isinstance(parameter_groups, str) else tuple(parameter_groups)
+    )
+    return Phase(name, (Update(groups, objective),), **options)  # type: ignore[arg-type]
 
 
 RECIPES = ("disjoint", "joint", "mixed")
@@ -80,7 +85,7 @@ RECIPES = ("disjoint", "joint", "mixed")
 with its exits. "mixed": exits are fitted on the frozen backbone first, then all train together."""
 
 
-def classifier_steps(recipe: str, exits: Objective, together: Objective) -> tuple[Step, ...]:
+def classifier_phases(recipe: str, exits: Objective, together: Objective) -> tuple[Phase, ...]:
     """How exits without gates are trained.
 
     Args:
@@ -92,9 +97,11 @@ def classifier_steps(recipe: str, exits: Objective, together: Objective) -> tupl
         InputError: another recipe.
     """
     check_recipe(recipe)
-    alone = one_turn("exits", "classifiers", exits)
-    final = one_turn("final", "final", FinalClassifier())
-    joint = one_turn("together", ("classifiers", "backbone"), together, lr=0.03, deep_lr=0.01)
+    alone = single_update_phase("exits", "classifiers", exits)
+    final = single_update_phase("final", "final", FinalClassifier())
+    joint = single_update_phase(
+        "together", ("classifiers", "backbone"), together, lr=0.03, sgd_lr=0.01
+    )
     return {"disjoint": (alone, final), "joint": (joint,), "mixed": (alone, final, joint)}[recipe]
 
 

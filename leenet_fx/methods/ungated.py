@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from leenet_fx.methods.method import Method, register_method
-from leenet_fx.objectives.objective import PABEE as Depths
-from leenet_fx.objectives.objective import (
+from leenet_fx.methods.phases import classifier_phases, single_update_phase
+from leenet_fx.objectives import PABEE as Depths
+from leenet_fx.objectives import (
     BoostNet,
     BranchyNet,
     Distillation,
@@ -14,8 +15,7 @@ from leenet_fx.objectives.objective import (
     SumOfExits,
     SumOfObjectives,
 )
-from leenet_fx.policies.policy import Entropy, MaxProbability, Patience
-from leenet_fx.methods.phases import classifier_steps, one_turn
+from leenet_fx.policies import Entropy, MaxProbability, Patience
 
 
 @register_method("branchynet")
@@ -31,7 +31,7 @@ def branchynet(
     """
     objective = BranchyNet(weights)
     return Method(
-        steps=classifier_steps(recipe, SumOfExits(), objective),
+        phases=classifier_phases(recipe, SumOfExits(), objective),
         policy=Entropy(threshold),
         source="Teerapittayanon et al. 2016, BranchyNet",
     )
@@ -50,10 +50,10 @@ def msdnet(recipe: str = "joint", threshold: float = 0.9) -> Method:
         threshold: of the largest class probability until a budget is set.
     """
     return Method(
-        steps=classifier_steps(recipe, SumOfExits(), EENets(0)),
+        phases=classifier_phases(recipe, SumOfExits(), EENets(0)),
         policy=MaxProbability(threshold),
         source="Huang et al. 2018, Multi-Scale Dense Networks",
-        knob="shares",
+        trade_off="shares",
     )
 
 
@@ -67,7 +67,7 @@ def shallow_deep(recipe: str = "disjoint", threshold: float = 0.9) -> Method:
         threshold: of the largest class probability.
     """
     return Method(
-        steps=classifier_steps(recipe, SumOfExits(), ShallowDeep()),
+        phases=classifier_phases(recipe, SumOfExits(), ShallowDeep()),
         policy=MaxProbability(threshold),
         source="Kaya et al. 2019, Shallow-Deep Networks",
     )
@@ -82,10 +82,10 @@ def pabee(recipe: str = "joint", agreements: int = 2) -> Method:
         agreements: in a row, the patience; `fit` has a `patience` of its own, in epochs.
     """
     return Method(
-        steps=classifier_steps(recipe, SumOfExits(), Depths()),
+        phases=classifier_phases(recipe, SumOfExits(), Depths()),
         policy=Patience(agreements),
         source="Zhou et al. 2020, BERT Loses Patience",
-        knob="patience",
+        trade_off="patience",
     )
 
 
@@ -96,10 +96,10 @@ def ztw(threshold: float = 0.9) -> Method:
     Args:
         threshold: of the ensemble's largest class probability.
     """
-    exits, final = classifier_steps("disjoint", SumOfExits(), SumOfExits())
-    ensembles = one_turn("ensembles", "ensembles", SumOfExits(), lr=0.01)
+    exits, final = classifier_phases("disjoint", SumOfExits(), SumOfExits())
+    ensembles = single_update_phase("ensembles", "ensembles", SumOfExits(), lr=0.01)
     return Method(
-        steps=(exits, final, ensembles),
+        phases=(exits, final, ensembles),
         policy=MaxProbability(threshold),
         source="Wołczyk et al. 2021, Zero Time Waste",
         branch_options={"head": "cascade"},
@@ -116,12 +116,12 @@ def boostnet(recipe: str = "joint", threshold: float = 0.9) -> Method:
         threshold: of the largest class probability until a budget is set.
     """
     return Method(
-        steps=classifier_steps(recipe, SumOfExits(), BoostNet()),
+        phases=classifier_phases(recipe, SumOfExits(), BoostNet()),
         policy=MaxProbability(threshold),
         source="Yu et al. 2023, Boosted Dynamic Neural Networks",
         branch_options={"head": "additive"},
         requires={"head": "additive"},
-        knob="shares",
+        trade_off="shares",
     )
 
 
@@ -133,7 +133,7 @@ def e2cm(threshold: float = 0.5) -> Method:
         threshold: of the largest class probability, softmax of minus the distances.
     """
     return Method(
-        steps=(one_turn("means", "means", None),),
+        phases=(single_update_phase("means", "means", None),),
         policy=MaxProbability(threshold),
         source="Görmez et al. 2022, E2CM: Early Exit via Class Means",
         branch_options={"head": "means"},
@@ -159,7 +159,7 @@ def distilled(
     lesson = Distillation(mix=mix, temperature=temperature)
     together = SumOfObjectives((lesson, FinalClassifier()))
     return Method(
-        steps=classifier_steps(recipe, lesson, together),
+        phases=classifier_phases(recipe, lesson, together),
         policy=MaxProbability(threshold),
         source="Phuong & Lampert 2019, Distillation-based Training for Multi-exit Architectures",
     )

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leenet_fx.errors import InputError
-from placement import Registry
+from leenet_fx.registry import Registry
 
 
 def exit_losses(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def exit_losses(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
     return torch.stack([F.cross_entropy(at, labels, reduction="none") for at in logits], 1)
 
 
-def exit_log_probabilities(gates: Tensor) -> Tensor:
+def exit_log_probabilities(gate_logits: Tensor) -> Tensor:
     """log qᵢ, the log probability that a sample leaves at i: qᵢ = gᵢ · Π_{j<i}(1−gⱼ), g_N = 1.
 
     Computed from the gate logits without forming g, so it is exact at g → 0 and g → 1.
@@ -48,12 +48,12 @@ def exit_log_probabilities(gates: Tensor) -> Tensor:
     Returns:
         (B, N+1).
     """
-    opens = F.pad(F.logsigmoid(gates), (0, 1))
-    passes = F.pad(F.logsigmoid(-gates).cumsum(1), (1, 0))
+    opens = F.pad(F.logsigmoid(gate_logits), (0, 1))
+    passes = F.pad(F.logsigmoid(-gate_logits).cumsum(1), (1, 0))
     return opens + passes
 
 
-def mixture_log_probabilities(logits: Sequence[Tensor], gates: Tensor) -> Tensor:
+def mixture_log_probabilities(logits: Sequence[Tensor], gate_logits: Tensor) -> Tensor:
     """log Ŷᵢ, class by class: Ŷᵢ = gᵢ·pᵢ + (1−gᵢ)·Ŷᵢ₊₁, Ŷ_N = p_N.
 
     At i = 0 this is the soft output of differentiable branching (Scardapane et al. 2020).
@@ -67,27 +67,27 @@ def mixture_log_probabilities(logits: Sequence[Tensor], gates: Tensor) -> Tensor
         (B, N+1, classes).
     """
     log_p = [at.log_softmax(1) for at in logits]
-    opens, passes = F.logsigmoid(gates).unsqueeze(2), F.logsigmoid(-gates).unsqueeze(2)
+    opens, passes = F.logsigmoid(gate_logits).unsqueeze(2), F.logsigmoid(-gate_logits).unsqueeze(2)
     mixed = log_p[-1:]
-    for i in reversed(range(gates.shape[1])):
+    for i in reversed(range(gate_logits.shape[1])):
         mixed.append(torch.logaddexp(opens[:, i] + log_p[i], passes[:, i] + mixed[-1]))
     return torch.stack(mixed[::-1], 1)
 
 
-def soft_probabilities(logits: Sequence[Tensor], gates: Tensor) -> Tensor:
+def soft_probabilities(logits: Sequence[Tensor], gate_logits: Tensor) -> Tensor:
     """f̃₀ = Σ qᵢ·pᵢ, all outlets as one ensemble (Scardapane et al. 2020); costs the whole network.
 
     Args:
         logits: N+1 tensors (B, classes), as `ee.all_exits(images).logits`.
-        gates: gate logits (B, N), as `ee.all_exits(images).gates`.
+        gates: gate logits (B, N), as `ee.all_exits(images).gate_logits`.
 
     Returns:
         (B, classes).
     """
-    return mixture_log_probabilities(logits, gates)[:, 0].exp()
+    return mixture_log_probabilities(logits, gate_logits)[:, 0].exp()
 
 
-def mixture_costs(gates: Tensor, costs: Tensor) -> Tensor:
+def mixture_costs(gate_logits: Tensor, costs: Tensor) -> Tensor:
     """Cᵢ, the cost a sample that reaches i is expected to have had when it leaves.
 
     Cᵢ = gᵢ·cᵢ + (1−gᵢ)·Cᵢ₊₁, C_N = c_N.
@@ -99,14 +99,16 @@ def mixture_costs(gates: Tensor, costs: Tensor) -> Tensor:
     Returns:
         (B, N+1).
     """
-    opens = gates.sigmoid()
-    mixed = [costs[-1].expand(gates.shape[0])]
-    for i in reversed(range(gates.shape[1])):
+    opens = gate_logits.sigmoid()
+    mixed = [costs[-1].expand(gate_logits.shape[0])]
+    for i in reversed(range(gate_logits.shape[1])):
         mixed.append(opens[:, i] * costs[i] + (1 - opens[:, i]) * mixed[-1])
     return torch.stack(mixed[::-1], 1)
 
 
-def leenet_loss(losses: Tensor, gates: Tensor, costs: Tensor, alpha: float | Tensor) -> Tensor:
+def leenet_loss(
+    losses: Tensor, gate_logits: Tensor, costs: Tensor, alpha: float | Tensor
+) -> Tensor:
     """L = (1−α) · mean Σᵢ qᵢ·CEᵢ + α · mean Σᵢ qᵢ·cᵢ, sums over i = 0..N (LEENet).
 
     The published formula leaves the final classifier out of the first sum; it is included here, for
@@ -124,33 +126,11 @@ def leenet_loss(losses: Tensor, gates: Tensor, costs: Tensor, alpha: float | Ten
     if isinstance(alpha, Tensor):
         alpha = alpha.reshape(-1, 1)
     per_exit = (1 - alpha) * losses + alpha * costs
-    return (exit_log_probabilities(gates).exp() * per_exit).sum(1).mean()
-
-
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The T > 0 for which softmax(ŷ/T) has the least cross-entropy (Guo et al. 2017).
-
-    Args:
-        logits: (n, classes).
-        labels: (n,) class indices.
-    """
-    logits = logits.detach().double()
-    low, high = math.log(0.05), math.log(20.0)
-    # The cross-entropy is convex in 1/T, so its one minimum is found by bisecting its slope.
-    chosen = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
-    for _ in range(40):
-        middle = (low + high) / 2
-        expected = (logits * (logits / math.exp(middle)).softmax(1)).sum(1)
-        # The slope in 1/T: what the model expects of its logits, less what it gets.
-        if float((expected - chosen).mean()) > 0:
-            low = middle
-        else:
-            high = middle
-    return math.exp((low + high) / 2)
+    return (exit_log_probabilities(gate_logits).exp() * per_exit).sum(1).mean()
 
 
 @dataclass(frozen=True)
-class Outputs:
+class BatchOutputs:
     """What an objective sees of a batch.
 
     Attributes:
@@ -164,7 +144,7 @@ class Outputs:
     """
 
     logits: tuple[Tensor, ...]
-    gates: Tensor
+    gate_logits: Tensor
     labels: Tensor
     costs: Tensor
     weight: float | Tensor
@@ -195,7 +175,7 @@ class Objective(ABC):
     reads_final: ClassVar[bool] = True
 
     @abstractmethod
-    def __call__(self, outputs: Outputs) -> Tensor:
+    def __call__(self, outputs: BatchOutputs) -> Tensor:
         """The loss, a scalar; a mean over the samples of the batch."""
 
 
@@ -213,8 +193,8 @@ class SumOfExits(Objective):
     name = "exits"
     reads_final = False
 
-    def __call__(self, outputs: Outputs) -> Tensor:
-        exits = outputs.logits[: outputs.gates.shape[1]]
+    def __call__(self, outputs: BatchOutputs) -> Tensor:
+        exits = outputs.logits[: outputs.gate_logits.shape[1]]
         return exit_losses(exits, outputs.labels).mean(0).sum()
 
 
@@ -225,7 +205,7 @@ class FinalClassifier(Objective):
 
     name = "final"
 
-    def __call__(self, outputs: Outputs) -> Tensor:
+    def __call__(self, outputs: BatchOutputs) -> Tensor:
         return outputs.losses[:, -1].mean()
 
 
@@ -234,14 +214,14 @@ class FinalClassifier(Objective):
 class LEENet(Objective):
     """(1−α) · mean Σᵢ qᵢ·CEᵢ + α · mean Σᵢ qᵢ·cᵢ, sums over i = 0..N (LEENet).
 
-    `Outputs.weight` is α, in [0, 1]. See `leenet_loss`.
+    `BatchOutputs.weight` is α, in [0, 1]. See `leenet_loss`.
     """
 
     name = "leenet"
     uses = frozenset({"labels", "gates"})
 
-    def __call__(self, outputs: Outputs) -> Tensor:
-        return leenet_loss(outputs.losses, outputs.gates, outputs.costs, outputs.weight)
+    def __call__(self, outputs: BatchOutputs) -> Tensor:
+        return leenet_loss(outputs.losses, outputs.gate_logits, outputs.costs, outputs.weight)
 
 
 @register_objective("branchynet")
@@ -267,7 +247,7 @@ class BranchyNet(Objective):
         # Options that come from a file are lists, and a frozen dataclass must hash.
         object.__setattr__(self, "weights", tuple(self.weights))
 
-    def __call__(self, outputs: Outputs) -> Tensor:
+    def __call__(self, outputs: BatchOutputs) -> Tensor:
         outlets = len(outputs.logits)
         weights = (1.0,) * (outlets - 1) + (0.3,) if self.weights is None else self.weights
         if len(weights) != outlets:
@@ -283,13 +263,13 @@ class BranchyNet(Objective):
 class ShallowDeep(Objective):
     """Σ_{i<N} τᵢ · mean CEᵢ + mean CE_N (Shallow-Deep Networks, Kaya et al. 2019).
 
-    τᵢ = 0.01 + `Outputs.progress` · (min(cᵢ, 1) − 0.01): from next to nothing, so that early exits
+    τᵢ = 0.01 + `BatchOutputs.progress` · (min(cᵢ, 1) − 0.01): from next to nothing, so that early exits
     do not disturb the backbone at first, to the exit's relative cost.
     """
 
     name = "shallow-deep"
 
-    def __call__(self, outputs: Outputs) -> Tensor:
+    def __call__(self, outputs: BatchOutputs) -> Tensor:
         tau = 0.01 + outputs.progress * (outputs.costs[:-1].clamp(max=1) - 0.01)
         losses = outputs.losses.mean(0)
         return (tau * losses[:-1]).sum() + losses[-1]
@@ -302,7 +282,7 @@ class PABEE(Objective):
 
     name = "pabee"
 
-    def __call__(self, outputs: Outputs) -> Tensor:
+    def __call__(self, outputs: BatchOutputs) -> Tensor:
         losses = outputs.losses.mean(0)
         depth = torch.arange(1, len(losses) + 1, device=losses.device)
         return (depth * losses).sum() / depth.sum()
@@ -313,20 +293,20 @@ class PABEE(Objective):
 class DifferentiableBranching(Objective):
     """mean CE(Ŷ₀) + λ · mean C₀ (differentiable branching, Scardapane et al. 2020).
 
-    The paper writes f̃₀ and γ̃₀ for the mixtures Ŷ₀ and C₀. `Outputs.weight` is λ.
+    The paper writes f̃₀ and γ̃₀ for the mixtures Ŷ₀ and C₀. `BatchOutputs.weight` is λ.
     """
 
     name = "diffbranch"
     uses = frozenset({"labels", "gates"})
 
-    def __call__(self, outputs: Outputs) -> Tensor:
+    def __call__(self, outputs: BatchOutputs) -> Tensor:
         return _mixture_losses(outputs)[:, 0].mean()
 
 
 @register_objective("eenets")
 @dataclass(frozen=True)
 class EENets(Objective):
-    """The five losses of EENets (Demir & Akbas 2024), where hᵢ is gᵢ and `Outputs.weight` is λ.
+    """The five losses of EENets (Demir & Akbas 2024), where hᵢ is gᵢ and `BatchOutputs.weight` is λ.
 
     - v0: Σᵢ CEᵢ over i = 0..N, the first of two stages.
     - v1: CE(Ŷ₀) + λ·C₀, the second.
@@ -352,7 +332,7 @@ class EENets(Objective):
         fits = type(self.version) is int and 0 <= self.version <= 4
         _require(fits, "version", "an integer from 0 to 4", self.version)
 
-    def __call__(self, outputs: Outputs) -> Tensor:
+    def __call__(self, outputs: BatchOutputs) -> Tensor:
         if self.version == 0:
             return outputs.losses.mean(0).sum()
         if self.version == 1:
@@ -360,11 +340,11 @@ class EENets(Objective):
         if self.version == 2:
             return _mixture_losses(outputs).mean(0).sum()
         if self.version == 3:
-            means = F.pad(outputs.gates.sigmoid().mean(0), (0, 1), value=1.0)
+            means = F.pad(outputs.gate_logits.sigmoid().mean(0), (0, 1), value=1.0)
             return (means / means.sum() * _priced_losses(outputs).mean(0)).sum()
         tag = _best_outlet(outputs)
         tagged = _priced_losses(outputs).gather(1, tag.unsqueeze(1))
-        return _balanced_bce(outputs.gates, tag) + tagged.mean()
+        return _balanced_bce(outputs.gate_logits, tag) + tagged.mean()
 
 
 @register_objective("pteenet")
@@ -372,13 +352,13 @@ class EENets(Objective):
 class PTEEnet(Objective):
     """Σ_{i<N} mean [CE(Ŷᵢ) + λ·Cᵢ] (PTEEnet, Lahiany & Aperstein 2022).
 
-    `Outputs.weight` is λ. In the paper, labels are the arg-max of the final classifier.
+    `BatchOutputs.weight` is λ. In the paper, labels are the arg-max of the final classifier.
     """
 
     name = "pteenet"
     uses = frozenset({"labels", "gates"})
 
-    def __call__(self, outputs: Outputs) -> Tensor:
+    def __call__(self, outputs: BatchOutputs) -> Tensor:
         return _mixture_losses(outputs)[:, :-1].mean(0).sum()
 
 
@@ -395,8 +375,8 @@ class JEIDNNHeads(Objective):
     name = "jei-dnn-heads"
     uses = frozenset({"labels", "gates"})
 
-    def __call__(self, outputs: Outputs) -> Tensor:
-        opens = outputs.gates.detach().sigmoid()
+    def __call__(self, outputs: BatchOutputs) -> Tensor:
+        opens = outputs.gate_logits.detach().sigmoid()
         left = F.pad(1 - opens.cumsum(1), (1, 0), value=1.0)
         shares = torch.minimum(F.pad(opens, (0, 1), value=1.0), left).clamp(min=0)
         return (shares * outputs.losses).sum(1).mean()
@@ -408,18 +388,18 @@ class JEIDNNGates(Objective):
     """BCE of the gates, mean over samples and exits (JEI-DNN, Regol et al. 2024).
 
     A gate should open at a sample's best outlet, argminᵢ(CEᵢ + λ·cᵢ), and at all later exits. The
-    losses are held constant; `Outputs.weight` is λ. The authors' code also weights the targets that
+    losses are held constant; `BatchOutputs.weight` is λ. The authors' code also weights the targets that
     are 1 by the ratio of zeros to ones in the batch; here they count alike.
     """
 
     name = "jei-dnn-gates"
     uses = frozenset({"labels", "gates"})
 
-    def __call__(self, outputs: Outputs) -> Tensor:
-        gates = outputs.gates
-        exits = torch.arange(gates.shape[1], device=gates.device)
-        target = (_best_outlet(outputs).unsqueeze(1) <= exits).to(gates.dtype)
-        return F.binary_cross_entropy_with_logits(gates, target)
+    def __call__(self, outputs: BatchOutputs) -> Tensor:
+        gate_logits = outputs.gate_logits
+        exits = torch.arange(gate_logits.shape[1], device=gate_logits.device)
+        target = (_best_outlet(outputs).unsqueeze(1) <= exits).to(gate_logits.dtype)
+        return F.binary_cross_entropy_with_logits(gate_logits, target)
 
 
 @register_objective("distillation")
@@ -445,7 +425,7 @@ class Distillation(Objective):
         fits = _is_finite(self.temperature) and self.temperature > 0
         _require(fits, "temperature", "a number > 0", self.temperature)
 
-    def __call__(self, outputs: Outputs) -> Tensor:
+    def __call__(self, outputs: BatchOutputs) -> Tensor:
         *exits, final = [(at / self.temperature).log_softmax(1) for at in outputs.logits]
         teacher = final.detach()
         divergence = torch.stack(
@@ -472,7 +452,7 @@ class BoostNet(Objective):
 
     name = "boostnet"
 
-    def __call__(self, outputs: Outputs) -> Tensor:
+    def __call__(self, outputs: BatchOutputs) -> Tensor:
         losses = outputs.losses.mean(0)
         to_the_end = torch.arange(len(losses), 0, -1, device=losses.device)
         return (losses / to_the_end).sum()
@@ -496,34 +476,34 @@ class SumOfObjectives(Objective):
         fits = isinstance(given, tuple) and all(isinstance(one, Objective) for one in given)
         _require(fits and len(given) > 0, "objectives", "a tuple of objectives", given)
 
-    def __call__(self, outputs: Outputs) -> Tensor:
+    def __call__(self, outputs: BatchOutputs) -> Tensor:
         return torch.stack([objective(outputs) for objective in self.objectives]).sum()
 
 
-def _priced_losses(outputs: Outputs) -> Tensor:
+def _priced_losses(outputs: BatchOutputs) -> Tensor:
     """CEᵢ + λ·cᵢ of each sample at each outlet (B, N+1)."""
     return outputs.losses + outputs.weights * outputs.costs
 
 
-def _mixture_losses(outputs: Outputs) -> Tensor:
+def _mixture_losses(outputs: BatchOutputs) -> Tensor:
     """CE(Ŷᵢ) + λ·Cᵢ of each sample at each outlet (B, N+1)."""
-    log_mixtures = mixture_log_probabilities(outputs.logits, outputs.gates)
+    log_mixtures = mixture_log_probabilities(outputs.logits, outputs.gate_logits)
     labels = outputs.labels.view(-1, 1, 1).expand(-1, log_mixtures.shape[1], 1)
     losses = -log_mixtures.gather(2, labels).squeeze(2)
-    return losses + outputs.weights * mixture_costs(outputs.gates, outputs.costs)
+    return losses + outputs.weights * mixture_costs(outputs.gate_logits, outputs.costs)
 
 
-def _best_outlet(outputs: Outputs) -> Tensor:
+def _best_outlet(outputs: BatchOutputs) -> Tensor:
     """argminᵢ(CEᵢ + λ·cᵢ) of each sample, the earliest of equals (B,)."""
     return _priced_losses(outputs).argmin(1)
 
 
-def _balanced_bce(gates: Tensor, tag: Tensor) -> Tensor:
+def _balanced_bce(gate_logits: Tensor, tag: Tensor) -> Tensor:
     """Σ over exits of the mean over the two kinds of samples of their mean BCE; see `EENets`."""
-    exits = torch.arange(gates.shape[1], device=gates.device)
+    exits = torch.arange(gate_logits.shape[1], device=gate_logits.device)
     leave, stay = tag.unsqueeze(1) == exits, tag.unsqueeze(1) > exits
-    of_leave = -(leave * F.logsigmoid(gates)).sum(0) / leave.sum(0).clamp(min=1)
-    of_stay = -(stay * F.logsigmoid(-gates)).sum(0) / stay.sum(0).clamp(min=1)
+    of_leave = -(leave * F.logsigmoid(gate_logits)).sum(0) / leave.sum(0).clamp(min=1)
+    of_stay = -(stay * F.logsigmoid(-gate_logits)).sum(0) / stay.sum(0).clamp(min=1)
     kinds = leave.any(0).int() + stay.any(0).int()
     return ((of_leave + of_stay) / kinds.clamp(min=1)).sum()
 

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from leenet_fx.errors import InputError
-from leenet_fx.parts.necks import Body, BodyFactory, Conv, Flatten, NormPool, Pool
+from leenet_fx.parts.exit_site import ExitSite, FeatureShape
 from leenet_fx.parts.gates import Gate, get_gate, reset_row
 from leenet_fx.parts.heads import Head, LinearHead, MeansHead, get_head
-from leenet_fx.parts.exit_site import FeatureShape, Site
-from placement import Registry
-from placement.registry import unknown_name
+from leenet_fx.parts.necks import Conv, Flatten, Neck, NeckFactory, NormPoolNeck, Pool
+from leenet_fx.registry import Registry, unknown_name
 
-__all__ = ["Branch", "FeatureShape", "Site"]
+__all__ = ["Branch", "ExitSite", "FeatureShape"]
 
 
 class Branch(nn.Module, ABC):
@@ -34,10 +33,10 @@ class Branch(nn.Module, ABC):
         reads_earlier: whether `embed` and `evidence` need what earlier exits said.
     """
 
-    def __init__(self, site: Site, *, reads_earlier: bool = False) -> None:
+    def __init__(self, site: ExitSite, *, reads_previous_logits: bool = False) -> None:
         super().__init__()
         self.site = site
-        self.reads_earlier = reads_earlier and site.position > 0
+        self.reads_previous_logits = reads_previous_logits and site.position > 0
 
     @property
     def features(self) -> tuple[FeatureShape, ...]:
@@ -45,11 +44,11 @@ class Branch(nn.Module, ABC):
         return self.site.features
 
     @property
-    def reduction(self) -> str:
+    def pooling(self) -> str:
         """What `reduce` does, in words: branches that agree in it can share what was kept."""
         return type(self).__qualname__
 
-    def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
+    def pool(self, *features: Tensor) -> tuple[Tensor, ...]:
         """What the branch needs of its features, each batch first; uses no parameter.
 
         With a frozen backbone this is what training keeps, so the smaller, the better.
@@ -57,7 +56,7 @@ class Branch(nn.Module, ABC):
         return features
 
     @abstractmethod
-    def embed(self, *reduced: Tensor, earlier: Tensor | None = None) -> Tensor:
+    def hidden(self, *pooled: Tensor, previous_logits: Tensor | None = None) -> Tensor:
         """The state of each sample.
 
         Args:
@@ -68,13 +67,13 @@ class Branch(nn.Module, ABC):
             (B, n).
         """
 
-    def evidence(self, state: Tensor, earlier: Tensor | None = None) -> Tensor:
+    def gate_inputs(self, hidden: Tensor, previous_logits: Tensor | None = None) -> Tensor:
         """What the gate judges by, (B, k); uses no parameter that gates train."""
-        del earlier
-        return state
+        del previous_logits
+        return hidden
 
     @abstractmethod
-    def score(self, evidence: Tensor, alpha: Tensor | float | None = None) -> Tensor:
+    def gate_logit(self, gate_inputs: Tensor, alpha: Tensor | float | None = None) -> Tensor:
         """(B, k) → gate logits (B,), before the sigmoid.
 
         Args:
@@ -83,12 +82,12 @@ class Branch(nn.Module, ABC):
         """
 
     @abstractmethod
-    def classify(self, state: Tensor) -> Tensor:
+    def classify(self, hidden: Tensor) -> Tensor:
         """(B, n) → class logits (B, num_classes)."""
 
-    def said(self, state: Tensor) -> Tensor:
+    def passed_logits(self, hidden: Tensor) -> Tensor:
         """(B, n) → what later exits are told (B, num_classes)."""
-        return self.classify(state)
+        return self.classify(hidden)
 
     @abstractmethod
     def gate_parameters(self) -> list[nn.Parameter]:
@@ -98,7 +97,7 @@ class Branch(nn.Module, ABC):
     def classifier_parameters(self) -> list[nn.Parameter]:
         """Parameters trained by the classifiers' objective."""
 
-    def deep_parameters(self) -> list[nn.Parameter]:
+    def neck_parameters(self) -> list[nn.Parameter]:
         """Those of the classifiers' that learn at the rate of a deep network."""
         return []
 
@@ -110,7 +109,7 @@ class Branch(nn.Module, ABC):
     def reset_gate(self, generator: torch.Generator, chance: float) -> None:
         """Draws the gate anew, so that it opens for about a share of `chance` of the samples."""
 
-    def measure_inputs(self, *reduced: Tensor) -> None:
+    def fit_input_statistics(self, *pooled: Tensor) -> None:
         """Lets the branch scale what `reduce` leaves by what it is on training images; optional.
 
         Called before classifiers are trained; a branch that has trained keeps the scale it has.
@@ -119,17 +118,17 @@ class Branch(nn.Module, ABC):
             reduced: each (n, …).
         """
 
-    def measure_evidence(self, evidence: Tensor) -> None:
+    def fit_gate_statistics(self, gate_inputs: Tensor) -> None:
         """Lets the gate scale its inputs by what they are on training images; optional.
 
         Args:
             evidence: (n, k).
         """
 
-    def begin(self, group: str) -> None:
+    def begin_phase(self, group: str) -> None:
         """Told before a step which group of `leenet_fx.methods.phases.Group` it trains; optional."""
 
-    def count(self, labels: Tensor, *reduced: Tensor) -> None:
+    def count(self, labels: Tensor, *pooled: Tensor) -> None:
         """Takes a batch into account, for branches whose classifier is counted, not trained.
 
         Args:
@@ -152,7 +151,7 @@ class Branch(nn.Module, ABC):
         """
 
     def forward(
-        self, *features: Tensor, earlier: Sequence[tuple[Tensor, ...]] = ()
+        self, *features: Tensor, previous_logits: Sequence[tuple[Tensor, ...]] = ()
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Features → class logits (B, m), gate logits (B,), what later exits are told (B, m).
 
@@ -160,9 +159,17 @@ class Branch(nn.Module, ABC):
             features: what the exit reads.
             earlier: what this method gave at each exit before.
         """
-        heard = torch.stack([said for _, _, said in earlier], 1) if earlier else None
-        state = self.embed(*self.reduce(*features), earlier=heard)
-        return self.classify(state), self.score(self.evidence(state, heard)), self.said(state)
+        heard = (
+            torch.stack([passed_logits for _, _, passed_logits in previous_logits], 1)
+            if previous_logits
+            else None
+        )
+        hidden = self.hidden(*self.pool(*features), previous_logits=heard)
+        return (
+            self.classify(hidden),
+            self.gate_logit(self.gate_inputs(hidden, heard)),
+            self.passed_logits(hidden),
+        )
 
 
 BranchFactory: TypeAlias = Callable[..., Branch]
@@ -177,90 +184,92 @@ get_branch = _branches.get
 class _Composed(Branch):
     """What all branches on a body share."""
 
-    def __init__(self, body: Body, *, reads_earlier: bool = False) -> None:
-        super().__init__(body.site, reads_earlier=reads_earlier)
-        self.body = body
+    def __init__(self, neck: Neck, *, reads_previous_logits: bool = False) -> None:
+        super().__init__(neck.site, reads_previous_logits=reads_previous_logits)
+        self.neck = neck
 
     @property
-    def reduction(self) -> str:
-        return self.body.reduction
+    def pooling(self) -> str:
+        return self.neck.pooling
 
-    def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
-        return self.body.reduce(*features)
+    def pool(self, *features: Tensor) -> tuple[Tensor, ...]:
+        return self.neck.pool(*features)
 
-    def deep_parameters(self) -> list[nn.Parameter]:
-        return list(self.body.parameters())
+    def neck_parameters(self) -> list[nn.Parameter]:
+        return list(self.neck.parameters())
 
-    def measure_inputs(self, *reduced: Tensor) -> None:
-        self.body.measure(*reduced)
+    def fit_input_statistics(self, *pooled: Tensor) -> None:
+        self.neck.measure(*pooled)
 
 
 class _Gated(_Composed):
     """What branches with a gate of its own share."""
 
-    def __init__(self, body: Body, head: Head, gate: Gate, *, reads_earlier: bool = False) -> None:
-        super().__init__(body, reads_earlier=reads_earlier)
+    def __init__(
+        self, neck: Neck, head: Head, gate: Gate, *, reads_previous_logits: bool = False
+    ) -> None:
+        super().__init__(neck, reads_previous_logits=reads_previous_logits)
         self.head, self.gate = head, gate
 
-    def score(self, evidence: Tensor, alpha: Tensor | float | None = None) -> Tensor:
-        scores: Tensor = self.gate(evidence, alpha)
+    def gate_logit(self, gate_inputs: Tensor, alpha: Tensor | float | None = None) -> Tensor:
+        scores: Tensor = self.gate(gate_inputs, alpha)
         return scores
 
     def gate_parameters(self) -> list[nn.Parameter]:
         return list(self.gate.parameters())
 
     def classifier_parameters(self) -> list[nn.Parameter]:
-        return [*self.body.parameters(), *self.head.classifier_parameters()]
+        return [*self.neck.parameters(), *self.head.classifier_parameters()]
 
     def reset_gate(self, generator: torch.Generator, chance: float) -> None:
         self.gate.reset(generator, chance)
 
-    def measure_evidence(self, evidence: Tensor) -> None:
-        self.gate.measure(evidence)
+    def fit_gate_statistics(self, gate_inputs: Tensor) -> None:
+        self.gate.measure(gate_inputs)
 
 
-class LazyBranch(_Gated):
+class FeatureGatedBranch(_Gated):
     """Body, then a gate and a linear head side by side: the head runs only for who leaves."""
 
-    def embed(self, *reduced: Tensor, earlier: Tensor | None = None) -> Tensor:
-        embedded: Tensor = self.body(*reduced)
+    def hidden(self, *pooled: Tensor, previous_logits: Tensor | None = None) -> Tensor:
+        embedded: Tensor = self.neck(*pooled)
         return embedded
 
-    def classify(self, state: Tensor) -> Tensor:
-        return self.head.classify(self.head(state, None))
+    def classify(self, hidden: Tensor) -> Tensor:
+        return self.head.classify(self.head(hidden, None))
 
 
-class ConfidentBranch(_Gated):
+class LogitGatedBranch(_Gated):
     """Body, head, then a gate on the head's answer: the head runs for all that arrive."""
 
-    def __init__(self, body: Body, head: Head, gate: Gate) -> None:
-        earlier = head.reads_earlier or gate.reads_earlier
-        super().__init__(body, head, gate, reads_earlier=earlier)
+    def __init__(self, neck: Neck, head: Head, gate: Gate) -> None:
+        previous_logits = head.reads_previous_logits or gate.reads_previous_logits
+        super().__init__(neck, head, gate, reads_previous_logits=previous_logits)
 
-    def embed(self, *reduced: Tensor, earlier: Tensor | None = None) -> Tensor:
-        state: Tensor = self.head(self.body(*reduced), earlier)
-        return state
+    def hidden(self, *pooled: Tensor, previous_logits: Tensor | None = None) -> Tensor:
+        hidden: Tensor = self.head(self.neck(*pooled), previous_logits)
+        return hidden
 
-    def evidence(self, state: Tensor, earlier: Tensor | None = None) -> Tensor:
-        return self.gate.evidence(self.classify(state), earlier)
+    def gate_inputs(self, hidden: Tensor, previous_logits: Tensor | None = None) -> Tensor:
+        return self.gate.gate_inputs(self.classify(hidden), previous_logits)
 
-    def classify(self, state: Tensor) -> Tensor:
-        return self.head.classify(state)
+    def classify(self, hidden: Tensor) -> Tensor:
+        return self.head.classify(hidden)
 
-    def said(self, state: Tensor) -> Tensor:
-        return self.head.said(state)
+    def passed_logits(self, hidden: Tensor) -> Tensor:
+        return self.head.passed_logits(hidden)
 
     def ensemble_parameters(self) -> list[nn.Parameter]:
         return self.head.ensemble_parameters()
 
-    def begin(self, group: str) -> None:
-        self.head.begin(group)
+    def begin_phase(self, group: str) -> None:
+        self.head.begin_phase(group)
 
-    def count(self, labels: Tensor, *reduced: Tensor) -> None:
+    def count(self, labels: Tensor, *pooled: Tensor) -> None:
         if not isinstance(self.head, MeansHead):
-            super().count(labels, *reduced)
+            super().count(labels, *pooled)
         else:
-            self.head.count(self.body(*reduced), labels)
+            self.head.count(self.neck(*pooled), labels)
 
     def counted(self, summed: Callable[[Tensor], Tensor]) -> None:
         if isinstance(self.head, MeansHead):
@@ -270,33 +279,33 @@ class ConfidentBranch(_Gated):
 class ProjectionBranch(_Composed):
     """A body, then one projection n→m+1, gate first (LEENet's proposal)."""
 
-    def __init__(self, body: Body) -> None:
-        super().__init__(body)
-        self.projection = nn.Linear(body.width, body.site.num_classes + 1)
+    def __init__(self, neck: Neck) -> None:
+        super().__init__(neck)
+        self.projection = nn.Linear(neck.width, neck.site.num_classes + 1)
 
-    def embed(self, *reduced: Tensor, earlier: Tensor | None = None) -> Tensor:
-        state: Tensor = self.projection(self.body(*reduced))
-        return state
+    def hidden(self, *pooled: Tensor, previous_logits: Tensor | None = None) -> Tensor:
+        hidden: Tensor = self.projection(self.neck(*pooled))
+        return hidden
 
-    def score(self, evidence: Tensor, alpha: Tensor | float | None = None) -> Tensor:
-        return evidence[:, 0]
+    def gate_logit(self, gate_inputs: Tensor, alpha: Tensor | float | None = None) -> Tensor:
+        return gate_inputs[:, 0]
 
-    def classify(self, state: Tensor) -> Tensor:
-        return state[:, 1:]
+    def classify(self, hidden: Tensor) -> Tensor:
+        return hidden[:, 1:]
 
     def gate_parameters(self) -> list[nn.Parameter]:
         return list(self.projection.parameters())
 
     def classifier_parameters(self) -> list[nn.Parameter]:
-        return [*self.body.parameters(), *self.projection.parameters()]
+        return [*self.neck.parameters(), *self.projection.parameters()]
 
     def reset_gate(self, generator: torch.Generator, chance: float) -> None:
         reset_row(self.projection.weight[:1], self.projection.bias[:1], generator, chance)
 
 
 def compose(
-    body: BodyFactory,
-    site: Site,
+    neck: NeckFactory,
+    site: ExitSite,
     *,
     head: str = "linear",
     gate: str | None = None,
@@ -316,15 +325,15 @@ def compose(
         InputError: parts that do not go together, an option that the body does not take.
         UnknownNameError: no such head or gate.
     """
-    known = list(inspect.signature(body).parameters)[1:]
+    known = list(inspect.signature(neck).parameters)[1:]
     for name in options:
         if name not in known:
             raise unknown_name("branch option", name, ("head", "gate", *known))
     if head == "projection":
         if gate is not None:
             raise InputError(f"head='projection' has a gate of its own: leave out gate={gate!r}.")
-        return ProjectionBranch(body(site, **options))
-    made = body(site, **options)
+        return ProjectionBranch(neck(site, **options))
+    made = neck(site, **options)
     head_type, gate_type = get_head(head), get_gate("confidence" if gate is None else gate)
     made_head = head_type(site, made.width)
     made_gate = gate_type(site, made.width)
@@ -334,15 +343,20 @@ def compose(
                 f"gate='{gate}' reads features, and goes with head='linear'; with head='{head}' "
                 "take a gate that reads the head's answer: 'confidence' or 'history'."
             )
-        return LazyBranch(made, made_head, made_gate)
-    return ConfidentBranch(made, made_head, made_gate)
+        return FeatureGatedBranch(made, made_head, made_gate)
+    return LogitGatedBranch(made, made_head, made_gate)
 
 
-for _name, _body in (("pool", Pool), ("flatten", Flatten), ("bnpool", NormPool), ("conv", Conv)):
+for _name, _body in (
+    ("pool", Pool),
+    ("flatten", Flatten),
+    ("bnpool", NormPoolNeck),
+    ("conv", Conv),
+):
     register_branch(_name)(partial(compose, _body))
 
 
-def make_branch(factory: BranchFactory, site: Site, options: Mapping[str, Any]) -> Branch:
+def make_branch(factory: BranchFactory, site: ExitSite, options: Mapping[str, Any]) -> Branch:
     """A branch; options that its factory does not take are named.
 
     Raises:
@@ -356,8 +370,8 @@ def make_branch(factory: BranchFactory, site: Site, options: Mapping[str, Any]) 
     return factory(site, **options)
 
 
-def answer_all(
-    branches: Iterable[Branch], reduced: Iterable[Sequence[Tensor]]
+def run_branches(
+    branches: Iterable[Branch], pooled: Iterable[Sequence[Tensor]]
 ) -> list[tuple[Tensor, Tensor | None, Tensor]]:
     """Every exit's state, what earlier exits said, and its evidence, for samples that pass all.
 
@@ -370,9 +384,9 @@ def answer_all(
     """
     heard: list[Tensor] = []
     answers = []
-    for branch, read in zip(branches, reduced, strict=True):
-        earlier = torch.stack(heard, 1) if branch.reads_earlier else None
-        state = branch.embed(*read, earlier=earlier)
-        heard.append(branch.said(state))
-        answers.append((state, earlier, branch.evidence(state, earlier)))
+    for branch, read in zip(branches, pooled, strict=True):
+        previous_logits = torch.stack(heard, 1) if branch.reads_previous_logits else None
+        hidden = branch.hidden(*read, previous_logits=previous_logits)
+        heard.append(branch.passed_logits(hidden))
+        answers.append((hidden, previous_logits, branch.gate_inputs(hidden, previous_logits)))
     return answers

@@ -44,7 +44,7 @@ class FeatureShape:
 
 
 @dataclass(frozen=True)
-class Site:
+class ExitSite:
     """Where a branch stands.
 
     Attributes:
@@ -58,7 +58,7 @@ class Site:
     position: int = 0
 
 
-def finest_grid(site: Site) -> int:
+def finest_grid(site: ExitSite) -> int:
     """The finest of 4 x 4, 2 x 2 and 1 x 1 cells that keeps a classifier within 100,000 weights.
 
     Few classes afford a finer look, 1000 classes get the global average.

@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from leenet_fx.parts.standardize import Scale
-from leenet_fx.parts.exit_site import Site
-from placement import Registry
+from leenet_fx.parts.exit_site import ExitSite
+from leenet_fx.parts.standardize import Standardize
+from leenet_fx.registry import Registry
 
 
 class Gate(nn.Module, ABC):
@@ -24,16 +24,16 @@ class Gate(nn.Module, ABC):
     """
 
     reads: ClassVar[Literal["features", "logits"]] = "logits"
-    reads_earlier: ClassVar[bool] = False
+    reads_previous_logits: ClassVar[bool] = False
 
-    def __init__(self, site: Site, width: int) -> None:
+    def __init__(self, site: ExitSite, width: int) -> None:
         super().__init__()
         self.site = site
-        self.inputs = Scale(width, power=1)
+        self.inputs = Standardize(width, power=1)
         self.linear = nn.Linear(width, 1)
 
     @abstractmethod
-    def evidence(self, read: Tensor, earlier: Tensor | None) -> Tensor:
+    def gate_inputs(self, read: Tensor, previous_logits: Tensor | None) -> Tensor:
         """What the gate judges by.
 
         Args:
@@ -42,7 +42,7 @@ class Gate(nn.Module, ABC):
                 them, and at the first exit.
         """
 
-    def forward(self, evidence: Tensor, alpha: Tensor | float | None = None) -> Tensor:
+    def forward(self, gate_inputs: Tensor, alpha: Tensor | float | None = None) -> Tensor:
         """Evidence → gate logits (B,).
 
         Args:
@@ -50,11 +50,11 @@ class Gate(nn.Module, ABC):
             alpha: weight of the cost, for gates with a dial.
         """
         del alpha
-        return torch.squeeze(self.linear(self.inputs(evidence)), 1)
+        return torch.squeeze(self.linear(self.inputs(gate_inputs)), 1)
 
-    def measure(self, evidence: Tensor) -> None:
+    def measure(self, gate_inputs: Tensor) -> None:
         """Scales by what evidence is on training images."""
-        self.inputs.measure(evidence)
+        self.inputs.measure(gate_inputs)
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator, chance: float) -> None:
@@ -77,10 +77,10 @@ class FeatureGate(Gate):
 
     reads = "features"
 
-    def __init__(self, site: Site, width: int) -> None:
+    def __init__(self, site: ExitSite, width: int) -> None:
         super().__init__(site, width)
 
-    def evidence(self, read: Tensor, earlier: Tensor | None) -> Tensor:
+    def gate_inputs(self, read: Tensor, previous_logits: Tensor | None) -> Tensor:
         return read
 
 
@@ -92,10 +92,10 @@ class ConfidenceGate(Gate):
     of the largest (in the place of the paper's power entropy).
     """
 
-    def __init__(self, site: Site, width: int) -> None:
+    def __init__(self, site: ExitSite, width: int) -> None:
         super().__init__(site, 4)
 
-    def evidence(self, read: Tensor, earlier: Tensor | None) -> Tensor:
+    def gate_inputs(self, read: Tensor, previous_logits: Tensor | None) -> Tensor:
         return uncertainty(read, self.site.num_classes)
 
 
@@ -108,35 +108,35 @@ class HistoryGate(Gate):
     largest of the class probabilities averaged over all exits until here.
     """
 
-    reads_earlier = True
+    reads_previous_logits = True
 
-    def __init__(self, site: Site, width: int) -> None:
+    def __init__(self, site: ExitSite, width: int) -> None:
         super().__init__(site, 6)
 
-    def evidence(self, read: Tensor, earlier: Tensor | None) -> Tensor:
+    def gate_inputs(self, read: Tensor, previous_logits: Tensor | None) -> Tensor:
         sure, own = uncertainty(read, self.site.num_classes), read.softmax(1)
-        if earlier is None:
+        if previous_logits is None:
             return torch.cat([sure, torch.zeros_like(sure[:, :2])], 1)
-        before = earlier.softmax(2)
+        before = previous_logits.softmax(2)
         agree = (own * before[:, -1]).sum(1)
         average = (before.sum(1) + own) / (before.shape[1] + 1)
         return torch.cat([sure, torch.stack([agree, average.amax(1)], 1)], 1)
 
 
 @register_gate("dial")
-class DialGate(HistoryGate):
+class AlphaGate(HistoryGate):
     """As `history`, for every weight α of the cost at once: `leenet-dial`.
 
     z = a(α)·s + b(α) on the scaled evidence s, with a and b quadratic in the dial d = 2α − 1, so
     that one gate stands for a family; leenet-fx's own.
     """
 
-    def __init__(self, site: Site, width: int) -> None:
+    def __init__(self, site: ExitSite, width: int) -> None:
         super().__init__(site, width)
         self.linear = nn.Linear(self.linear.in_features, 3)
 
-    def forward(self, evidence: Tensor, alpha: Tensor | float | None = None) -> Tensor:
-        terms = self.linear(self.inputs(evidence))
+    def forward(self, gate_inputs: Tensor, alpha: Tensor | float | None = None) -> Tensor:
+        terms = self.linear(self.inputs(gate_inputs))
         dial = torch.as_tensor(0.5 if alpha is None else alpha, dtype=terms.dtype) * 2 - 1
         dial = dial.to(terms.device).reshape(-1)
         powers = torch.stack([torch.ones_like(dial), dial, dial * dial], 1)

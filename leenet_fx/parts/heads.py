@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from leenet_fx.errors import InputError
-from leenet_fx.parts.exit_site import Site
-from placement import Registry
+from leenet_fx.parts.exit_site import ExitSite
+from leenet_fx.registry import Registry
 
 
 class Head(nn.Module, ABC):
@@ -20,15 +20,15 @@ class Head(nn.Module, ABC):
         reads_earlier: whether it needs what earlier exits said.
     """
 
-    reads_earlier = False
+    reads_previous_logits = False
 
-    def __init__(self, site: Site, width: int) -> None:
+    def __init__(self, site: ExitSite, width: int) -> None:
         super().__init__()
         self.site = site
         self.width = width
 
     @abstractmethod
-    def forward(self, inputs: Tensor, earlier: Tensor | None) -> Tensor:
+    def forward(self, inputs: Tensor, previous_logits: Tensor | None) -> Tensor:
         """The state.
 
         Args:
@@ -40,15 +40,15 @@ class Head(nn.Module, ABC):
             (B, k).
         """
 
-    def classify(self, state: Tensor) -> Tensor:
+    def classify(self, hidden: Tensor) -> Tensor:
         """(B, k) → class logits (B, m)."""
-        return state
+        return hidden
 
-    def said(self, state: Tensor) -> Tensor:
+    def passed_logits(self, hidden: Tensor) -> Tensor:
         """(B, k) → what later exits are told (B, m)."""
-        return state
+        return hidden
 
-    def begin(self, group: str) -> None:
+    def begin_phase(self, group: str) -> None:
         """Told before a step which group it trains; optional."""
 
     def classifier_parameters(self) -> list[nn.Parameter]:
@@ -70,11 +70,11 @@ get_head = _heads.get
 class LinearHead(Head):
     """One linear map."""
 
-    def __init__(self, site: Site, width: int) -> None:
+    def __init__(self, site: ExitSite, width: int) -> None:
         super().__init__(site, width)
         self.linear = nn.Linear(width, site.num_classes)
 
-    def forward(self, inputs: Tensor, earlier: Tensor | None) -> Tensor:
+    def forward(self, inputs: Tensor, previous_logits: Tensor | None) -> Tensor:
         logits: Tensor = self.linear(inputs)
         return logits
 
@@ -88,10 +88,10 @@ class CascadeHead(Head):
     the heads as they are.
     """
 
-    reads_earlier = True
+    reads_previous_logits = True
     ensembles: Tensor
 
-    def __init__(self, site: Site, width: int) -> None:
+    def __init__(self, site: ExitSite, width: int) -> None:
         super().__init__(site, width)
         classes = site.num_classes
         self.linear = nn.Linear(width, classes)
@@ -102,21 +102,25 @@ class CascadeHead(Head):
         self.bias = nn.Parameter(torch.zeros(classes))
         self.register_buffer("ensembles", torch.zeros((), dtype=torch.bool))
 
-    def forward(self, inputs: Tensor, earlier: Tensor | None) -> Tensor:
+    def forward(self, inputs: Tensor, previous_logits: Tensor | None) -> Tensor:
         own: Tensor = self.linear(inputs)
-        if earlier is not None:
-            earlier = earlier.detach()
-            own = own + self.before(earlier[:, -1])
-        heard = own.unsqueeze(1) if earlier is None else torch.cat([earlier, own.unsqueeze(1)], 1)
+        if previous_logits is not None:
+            previous_logits = previous_logits.detach()
+            own = own + self.before(previous_logits[:, -1])
+        heard = (
+            own.unsqueeze(1)
+            if previous_logits is None
+            else torch.cat([previous_logits, own.unsqueeze(1)], 1)
+        )
         logs = heard.log_softmax(2)
         mixed = (self.weights.exp().view(-1, 1) * logs).mean(1) + self.bias
         return torch.cat([own, torch.where(self.ensembles, mixed, own)], 1)
 
-    def classify(self, state: Tensor) -> Tensor:
-        return state[:, self.site.num_classes :]
+    def classify(self, hidden: Tensor) -> Tensor:
+        return hidden[:, self.site.num_classes :]
 
-    def said(self, state: Tensor) -> Tensor:
-        return state[:, : self.site.num_classes]
+    def passed_logits(self, hidden: Tensor) -> Tensor:
+        return hidden[:, : self.site.num_classes]
 
     def classifier_parameters(self) -> list[nn.Parameter]:
         held = {id(self.weights), id(self.bias)}
@@ -125,7 +129,7 @@ class CascadeHead(Head):
     def ensemble_parameters(self) -> list[nn.Parameter]:
         return [self.weights, self.bias]
 
-    def begin(self, group: str) -> None:
+    def begin_phase(self, group: str) -> None:
         if group in ("classifiers", "ensembles"):
             self.ensembles.fill_(group == "ensembles")
 
@@ -137,15 +141,15 @@ class AdditiveHead(Head):
     Each head learns what the ones before it leave over, as in gradient boosting.
     """
 
-    reads_earlier = True
+    reads_previous_logits = True
 
-    def __init__(self, site: Site, width: int) -> None:
+    def __init__(self, site: ExitSite, width: int) -> None:
         super().__init__(site, width)
         self.linear = nn.Linear(width, site.num_classes)
 
-    def forward(self, inputs: Tensor, earlier: Tensor | None) -> Tensor:
+    def forward(self, inputs: Tensor, previous_logits: Tensor | None) -> Tensor:
         logits: Tensor = self.linear(inputs)
-        return logits if earlier is None else logits + earlier[:, -1].detach()
+        return logits if previous_logits is None else logits + previous_logits[:, -1].detach()
 
 
 @register_head("means")
@@ -159,18 +163,18 @@ class MeansHead(Head):
     means: Tensor
     spread: Tensor
 
-    def __init__(self, site: Site, width: int) -> None:
+    def __init__(self, site: ExitSite, width: int) -> None:
         super().__init__(site, width)
         self.register_buffer("means", torch.zeros(site.num_classes, width))
         self.register_buffer("spread", torch.ones(()))
         self._sums: Tensor | None = None
 
-    def forward(self, inputs: Tensor, earlier: Tensor | None) -> Tensor:
+    def forward(self, inputs: Tensor, previous_logits: Tensor | None) -> Tensor:
         # ‖x‖² is the same for all classes, but distances are compared between exits too.
         squares = (inputs * inputs).sum(1, keepdim=True) + (self.means * self.means).sum(1)
         return (2 * inputs @ self.means.T - squares).clamp(max=0) / self.spread
 
-    def begin(self, group: str) -> None:
+    def begin_phase(self, group: str) -> None:
         if group == "means":
             classes, width = self.means.shape
             self._sums = self.means.new_zeros(classes, width + 2, dtype=torch.float64)

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 from torch import Tensor, fx, nn
 
 from leenet_fx.errors import InputError
-from leenet_fx.parts.standardize import Scale
-from leenet_fx.parts.exit_site import Site, finest_grid, join, pool, pooled_width
+from leenet_fx.parts.exit_site import ExitSite, finest_grid, join, pool, pooled_width
+from leenet_fx.parts.standardize import Standardize
 
 GAIN = 16.0
 """Spread of what convolutions say, over that of what is only pooled: by so much faster a head
@@ -19,51 +19,51 @@ learns, and the convolutions with it. Two heads on ResNet-20 after five epochs o
 79.9 % right for 0.2, 76.4 and 81.7 % for 4, 77.3 and 82.2 % for 8, 77.0 and 83.2 % for 16."""
 
 
-class Body(nn.Module, ABC):
+class Neck(nn.Module, ABC):
     """reduce, which uses no parameter, then forward.
 
     Attributes:
         width: n, the length of the vector.
     """
 
-    def __init__(self, site: Site, width: int) -> None:
+    def __init__(self, site: ExitSite, width: int) -> None:
         super().__init__()
         self.site = site
         self.width = width
 
     @property
-    def reduction(self) -> str:
+    def pooling(self) -> str:
         """What `reduce` does, in words."""
         return "nothing"
 
     @abstractmethod
-    def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
+    def pool(self, *features: Tensor) -> tuple[Tensor, ...]:
         """What the body needs of the features; training on a frozen backbone keeps this."""
 
     @abstractmethod
-    def forward(self, *reduced: Tensor) -> Tensor:
+    def forward(self, *pooled: Tensor) -> Tensor:
         """What `reduce` left → (B, n), of spread about n^−½, or `GAIN` times that of convolutions:
         rates of heads count on it."""
 
-    def measure(self, *reduced: Tensor) -> None:
+    def measure(self, *pooled: Tensor) -> None:
         """Scales by what `reduce` leaves of training images; one that was scaled stays so."""
 
 
-BodyFactory: TypeAlias = Callable[..., Body]
+NeckFactory: TypeAlias = Callable[..., Neck]
 
 
-class _Scaled(Body):
-    def __init__(self, site: Site, width: int) -> None:
+class _Scaled(Neck):
+    def __init__(self, site: ExitSite, width: int) -> None:
         super().__init__(site, width)
-        self.inputs = Scale(width, power=0.5)
+        self.inputs = Standardize(width, power=0.5)
 
-    def forward(self, *reduced: Tensor) -> Tensor:
-        scaled: Tensor = self.inputs(*reduced)
+    def forward(self, *pooled: Tensor) -> Tensor:
+        scaled: Tensor = self.inputs(*pooled)
         return scaled
 
-    def measure(self, *reduced: Tensor) -> None:
+    def measure(self, *pooled: Tensor) -> None:
         if not self.inputs.measured:
-            self.inputs.measure(*reduced)
+            self.inputs.measure(*pooled)
 
 
 class Pool(_Scaled):
@@ -77,34 +77,34 @@ class Pool(_Scaled):
         grid: cells along each side; None takes the finest.
     """
 
-    def __init__(self, site: Site, grid: int | None = None) -> None:
+    def __init__(self, site: ExitSite, grid: int | None = None) -> None:
         grid = _checked_grid(site, grid)
         super().__init__(site, pooled_width(site.features, grid))
         self.grid = grid
 
     @property
-    def reduction(self) -> str:
+    def pooling(self) -> str:
         return f"pooled to {self.grid}"
 
-    def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
+    def pool(self, *features: Tensor) -> tuple[Tensor, ...]:
         return (pool(features, self.site.features, self.grid),)
 
 
 class Flatten(_Scaled):
     """Every value of the features, flattened, as LEENet published it (EENets' `plain`)."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: ExitSite) -> None:
         super().__init__(site, sum(f.numel for f in site.features))
 
     @property
-    def reduction(self) -> str:
+    def pooling(self) -> str:
         return "flattened"
 
-    def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
+    def pool(self, *features: Tensor) -> tuple[Tensor, ...]:
         return (_of_width(join([feature.flatten(1) for feature in features]), self.width),)
 
 
-class NormPool(Body):
+class NormPoolNeck(Neck):
     """BatchNorm over the channels, then average pooling (EENets' `bnpool`).
 
     Args:
@@ -112,26 +112,26 @@ class NormPool(Body):
         grid: cells along each side; None takes the finest, as `Pool`.
     """
 
-    def __init__(self, site: Site, grid: int | None = None) -> None:
+    def __init__(self, site: ExitSite, grid: int | None = None) -> None:
         grid = _checked_grid(site, grid)
         super().__init__(site, pooled_width(site.features, grid))
         self.grid = grid
         self.norms = nn.ModuleList(nn.BatchNorm1d(f.channels) for f in site.features)
 
-    def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
+    def pool(self, *features: Tensor) -> tuple[Tensor, ...]:
         return features
 
-    def forward(self, *reduced: Tensor) -> Tensor:
+    def forward(self, *pooled: Tensor) -> Tensor:
         normed = []
-        for feature, spec, norm in zip(reduced, self.site.features, self.norms, strict=True):
+        for feature, spec, norm in zip(pooled, self.site.features, self.norms, strict=True):
             channels_second = feature.movedim(spec.channel_axis, 1)
             flat = norm(channels_second.flatten(2) if len(spec.shape) > 2 else channels_second)
             normed.append(flat.view(channels_second.shape).movedim(1, spec.channel_axis))
-        pooled: Tensor = pool(normed, self.site.features, self.grid)
-        return pooled / math.sqrt(self.width)
+        averages: Tensor = pool(normed, self.site.features, self.grid)
+        return averages / math.sqrt(self.width)
 
 
-class Conv(Body):
+class Conv(Neck):
     """X blocks of 3x3 convolution, BatchNorm and ReLU, then average pooling (PTEEnet's ConvX).
 
     The paper does not give the channels. Here maps that are finer than `size` are halved by
@@ -146,7 +146,7 @@ class Conv(Body):
     """
 
     def __init__(
-        self, site: Site, blocks: int = 1, size: int = 8, channels: int | None = None
+        self, site: ExitSite, blocks: int = 1, size: int = 8, channels: int | None = None
     ) -> None:
         for name, value in (("blocks", blocks), ("size", size), ("channels", channels)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
@@ -175,12 +175,12 @@ class Conv(Body):
         super().__init__(site, width * 4)
         self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
 
-    def reduce(self, *features: Tensor) -> tuple[Tensor, ...]:
+    def pool(self, *features: Tensor) -> tuple[Tensor, ...]:
         return features
 
-    def forward(self, *reduced: Tensor) -> Tensor:
+    def forward(self, *pooled: Tensor) -> Tensor:
         specs = self.site.features
-        maps = [f.movedim(s.channel_axis, 1) for f, s in zip(reduced, specs, strict=True)]
+        maps = [f.movedim(s.channel_axis, 1) for f, s in zip(pooled, specs, strict=True)]
         out: Tensor = self.layers(join(maps))
         return GAIN * out / math.sqrt(self.width)
 
@@ -202,7 +202,7 @@ def _convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
     return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
-def _checked_grid(site: Site, grid: int | None) -> int:
+def _checked_grid(site: ExitSite, grid: int | None) -> int:
     if grid is None:
         return finest_grid(site)
     if isinstance(grid, bool) or not isinstance(grid, int) or grid < 1:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Scale(nn.Module):
+class Standardize(nn.Module):
     """Brings n inputs to mean 0 and spread n^−power, as measured on training images.
 
     Features of unlike scale train slowly, and leave a gate that sends all samples one way. The

@@ -1,1 +1,39 @@
 """Policies: which samples exit early."""
+
+from leenet_fx.policies.policy import (
+    AlphaConditionedGate,
+    ClassMeanDistance,
+    Entropy,
+    GateThreshold,
+    Margin,
+    MaxProbability,
+    NeverExit,
+    Patience,
+    Policy,
+    ThresholdPolicy,
+    Vote,
+    get_policy,
+    list_policies,
+    policy_from_dict,
+    policy_to_dict,
+    register_policy,
+)
+
+__all__ = [
+    "AlphaConditionedGate",
+    "ClassMeanDistance",
+    "Entropy",
+    "GateThreshold",
+    "Margin",
+    "MaxProbability",
+    "NeverExit",
+    "Patience",
+    "Policy",
+    "ThresholdPolicy",
+    "Vote",
+    "get_policy",
+    "list_policies",
+    "policy_from_dict",
+    "policy_to_dict",
+    "register_policy",
+]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leenet_fx.errors import InputError
-from placement import Registry
+from leenet_fx.registry import Registry
 
 
 class Policy(ABC):
@@ -32,7 +32,7 @@ class Policy(ABC):
     alpha: float | None = None
 
     @abstractmethod
-    def leaves(self, index: int, scores: Tensor) -> Tensor:
+    def should_exit(self, index: int, scores: Tensor) -> Tensor:
         """Which samples leave at exit `index`.
 
         Args:
@@ -62,7 +62,7 @@ class Policy(ABC):
         """Raises InputError where the policy does not fit a network with so many exits."""
         del num_exits
 
-    def turned(self, alpha: float) -> Policy:
+    def with_alpha(self, alpha: float) -> Policy:
         """The same policy for another weight of the cost.
 
         Raises:
@@ -118,7 +118,7 @@ class ThresholdPolicy(Policy):
         """The threshold of one exit; a single value serves all."""
         return self.thresholds[0] if len(self.thresholds) == 1 else self.thresholds[index]
 
-    def leaves(self, index: int, scores: Tensor) -> Tensor:
+    def should_exit(self, index: int, scores: Tensor) -> Tensor:
         return self.confidence(index, scores) >= self.sign * self.at(index)
 
     def with_confidence(self, confidences: float | Sequence[float]) -> Self:
@@ -148,13 +148,13 @@ def _numbers(given: float | Sequence[float]) -> tuple[float, ...]:
 
 
 @register_policy("shut")
-class Shut(Policy):
+class NeverExit(Policy):
     """Nobody leaves and no branch runs: the plain model."""
 
     name = "shut"
     reads = "nothing"
 
-    def leaves(self, index: int, scores: Tensor) -> Tensor:
+    def should_exit(self, index: int, scores: Tensor) -> Tensor:
         return torch.zeros(scores.shape[0], dtype=torch.bool, device=scores.device)
 
     def confidence(self, index: int, scores: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class Shut(Policy):
 
 
 @register_policy("gate")
-class LearnedGate(ThresholdPolicy):
+class GateThreshold(ThresholdPolicy):
     """Leave iff the gate logit zᵢ ≥ Tᵢ; T = 0 is an even chance (LEENet)."""
 
     name = "gate"
@@ -176,7 +176,7 @@ class LearnedGate(ThresholdPolicy):
 
 
 @register_policy("dial")
-class Dial(LearnedGate):
+class AlphaConditionedGate(GateThreshold):
     """As `LearnedGate`, of gates that know every weight α of the cost (`leenet-dial`)."""
 
     name = "dial"
@@ -191,8 +191,8 @@ class Dial(LearnedGate):
     def options(self) -> dict[str, Any]:
         return {"alpha": self.alpha, **super().options()}
 
-    def turned(self, alpha: float) -> Policy:
-        return Dial(alpha, self.thresholds)
+    def with_alpha(self, alpha: float) -> Policy:
+        return AlphaConditionedGate(alpha, self.thresholds)
 
     def with_confidence(self, confidences: float | Sequence[float]) -> Self:
         return type(self)(self.alpha or 0.0, confidences)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leenet_fx.errors import DependencyError
+from leenet_fx.registry import unknown_name
 from leenet_fx.storage.files import write_atomically
 from leenet_fx.tables import quantity
-from placement.registry import unknown_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,7 +104,7 @@ def draw_network(
 
 
 def plot_tradeoff(
-    points: Sequence[dict[str, Any]], plain_accuracy: float, chosen: float, path: Path
+    points: Sequence[dict[str, Any]], backbone_accuracy: float, chosen: float, path: Path
 ) -> None:
     """Accuracy against relative FLOPs for several α.
 
@@ -122,8 +122,8 @@ def plot_tradeoff(
         ("random_accuracy", "same shares at random", "s--", GREY),
     ):
         axes.plot(cost, [100 * p[key] for p in points], style, color=colour, label=label, ms=5)
-    axes.plot([1.0], [100 * plain_accuracy], "D", color=GREEN, label="plain model", ms=8)
-    axes.axhline(100 * plain_accuracy, color=GREEN, lw=0.8, alpha=0.6)
+    axes.plot([1.0], [100 * backbone_accuracy], "D", color=GREEN, label="plain model", ms=8)
+    axes.axhline(100 * backbone_accuracy, color=GREEN, lw=0.8, alpha=0.6)
     for turn, point in enumerate(points):
         picked = point["alpha"] == chosen
         axes.annotate(

@@ -34,14 +34,14 @@ def describe_network(ee: EarlyExitModule) -> dict[str, Any]:
         "strategy": spec.placement.strategy,
         "branch": spec.branch,
         "image_shape": list(spec.image_shape),
-        "captured": spec.captured,
+        "captured": spec.tracer_kind,
         "num_classes": spec.num_classes,
         "placement": list(spec.placement.names),
         "candidates": [
             {**asdict(candidate), "relative_flops": share}
             for candidate, share in zip(profile.candidates, profile.shares, strict=True)
         ],
-        "refused": spec.refused,
+        "refused": spec.rejected,
     }
 
 

@@ -18,7 +18,7 @@ LIBRARIES = ("leenet-fx", "torch", "torchvision", "timm", "networkx", "numpy")
 
 
 @dataclass(frozen=True)
-class Figure:
+class Criterion:
     """A number that was asked for: name, value, unit, the request in words, whether it is met."""
 
     name: str
@@ -41,7 +41,7 @@ class Result:
 
     command: str
     rows: Sequence[dict[str, Any]]
-    figures: Sequence[Figure]
+    figures: Sequence[Criterion]
     environment: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from leenet_fx.errors import InputError
-from leenet_fx.graph.batch_dim import Carried
+from leenet_fx.graph.batch_dim import BatchDim
 from leenet_fx.surgery.module import EarlyExitModule
 
 _serial = count()
@@ -59,7 +59,7 @@ def compile(
         )
     given = None if options is None else dict(options)
 
-    def wrap(function: Callable[..., Any], entering: Sequence[Carried]) -> Callable[..., Any]:
+    def wrap(function: Callable[..., Any], entering: Sequence[BatchDim]) -> Callable[..., Any]:
         compiled = torch.compile(
             _with_code_of_its_own(function),
             fullgraph=True,
@@ -74,7 +74,7 @@ def compile(
                 _mark(value, how)
             for value in args[:at]:
                 if isinstance(value, Tensor) and value.ndim:
-                    _mark(value, Carried("rows"))
+                    _mark(value, BatchDim("rows"))
             return compiled(*args)
 
         return call
@@ -84,12 +84,14 @@ def compile(
     return made
 
 
-def _mark(value: Any, how: Carried) -> None:
+def _mark(value: Any, how: BatchDim) -> None:
     """Says which axis is the batch; one of a single sample is compiled for that."""
     if how.kind == "nested":
         for item, of_item in zip(value, how.items, strict=True):
             _mark(item, of_item)
-    elif how.kind == "rows" and isinstance(value, Tensor) and value.shape[how.axis] > how.each:
+    elif (
+        how.kind == "rows" and isinstance(value, Tensor) and value.shape[how.axis] > how.per_sample
+    ):
         torch._dynamo.maybe_mark_dynamic(value, how.axis)
 
 

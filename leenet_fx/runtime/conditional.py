@@ -10,19 +10,19 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, fx, nn
 
-from leenet_fx.graph.batch_dim import Carried, check_rows, take_rows
+from leenet_fx.graph.batch_dim import BatchDim, check_samples, select_samples
 from leenet_fx.parts.branches import Branch
-from leenet_fx.policies.policy import Policy
-from leenet_fx.runtime.fused_stage import Question, Segment, make_segment
+from leenet_fx.policies import Policy
+from leenet_fx.runtime.fused_stage import DecisionSpec, FusedStage, make_fused_stage
 from leenet_fx.runtime.stages import Cut, split
 
-Wrap: TypeAlias = Callable[[Callable[..., Any], Sequence[Carried]], Callable[..., Any]]
+Wrap: TypeAlias = Callable[[Callable[..., Any], Sequence[BatchDim]], Callable[..., Any]]
 """(function, how its last arguments, the live values, follow the batch) → the function to run."""
 
-_IMAGES = (Carried("rows"),)
+_IMAGES = (BatchDim("rows"),)
 
 
-class Pieces:
+class StagePlan:
     """The stages of a network, and the segments that policies run.
 
     Attributes:
@@ -35,14 +35,16 @@ class Pieces:
         self.stages = split(graph, cuts)
         self.cuts = tuple(cuts)
         self._wrap = wrap
-        self._segments: dict[tuple[Any, ...], tuple[Segment, ...]] = {}
-        self._entering = (_IMAGES, *(cut.carried for cut in cuts))
+        self._segments: dict[tuple[Any, ...], tuple[FusedStage, ...]] = {}
+        self._entering = (_IMAGES, *(cut.batch_dims for cut in cuts))
         self.runs = tuple(
             self._wrapped(stage.run, how)
             for stage, how in zip(self.stages, self._entering, strict=True)
         )
 
-    def segments(self, branches: Sequence[Branch], question: Question) -> tuple[Segment, ...]:
+    def fused_stages(
+        self, branches: Sequence[Branch], question: DecisionSpec
+    ) -> tuple[FusedStage, ...]:
         """What a policy runs of the N stages that an exit stands behind.
 
         Args:
@@ -53,19 +55,19 @@ class Pieces:
         if asked not in self._segments:
             pairs = zip(self.stages, self.cuts, branches, self._entering, strict=False)
             self._segments[asked] = tuple(
-                self._wrapped(make_segment(stage, cut, branch, index, question), how)
+                self._wrapped(make_fused_stage(stage, cut, branch, index, question), how)
                 for index, (stage, cut, branch, how) in enumerate(pairs)
             )
         return self._segments[asked]
 
     def _wrapped(
-        self, function: Callable[..., Any], entering: Sequence[Carried]
+        self, function: Callable[..., Any], entering: Sequence[BatchDim]
     ) -> Callable[..., Any]:
         return function if self._wrap is None else self._wrap(function, entering)
 
 
 @dataclass(slots=True)
-class Inside:
+class ActiveBatch:
     """The samples that have not left, and what the last exit found of them.
 
     Attributes:
@@ -80,24 +82,24 @@ class Inside:
     live: tuple[Any, ...]
     count: int
     rows: Tensor | None = None
-    earlier: Tensor | None = None
+    previous_logits: Tensor | None = None
     answered: Tensor | None = None
     kept: Tensor | None = None
 
     def keep(self, staying: Tensor, cut: Cut) -> None:
         """Lets all but `staying` (n,) go."""
         self.live = tuple(
-            take_rows(value, how, staying, self.count)
-            for value, how in zip(self.live, cut.carried, strict=True)
+            select_samples(value, how, staying, self.count)
+            for value, how in zip(self.live, cut.batch_dims, strict=True)
         )
         self.rows = staying if self.rows is None else _pick(self.rows, staying)
-        self.earlier = _pick(self.earlier, staying)
+        self.previous_logits = _pick(self.previous_logits, staying)
         self.answered = _pick(self.answered, staying)
         self.kept = None
         self.count = staying.shape[0]
 
 
-class Guide(ABC):
+class ExitController(ABC):
     """Says who leaves where.
 
     Attributes:
@@ -107,14 +109,16 @@ class Guide(ABC):
         tells: whether any branch asks what earlier exits said.
     """
 
-    def __init__(self, network: nn.Module, pieces: Pieces, branches: Sequence[Branch]) -> None:
+    def __init__(
+        self, network: nn.Module, stage_plan: StagePlan, branches: Sequence[Branch]
+    ) -> None:
         self.network = network
-        self.pieces = pieces
+        self.stage_plan = stage_plan
         self.branches = branches
-        self.tells = any(branch.reads_earlier for branch in branches)
+        self.tells = any(branch.reads_previous_logits for branch in branches)
 
     @abstractmethod
-    def ask(self, index: int, inside: Inside) -> Tensor:
+    def ask(self, index: int, active: ActiveBatch) -> Tensor:
         """Takes the samples through the next stage and asks its exit.
 
         Args:
@@ -126,7 +130,7 @@ class Guide(ABC):
         """
 
     @abstractmethod
-    def classify(self, index: int, inside: Inside, taken: Tensor | None) -> Tensor:
+    def classify(self, index: int, active: ActiveBatch, taken: Tensor | None) -> Tensor:
         """Class logits (n, m) of samples that leave.
 
         Args:
@@ -136,65 +140,65 @@ class Guide(ABC):
         """
 
 
-class ByPolicy(Guide):
+class PolicyController(ExitController):
     """Each exit's gate or class logits decide."""
 
     def __init__(
-        self, network: nn.Module, pieces: Pieces, branches: Sequence[Branch], policy: Policy
+        self, network: nn.Module, stage_plan: StagePlan, branches: Sequence[Branch], policy: Policy
     ) -> None:
-        super().__init__(network, pieces, branches)
+        super().__init__(network, stage_plan, branches)
         self.policy = policy
         self.by_gate = policy.reads == "gate"
         self.remembers = policy.reads == "history"
         self.alpha = None if policy.alpha is None else torch.tensor(policy.alpha)
-        question = Question(self.by_gate, self.alpha is not None, self.tells)
-        self.segments = pieces.segments(branches, question)
+        question = DecisionSpec(self.by_gate, self.alpha is not None, self.tells)
+        self.fused_stages = stage_plan.fused_stages(branches, question)
 
-    def ask(self, index: int, inside: Inside) -> Tensor:
-        inside.live, inside.kept, scores, said = self.segments[index](
-            self.network, inside.earlier, self.alpha, *inside.live
+    def ask(self, index: int, active: ActiveBatch) -> Tensor:
+        active.live, active.kept, scores, passed_logits = self.fused_stages[index](
+            self.network, active.previous_logits, self.alpha, *active.live
         )
-        if said is not None:
-            inside.earlier = joined(inside.earlier, said)
+        if passed_logits is not None:
+            active.previous_logits = joined(active.previous_logits, passed_logits)
         if self.remembers:
-            scores = inside.answered = joined(inside.answered, scores)
-        return self.policy.leaves(index, scores)
+            scores = active.answered = joined(active.answered, scores)
+        return self.policy.should_exit(index, scores)
 
-    def classify(self, index: int, inside: Inside, taken: Tensor | None) -> Tensor:
-        kept: Tensor = _pick(inside.kept, taken)
+    def classify(self, index: int, active: ActiveBatch, taken: Tensor | None) -> Tensor:
+        kept: Tensor = _pick(active.kept, taken)
         return self.branches[index].classify(kept) if self.by_gate else kept
 
 
-class ByIndex(Guide):
+class ForcedController(ExitController):
     """Sample b leaves at `to[b]`; no gate is asked."""
 
     def __init__(
-        self, network: nn.Module, pieces: Pieces, branches: Sequence[Branch], to: Tensor
+        self, network: nn.Module, stage_plan: StagePlan, branches: Sequence[Branch], to: Tensor
     ) -> None:
-        super().__init__(network, pieces, branches)
+        super().__init__(network, stage_plan, branches)
         self.to = to
 
-    def ask(self, index: int, inside: Inside) -> Tensor:
-        inside.live = self.pieces.runs[index](self.network, *inside.live)
+    def ask(self, index: int, active: ActiveBatch) -> Tensor:
+        active.live = self.stage_plan.runs[index](self.network, *active.live)
         if self.tells:
-            said = self.branches[index].said(self._state(index, inside, None))
-            inside.earlier = joined(inside.earlier, said)
-        leave: Tensor = _pick(self.to, inside.rows) == index
+            passed_logits = self.branches[index].passed_logits(self._state(index, active, None))
+            active.previous_logits = joined(active.previous_logits, passed_logits)
+        leave: Tensor = _pick(self.to, active.rows) == index
         return leave
 
-    def classify(self, index: int, inside: Inside, taken: Tensor | None) -> Tensor:
-        return self.branches[index].classify(self._state(index, inside, taken))
+    def classify(self, index: int, active: ActiveBatch, taken: Tensor | None) -> Tensor:
+        return self.branches[index].classify(self._state(index, active, taken))
 
-    def _state(self, index: int, inside: Inside, taken: Tensor | None) -> Tensor:
-        branch, features = self.branches[index], self.pieces.cuts[index].features
-        earlier = None
-        if branch.reads_earlier and inside.earlier is not None:
-            earlier = _pick(inside.earlier[:, :index], taken)
-        reduced = branch.reduce(*[_pick(inside.live[i], taken) for i in features])
-        return branch.embed(*reduced, earlier=earlier)
+    def _state(self, index: int, active: ActiveBatch, taken: Tensor | None) -> Tensor:
+        branch, features = self.branches[index], self.stage_plan.cuts[index].features
+        previous_logits = None
+        if branch.reads_previous_logits and active.previous_logits is not None:
+            previous_logits = _pick(active.previous_logits[:, :index], taken)
+        pooled = branch.pool(*[_pick(active.live[i], taken) for i in features])
+        return branch.hidden(*pooled, previous_logits=previous_logits)
 
 
-class Left(NamedTuple):
+class ExitedSamples(NamedTuple):
     """Samples that left together.
 
     Attributes:
@@ -208,7 +212,7 @@ class Left(NamedTuple):
     logits: Tensor
 
 
-def run_plain(network: nn.Module, pieces: Pieces, images: Tensor) -> Tensor:
+def run_backbone(network: nn.Module, stage_plan: StagePlan, images: Tensor) -> Tensor:
     """All stages for all samples, and no branch: logits (B, m).
 
     Args:
@@ -217,13 +221,13 @@ def run_plain(network: nn.Module, pieces: Pieces, images: Tensor) -> Tensor:
         images: (B, …), B ≥ 1.
     """
     live: Any = (images,)
-    for stage in pieces.runs[:-1]:
+    for stage in stage_plan.runs[:-1]:
         live = stage(network, *live)
-    logits: Tensor = pieces.runs[-1](network, *live)
+    logits: Tensor = stage_plan.runs[-1](network, *live)
     return logits
 
 
-def run(guide: Guide, images: Tensor) -> list[Left]:
+def run(controller: ExitController, images: Tensor) -> list[ExitedSamples]:
     """Runs each stage on the samples that are still inside.
 
     Args:
@@ -233,21 +237,21 @@ def run(guide: Guide, images: Tensor) -> list[Left]:
     Raises:
         InputError: at this image size a value does not follow the batch.
     """
-    inside = Inside((images,), images.shape[0])
-    left: list[Left] = []
-    last = len(guide.pieces.cuts)
+    active = ActiveBatch((images,), images.shape[0])
+    left: list[ExitedSamples] = []
+    last = len(controller.stage_plan.cuts)
     for index in range(last):
-        leaving = advance(guide, index, inside)
+        leaving = run_stage(controller, index, active)
         if leaving is not None:
             left.append(leaving)
-            if not inside.count:
+            if not active.count:
                 return left
-    logits = guide.pieces.runs[-1](guide.network, *inside.live)
-    left.append(Left(last, inside.rows, logits))
+    logits = controller.stage_plan.runs[-1](controller.network, *active.live)
+    left.append(ExitedSamples(last, active.rows, logits))
     return left
 
 
-def advance(guide: Guide, index: int, inside: Inside) -> Left | None:
+def run_stage(controller: ExitController, index: int, active: ActiveBatch) -> ExitedSamples | None:
     """Takes the samples to the next exit, and lets go who leaves; the device is asked once.
 
     Returns:
@@ -256,26 +260,26 @@ def advance(guide: Guide, index: int, inside: Inside) -> Left | None:
     Raises:
         InputError: at this image size a value that the exit reads does not follow the batch.
     """
-    leave = guide.ask(index, inside)
-    count, cut = inside.count, guide.pieces.cuts[index]
+    leave = controller.ask(index, active)
+    count, cut = active.count, controller.stage_plan.cuts[index]
     for at in cut.features:
-        check_rows(inside.live[at], cut.carried[at], count)
+        check_samples(active.live[at], cut.batch_dims[at], count)
     gone = int(leave) if count == 1 else int(leave.sum())
     if not gone:
         return None
     if gone == count:
-        inside.count = 0
-        return Left(index, inside.rows, guide.classify(index, inside, None))
+        active.count = 0
+        return ExitedSamples(index, active.rows, controller.classify(index, active, None))
     # Both lists without asking the device how long they are; bytes sort on every device.
     order = leave.byte().argsort(stable=True)
     staying, leaving = order[: count - gone], order[count - gone :]
-    rows = leaving if inside.rows is None else _pick(inside.rows, leaving)
-    logits = guide.classify(index, inside, leaving)
-    inside.keep(staying, cut)
-    return Left(index, rows, logits)
+    rows = leaving if active.rows is None else _pick(active.rows, leaving)
+    logits = controller.classify(index, active, leaving)
+    active.keep(staying, cut)
+    return ExitedSamples(index, rows, logits)
 
 
-def in_order(left: Sequence[Left]) -> Tensor:
+def in_order(left: Sequence[ExitedSamples]) -> Tensor:
     """Logits (B, m) of all samples, in the order of the batch."""
     if len(left) == 1:
         return left[0].logits
@@ -284,7 +288,7 @@ def in_order(left: Sequence[Left]) -> Tensor:
     return torch.empty_like(logits).index_copy_(0, rows, logits)
 
 
-def exits_taken(left: Sequence[Left]) -> Tensor:
+def exit_indices_of(left: Sequence[ExitedSamples]) -> Tensor:
     """Where each sample left (B,), in the order of the batch."""
     size = sum(len(group.logits) for group in left)
     device = left[0].logits.device
@@ -300,7 +304,7 @@ def _pick(values: Any, taken: Tensor | None) -> Any:
     return values if taken is None or values is None else values.index_select(0, taken)
 
 
-def joined(earlier: Tensor | None, own: Tensor) -> Tensor:
+def joined(previous_logits: Tensor | None, own: Tensor) -> Tensor:
     """(B, index, m) and (B, m) → (B, index+1, m).
 
     Never a view, for compiled code is bound to what a view is a view of.
@@ -309,6 +313,6 @@ def joined(earlier: Tensor | None, own: Tensor) -> Tensor:
         earlier: of the exits before; None at the first.
         own: of this exit.
     """
-    if earlier is None:
+    if previous_logits is None:
         return torch.stack([own], 1)
-    return torch.cat([earlier, own.unsqueeze(1)], 1)
+    return torch.cat([previous_logits, own.unsqueeze(1)], 1)

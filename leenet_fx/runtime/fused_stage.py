@@ -11,14 +11,14 @@ from torch import Tensor, fx, nn
 from leenet_fx.parts.branches import Branch
 from leenet_fx.runtime.stages import Cut, Stage, make_function
 
-Segment: TypeAlias = Callable[..., tuple[tuple[Any, ...], Tensor, Tensor, Tensor | None]]
+FusedStage: TypeAlias = Callable[..., tuple[tuple[Any, ...], Tensor, Tensor, Tensor | None]]
 """`(network, earlier, alpha, *live)` → what an exit hears: the values that cross to the next stage;
 the state or class logits that `classify` starts from; gate logits (B,) or class logits (B, m) of
 all who arrived; and (B, m) what later exits are told, None where none of them asks."""
 
 
 @dataclass(frozen=True)
-class Question:
+class DecisionSpec:
     """What a policy asks of every exit.
 
     Attributes:
@@ -32,7 +32,9 @@ class Question:
     tells: bool
 
 
-def make_segment(stage: Stage, cut: Cut, branch: Branch, index: int, question: Question) -> Segment:
+def make_fused_stage(
+    stage: Stage, cut: Cut, branch: Branch, index: int, question: DecisionSpec
+) -> FusedStage:
     """One function for a stage and the exit behind it.
 
     Branches made of the library's own parts are written out, operation by operation, into the
@@ -53,42 +55,50 @@ def make_segment(stage: Stage, cut: Cut, branch: Branch, index: int, question: Q
     run, features, name = stage.run, cut.features, str(index)
 
     def segment(
-        network: nn.Module, earlier: Tensor | None, alpha: Tensor | None, *live: Any
+        network: nn.Module, previous_logits: Tensor | None, alpha: Tensor | None, *live: Any
     ) -> Any:
         live = run(network, *live)
         exits: Any = network._modules["exits"]
         read = [live[i] for i in features]
-        return live, *_decide(exits._modules[name], read, earlier, alpha, question)
+        return live, *_decide(exits._modules[name], read, previous_logits, alpha, question)
 
     return segment
 
 
 def _decide(
-    branch: Any, read: Sequence[Any], earlier: Any, alpha: Any, question: Question
+    branch: Any, read: Sequence[Any], previous_logits: Any, alpha: Any, question: DecisionSpec
 ) -> tuple[Any, Any, Any]:
-    if not branch.reads_earlier:
-        earlier = None
-    state = branch.embed(*branch.reduce(*read), earlier=earlier)
-    said = branch.said(state) if question.tells else None
+    if not branch.reads_previous_logits:
+        previous_logits = None
+    hidden = branch.hidden(*branch.pool(*read), previous_logits=previous_logits)
+    passed_logits = branch.passed_logits(hidden) if question.tells else None
     if question.by_gate:
-        return state, branch.score(branch.evidence(state, earlier), alpha), said
-    logits = branch.classify(state)
-    return logits, logits, said
+        return (
+            hidden,
+            branch.gate_logit(branch.gate_inputs(hidden, previous_logits), alpha),
+            passed_logits,
+        )
+    logits = branch.classify(hidden)
+    return logits, logits, passed_logits
 
 
 def _written_out(
-    stage: Stage, cut: Cut, branch: Branch, index: int, question: Question
+    stage: Stage, cut: Cut, branch: Branch, index: int, question: DecisionSpec
 ) -> fx.Graph | None:
     if not all(_is_layer(part) or _is_own(part) for part in branch.modules()):
         return None
     graph = fx.Graph()
     tracer = fx.proxy.GraphAppendingTracer(graph)
-    earlier, alpha = (fx.Proxy(graph.placeholder(name), tracer) for name in ("earlier", "alpha"))
+    previous_logits, alpha = (
+        fx.Proxy(graph.placeholder(name), tracer) for name in ("earlier", "alpha")
+    )
     live: Any = graph.graph_copy(stage.graph, {})
     shadow = _shadow(branch, f"exits.{index}", tracer)
     read = [fx.Proxy(live[i], tracer) for i in cut.features]
     try:
-        found = _decide(shadow, read, earlier, alpha if question.dialled else None, question)
+        found = _decide(
+            shadow, read, previous_logits, alpha if question.dialled else None, question
+        )
     except (fx.proxy.TraceError, AttributeError, TypeError, RuntimeError):
         return None
     graph.output((live, *(tracer.create_arg(value) for value in found)))

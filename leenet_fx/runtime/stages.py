@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx
 
-from leenet_fx.graph.batch_dim import Carried
+from leenet_fx.graph.batch_dim import BatchDim
 
 _serial = count()
 _EXIT = re.compile(r"exits\.\d+")
@@ -29,7 +29,7 @@ class Cut:
     """
 
     live: tuple[str, ...]
-    carried: tuple[Carried, ...]
+    batch_dims: tuple[BatchDim, ...]
     features: tuple[int, ...]
 
 

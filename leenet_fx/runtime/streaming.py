@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from leenet_fx.errors import InputError, ModeError
-from leenet_fx.graph.batch_dim import join_rows
-from leenet_fx.runtime.conditional import Guide, Inside, advance
-from leenet_fx.surgery.module import EarlyExitModule, Prediction, device_of
+from leenet_fx.graph.batch_dim import concat_samples
+from leenet_fx.runtime.conditional import ActiveBatch, ExitController, run_stage
 from leenet_fx.runtime.stages import Cut
+from leenet_fx.surgery.module import EarlyExitModule, Prediction, device_of
 
 
 def predict_stream(
@@ -63,7 +63,7 @@ def _stream(
     pools: _Pools | None = None
     for images in _images(loader, device):
         if pools is None:
-            pools = _Pools(ee, ee.guide(policy), batch_size or max(1, len(images)))
+            pools = _Pools(ee, ee.controller(policy), batch_size or max(1, len(images)))
         ee.check_images(images)
         with torch.inference_mode():
             pools.take(images)
@@ -106,11 +106,11 @@ class _Batch:
 class _Pools:
     """Samples in front of each stage; `rows` number them throughout the stream."""
 
-    def __init__(self, ee: EarlyExitModule, guide: Guide, full: int) -> None:
+    def __init__(self, ee: EarlyExitModule, controller: ExitController, full: int) -> None:
         self.ee = ee
-        self.guide = guide
+        self.controller = controller
         self.full = full
-        self.pools: list[list[Inside]] = [[] for _ in range(ee.num_exits + 1)]
+        self.pools: list[list[ActiveBatch]] = [[] for _ in range(ee.num_exits + 1)]
         self.waiting: deque[_Batch] = deque()
         self.seen = 0
 
@@ -122,7 +122,7 @@ class _Pools:
         self.waiting.append(_Batch(self.seen, count, 0, logits, index))
         if count:
             rows = torch.arange(self.seen, self.seen + count, device=device)
-            self._run(0, Inside((images,), count, rows))
+            self._run(0, ActiveBatch((images,), count, rows))
         self.seen += count
 
     def go_on(self) -> None:
@@ -156,19 +156,21 @@ class _Pools:
 
     def _drain(self, stage: int) -> None:
         groups, self.pools[stage] = self.pools[stage], []
-        self._run(stage, _joined(groups, self.guide.pieces.cuts[stage - 1]))
+        self._run(stage, _joined(groups, self.controller.stage_plan.cuts[stage - 1]))
 
-    def _run(self, stage: int, inside: Inside) -> None:
-        if stage == len(self.guide.pieces.cuts):
-            assert inside.rows is not None
-            self._note(stage, inside.rows, self.guide.pieces.runs[-1](self.ee, *inside.live))
+    def _run(self, stage: int, active: ActiveBatch) -> None:
+        if stage == len(self.controller.stage_plan.cuts):
+            assert active.rows is not None
+            self._note(
+                stage, active.rows, self.controller.stage_plan.runs[-1](self.ee, *active.live)
+            )
             return
-        left = advance(self.guide, stage, inside)
+        left = run_stage(self.controller, stage, active)
         if left is not None:
             assert left.rows is not None
             self._note(stage, left.rows, left.logits)
-        if inside.count:
-            self.pools[stage + 1].append(inside)
+        if active.count:
+            self.pools[stage + 1].append(active)
 
     def _note(self, index: int, rows: Tensor, logits: Tensor) -> None:
         for batch in self.waiting:
@@ -183,7 +185,7 @@ class _Pools:
             batch.left += len(mine)
 
 
-def _joined(groups: Sequence[Inside], cut: Cut) -> Inside:
+def _joined(groups: Sequence[ActiveBatch], cut: Cut) -> ActiveBatch:
     if len(groups) == 1:
         return groups[0]
 
@@ -192,10 +194,10 @@ def _joined(groups: Sequence[Inside], cut: Cut) -> Inside:
         return None if found[0] is None else torch.cat(found)
 
     live = tuple(
-        join_rows(values, how)
+        concat_samples(values, how)
         for values, how in zip(
-            zip(*(g.live for g in groups), strict=True), cut.carried, strict=True
+            zip(*(g.live for g in groups), strict=True), cut.batch_dims, strict=True
         )
     )
     count = sum(group.count for group in groups)
-    return Inside(live, count, rows_of("rows"), rows_of("earlier"), rows_of("answered"))
+    return ActiveBatch(live, count, rows_of("rows"), rows_of("earlier"), rows_of("answered"))

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from leenet_fx.errors import InputError, StorageError
 from leenet_fx.graph.catalog import create_model
-from leenet_fx.policies.policy import policy_from_dict, policy_to_dict
+from leenet_fx.methods import MethodConfig
+from leenet_fx.policies import policy_from_dict, policy_to_dict
+from leenet_fx.runtime.stages import is_exit
 from leenet_fx.storage.files import make_folder, read_text, write_atomically
 from leenet_fx.surgery.attach import attach
 from leenet_fx.surgery.module import EarlyExitModule
-from leenet_fx.runtime.stages import is_exit
 from placement import Placement
 
 logger = logging.getLogger("leenet_fx")
@@ -126,7 +127,7 @@ def load(
             )
     ee.load_state_dict(weights, strict=False)
     ee.policy = policy
-    ee.spec = replace(ee.spec, changed=tuple(config["changed"]))
+    ee.spec = replace(ee.spec, changed=tuple(config["changed"]), method=_method(config))
     _warn_of_other_weights(config, ee)
     return ee
 
@@ -162,11 +163,12 @@ def describe(ee: EarlyExitModule) -> dict[str, Any]:
         "num_classes": spec.num_classes,
         "classifier_is_new": spec.classifier_is_new,
         "changed": list(spec.changed),
-        "captured": spec.captured,
+        "captured": spec.tracer_kind,
         "branch": spec.branch,
         "branch_options": spec.branch_options,
         "blocks": None if spec.blocks is None else list(spec.blocks),
         "placement": asdict(spec.placement),
+        "method": None if spec.method is None else asdict(spec.method),
         "policy": policy_to_dict(ee.policy),
         "costs": ee.costs.to_dict(),
         "graph": fingerprint(ee),
@@ -260,6 +262,11 @@ def _attached(config: Mapping[str, Any], model: nn.Module, folder: Path) -> Earl
         )
     ee.spec = replace(ee.spec, placement=replace(ee.spec.placement, strategy=placement.strategy))
     return ee.train(model.training)
+
+
+def _method(config: Mapping[str, Any]) -> MethodConfig | None:
+    kept = config.get("method")
+    return None if kept is None else MethodConfig(kept["name"], kept["options"])
 
 
 def _placement(config: Mapping[str, Any], folder: Path) -> Placement:

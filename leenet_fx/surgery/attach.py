@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leenet_fx.errors import InputError, PlacementError
+from leenet_fx.cost.measure import stage_seconds
+from leenet_fx.errors import InputError, PlacementError, placement_errors
 from leenet_fx.graph.catalog import library_name
 from leenet_fx.graph.traced_model import TracedModel, trace_model
 from leenet_fx.graph.tracer import check_module
-from leenet_fx.methods import get_method
-from leenet_fx.parts.branches import Branch, BranchFactory, Site, get_branch, make_branch
-from leenet_fx.surgery.module import EarlyExitModule, device_of
+from leenet_fx.methods import Method, as_method
+from leenet_fx.parts.branches import Branch, BranchFactory, ExitSite, get_branch, make_branch
 from leenet_fx.surgery.insert_exits import feature_shapes, rewrite
-from leenet_fx.cost.measure import stage_seconds
+from leenet_fx.surgery.module import EarlyExitModule, device_of
 from placement import Placement, get_strategy, place
 from placement.strategies import Position, Strategy
 
@@ -39,7 +39,7 @@ def attach(
     example_inputs: object = None,
     branch: str | BranchFactory | None = None,
     branch_options: Mapping[str, Any] | None = None,
-    method: str | None = None,
+    method: str | Method | None = None,
     num_classes: int | None = None,
     copy: bool = True,
     leaf_modules: Iterable[type[nn.Module]] = (),
@@ -69,8 +69,8 @@ def attach(
             "cascade", "additive", "means"), gate= ("confidence", "history", "features", "dial")
             and what `leenet_fx.parts.necks` says of each. With gate="features", as LEENet has it,
             a classifier runs only for samples that leave.
-        method: a registered method, whose branches and their options are taken where none are
-            given; `fit` by that method needs them.
+        method: a registered method or a `Method`, whose branches and their options are taken where
+            none are given. The network remembers it: `fit` without a method trains by it.
         num_classes: number of classes; where it differs from the model's, the final classifier is
             replaced by a new one, and a model without class head (an encoder) gets one; `fit`
             trains it.
@@ -99,7 +99,8 @@ def attach(
     if isinstance(model, EarlyExitModule):
         raise InputError("This model has exits already; attach to the model it was made from.")
     if isinstance(strategy, str):
-        get_strategy(strategy)
+        with placement_errors():
+            get_strategy(strategy)
     if type(model).train is not nn.Module.train:
         logger.warning(
             "%s has a train() of its own, which the result does not take over: ee.train() turns "
@@ -108,7 +109,7 @@ def attach(
         )
     options = dict(branch_options or {})
     if method is not None:
-        preset = get_method(method)
+        preset = as_method(method)
         same = branch is None or branch == preset.branch
         branch = preset.branch if branch is None else branch
         # Head and gate go on any body; other options are the body's own.
@@ -128,8 +129,8 @@ def attach(
         tensors="copy" if copy else "share",
         name=name or library_name(model),
     )
-    if not traced.boundaries and traced.refused:
-        reasons = "; ".join(f"{at}: {why}" for at, why in traced.refused.items())
+    if not traced.boundaries and traced.rejected:
+        reasons = "; ".join(f"{at}: {why}" for at, why in traced.rejected.items())
         raise PlacementError(f"{traced.profile.model} has no usable block boundary ({reasons}).")
     if cost == "seconds":
         traced = _timed(
@@ -147,7 +148,8 @@ def attach(
             ),
             example_inputs,
         )
-    placement = place(traced.profile, strategy, num_exits, cost=cost)
+    with placement_errors():
+        placement = place(traced.profile, strategy, num_exits, cost=cost)
     branches = _build(traced, placement, factory, options, seed)
     branch_name = branch if isinstance(branch, str) else getattr(branch, "__name__", repr(branch))
     if branch_name == "flatten":
@@ -161,6 +163,7 @@ def attach(
         branch_options=options,
         shares_weights=not copy,
         blocks=tuple(patterns) or None,
+        method=None if method is None else as_method(method).config,
     )
 
 
@@ -177,7 +180,7 @@ def _build(
     with torch.random.fork_rng(devices=[]), torch.device("meta" if on_meta else "cpu"):
         torch.default_generator.manual_seed(seed)
         sites = [
-            Site(feature_shapes(traced.boundaries[index]), traced.num_classes, position)
+            ExitSite(feature_shapes(traced.boundaries[index]), traced.num_classes, position)
             for position, index in enumerate(placement.indices)
         ]
         branches = [make_branch(factory, site, options) for site in sites]

@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import fx
 
+from leenet_fx.cost.cost_table import branch_cost
 from leenet_fx.graph.boundaries import Boundary
 from leenet_fx.graph.traced_model import TracedModel
+from leenet_fx.methods import MethodConfig
 from leenet_fx.parts.branches import Branch, FeatureShape
-from leenet_fx.cost.cost_table import branch_cost
-from leenet_fx.surgery.module import EarlyExitModule, Exits, ExitSpec, collect_exits
 from leenet_fx.runtime.stages import Cut
+from leenet_fx.surgery.module import EarlyExitModule, Exits, ExitSpec, collect_exits
 from placement import Placement
 
 
@@ -30,6 +31,7 @@ def rewrite(
     branch_options: Mapping[str, Any],
     shares_weights: bool,
     blocks: tuple[str, ...] | None = None,
+    method: MethodConfig | None = None,
 ) -> EarlyExitModule:
     """Turns a traced model into one with exits; the trace is used up.
 
@@ -41,6 +43,7 @@ def rewrite(
         branch_options: what they were made with.
         shares_weights: whether the backbone's tensors belong to the caller's model.
         blocks: patterns that said which modules are blocks.
+        method: what the exits are attached for.
     """
     graph = traced.trace.graph
     nodes = list(graph.nodes)
@@ -49,17 +52,17 @@ def rewrite(
     for index, boundary in enumerate(chosen):
         with graph.inserting_after(nodes[boundary.position]):
             features = tuple(feature.node for feature in boundary.features)
-            earlier: dict[str, Any] = {}
-            if branches[index].reads_earlier:
-                earlier["earlier"] = tuple(calls)
-            calls.append(graph.call_module(f"exits.{index}", features, earlier))
+            previous_logits: dict[str, Any] = {}
+            if branches[index].reads_previous_logits:
+                previous_logits["earlier"] = tuple(calls)
+            calls.append(graph.call_module(f"exits.{index}", features, previous_logits))
     output = nodes[-1]
     with graph.inserting_before(output):
         collected = graph.call_function(collect_exits, (traced.trace.logits, *calls))
     output.args = (collected,)
     spec = ExitSpec(
         profile=traced.profile,
-        refused=traced.refused,
+        rejected=traced.rejected,
         placement=placement,
         cuts=tuple(_cut(boundary) for boundary in chosen),
         branch=branch,
@@ -70,9 +73,10 @@ def rewrite(
         final_classifier=traced.final_classifier,
         classifier_is_new=traced.classifier_is_new,
         shares_weights=shares_weights,
-        captured=traced.trace.captured,
+        tracer_kind=traced.trace.tracer_kind,
         blocks=blocks,
         changed=_replaced(traced),
+        method=method,
     )
     root = traced.trace.root
     added = root._modules.pop("exits") if traced.head_is_added else None
@@ -91,6 +95,6 @@ def _cut(boundary: Boundary) -> Cut:
     read = {feature.node for feature in boundary.features}
     return Cut(
         live=tuple(node.name for node in boundary.live),
-        carried=boundary.carried,
+        batch_dims=boundary.batch_dims,
         features=tuple(i for i, node in enumerate(boundary.live) if node in read),
     )

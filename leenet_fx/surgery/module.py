@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from leenet_fx import text
-from leenet_fx.errors import InputError, ModeError
-from leenet_fx.parts.branches import Branch
-from leenet_fx.policies.policy import Policy, Shut, policy_from_dict, policy_to_dict
-from leenet_fx.surgery import conditional
+from leenet_fx import tables
 from leenet_fx.cost.cost_table import BranchCost, CostTable, cost_table
 from leenet_fx.cost.latency import Latency
+from leenet_fx.errors import InputError, ModeError
+from leenet_fx.methods import MethodConfig
+from leenet_fx.parts.branches import Branch
+from leenet_fx.policies import NeverExit, Policy, policy_from_dict, policy_to_dict
+from leenet_fx.runtime import conditional
 from leenet_fx.runtime.stages import Cut, Stage
 from placement import CostProfile, Placement
 
@@ -34,7 +35,7 @@ class ExitOutputs(NamedTuple):
     """
 
     logits: tuple[Tensor, ...]
-    gates: Tensor
+    gate_logits: Tensor
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,12 @@ class ExitSpec:
             train.
         blocks: patterns that said which modules are blocks; None for the rule.
         changed: modules of the original whose weights are no longer its own, by name.
+        method: the method that the exits were attached for, or trained by last; None where none
+            was named.
     """
 
     profile: CostProfile
-    refused: dict[str, str]
+    rejected: dict[str, str]
     placement: Placement
     cuts: tuple[Cut, ...]
     branch: str
@@ -89,9 +92,10 @@ class ExitSpec:
     final_classifier: str | None
     classifier_is_new: bool
     shares_weights: bool
-    captured: Literal["fx", "export"]
+    tracer_kind: Literal["fx", "export"]
     blocks: tuple[str, ...] | None = None
     changed: tuple[str, ...] = ()
+    method: MethodConfig | None = None
 
 
 def collect_exits(final: Tensor, *exits: tuple[Tensor, ...]) -> ExitOutputs:
@@ -110,7 +114,7 @@ class Exits(nn.ModuleList):
         super().__init__(branches)
         if final is not None:
             self.final = final
-        self.policy: Policy = Shut()
+        self.policy: Policy = NeverExit()
 
     def __len__(self) -> int:
         return len(self._modules) - ("final" in self._modules)
@@ -242,14 +246,16 @@ class EarlyExitModule(fx.GraphModule):
         """
         if self.training:
             raise ModeError("predict needs evaluation mode: call ee.eval() first.")
-        policy = self.policy if alpha is None else self.policy.turned(alpha)
+        policy = self.policy if alpha is None else self.policy.with_alpha(alpha)
         shut = exit_index is None and policy.reads == "nothing"
         if exit_index is None:
             left = self._run(images, policy)
         else:
             self.check_images(images)
             left = self._run(images, self._check_indices(exit_index, images))
-        return self.prediction(conditional.in_order(left), conditional.exits_taken(left), shut=shut)
+        return self.prediction(
+            conditional.in_order(left), conditional.exit_indices_of(left), shut=shut
+        )
 
     def prediction(self, logits: Tensor, exit_index: Tensor, *, shut: bool) -> Prediction:
         """What is to be said of samples that left.
@@ -271,7 +277,7 @@ class EarlyExitModule(fx.GraphModule):
             Logits (B, classes) and where each sample left (B,).
         """
         left = self._run(images, policy)
-        return conditional.in_order(left), conditional.exits_taken(left)
+        return conditional.in_order(left), conditional.exit_indices_of(left)
 
     def exit_features(self, images: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """What each exit reads, one tuple an exit, then the final logits; nobody leaves.
@@ -280,35 +286,41 @@ class EarlyExitModule(fx.GraphModule):
         """
         self.check_images(images)
         live: Any = (images,)
-        for run, cut in zip(self.pieces.runs, self.spec.cuts, strict=False):
+        for run, cut in zip(self.stage_plan.runs, self.spec.cuts, strict=False):
             live = run(self, *live)
             yield tuple(live[i] for i in cut.features)
-        yield (self.pieces.runs[-1](self, *live),)
+        yield (self.stage_plan.runs[-1](self, *live),)
 
-    def _run(self, images: Tensor, leave_by: Policy | Tensor) -> list[conditional.Left]:
+    def _run(
+        self, images: Tensor, policy_or_index: Policy | Tensor
+    ) -> list[conditional.ExitedSamples]:
         """Groups of samples that left together, by a policy or at exits (B,) given."""
         self.check_images(images)
         if images.shape[0] == 0:
-            return [conditional.Left(self.num_exits, None, self._no_rows(images))]
-        if not isinstance(leave_by, Tensor) and leave_by.reads == "nothing":
-            logits = conditional.run_plain(self, self.pieces, images)
-            return [conditional.Left(self.num_exits, None, logits)]
-        return conditional.run(self.guide(leave_by), images)
+            return [conditional.ExitedSamples(self.num_exits, None, self._no_rows(images))]
+        if not isinstance(policy_or_index, Tensor) and policy_or_index.reads == "nothing":
+            logits = conditional.run_backbone(self, self.stage_plan, images)
+            return [conditional.ExitedSamples(self.num_exits, None, logits)]
+        return conditional.run(self.controller(policy_or_index), images)
 
-    def guide(self, leave_by: Policy | Tensor) -> conditional.Guide:
+    def controller(self, policy_or_index: Policy | Tensor) -> conditional.ExitController:
         """What says who leaves: a policy, or exits (B,) given."""
-        pieces, exits = self.pieces, self._modules["exits"]
+        stage_plan, exits = self.stage_plan, self._modules["exits"]
         assert isinstance(exits, Exits)
-        if isinstance(leave_by, Tensor):
-            return conditional.ByIndex(self, pieces, list(exits.branches()), leave_by)
+        if isinstance(policy_or_index, Tensor):
+            return conditional.ForcedController(
+                self, stage_plan, list(exits.branches()), policy_or_index
+            )
         # Made anew for each call it would show at batch 1 on a small network.
-        made_for = (leave_by, leave_by.alpha, pieces, *exits._modules.values())
-        known: tuple[Any, conditional.Guide] = self.__dict__.get("_guide", ((), None))
+        made_for = (policy_or_index, policy_or_index.alpha, stage_plan, *exits._modules.values())
+        known: tuple[Any, conditional.ExitController] = self.__dict__.get("_guide", ((), None))
         if known[0] == made_for:
             return known[1]
-        guide = conditional.ByPolicy(self, pieces, list(exits.branches()), leave_by)
-        self.__dict__["_guide"] = (made_for, guide)
-        return guide
+        controller = conditional.PolicyController(
+            self, stage_plan, list(exits.branches()), policy_or_index
+        )
+        self.__dict__["_guide"] = (made_for, controller)
+        return controller
 
     # --- what it is ----------------------------------------------------------------------------
 
@@ -323,7 +335,7 @@ class EarlyExitModule(fx.GraphModule):
         Raises:
             ModeError: the backbone was captured by torch.export, and knows evaluation mode only.
         """
-        if self.spec.captured == "export":
+        if self.spec.tracer_kind == "export":
             raise ModeError(
                 f"The backbone of {self.spec.profile.model} was captured by torch.export: dropout "
                 "and BatchNorm are as in evaluation mode, and it cannot be trained. The warning "
@@ -380,14 +392,14 @@ class EarlyExitModule(fx.GraphModule):
     @property
     def conditional_stages(self) -> tuple[Stage, ...]:
         """The conditional form: N+1 pieces of the network, cut at the exits."""
-        return self.pieces.stages
+        return self.stage_plan.stages
 
     @property
-    def pieces(self) -> conditional.Pieces:
+    def stage_plan(self) -> conditional.StagePlan:
         """What the conditional form runs."""
-        found: conditional.Pieces | None = self.__dict__.get("_pieces")
+        found: conditional.StagePlan | None = self.__dict__.get("_pieces")
         if found is None:
-            found = conditional.Pieces(self.graph, self.spec.cuts, self.__dict__.get("_wrap"))
+            found = conditional.StagePlan(self.graph, self.spec.cuts, self.__dict__.get("_wrap"))
             self.__dict__["_pieces"] = found
         return found
 
@@ -395,7 +407,7 @@ class EarlyExitModule(fx.GraphModule):
         """Exits, their positions and costs as a table of text."""
         spec, costs = self.spec, self.costs
         policy = "gates shut (plain model)" if self.policy.reads == "nothing" else repr(self.policy)
-        table = text.new_table(
+        table = tables.new_table(
             f"{spec.profile.model}: {self.num_exits} exits, '{spec.placement.strategy}' placement, "
             f"'{spec.branch}' branches, {spec.num_classes} classes",
             "exit",
@@ -406,7 +418,7 @@ class EarlyExitModule(fx.GraphModule):
             "params",
             "rel.",
             caption=f"{costs.unit}; rel. = relative to the plain model "
-            f"({text.quantity(costs.plain.flops)}FLOPs, {text.quantity(costs.plain.params)} "
+            f"({tables.quantity(costs.backbone.flops)}FLOPs, {tables.quantity(costs.backbone.params)} "
             f"parameters). Policy: {policy}.",
         )
         for index, row in enumerate(costs):
@@ -415,12 +427,12 @@ class EarlyExitModule(fx.GraphModule):
                 str(index),
                 row.name,
                 self._feature_text(index) if is_exit else "",
-                text.quantity(row.flops),
+                tables.quantity(row.flops),
                 f"{row.relative_flops:.3f}",
-                text.quantity(row.params),
+                tables.quantity(row.params),
                 f"{row.relative_params:.3f}",
             )
-        return text.render(table)
+        return tables.render(table)
 
     def __repr__(self) -> str:
         return self.summary()
@@ -494,7 +506,7 @@ class EarlyExitModule(fx.GraphModule):
                 f"Expected images with {expected[0]} channels, got {images.shape[1]} "
                 f"(shape {tuple(images.shape)})."
             )
-        if self.spec.captured == "export" and tuple(images.shape[1:]) != expected:
+        if self.spec.tracer_kind == "export" and tuple(images.shape[1:]) != expected:
             raise InputError(
                 f"{self.spec.profile.model} was captured by torch.export for images of "
                 f"{expected}, got {tuple(images.shape[1:])}: attach with example_inputs of that "

@@ -20,8 +20,8 @@ from torch import nn
 from leenet_fx import errors
 from leenet_fx.errors import EarlyExitError, InputError
 from leenet_fx.surgery.module import EarlyExitModule, device_of
-from leenet_fx.training.trainer import restore, snapshot, trained_state
 from leenet_fx.training.log import Epoch
+from leenet_fx.training.trainer import restore, snapshot, trained_state
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 

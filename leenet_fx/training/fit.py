@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,26 +17,28 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from leenet_fx.cost.cost_table import check_cost_kind
 from leenet_fx.errors import InputError, TrainingError
-from leenet_fx.methods import DEFAULT, Method, get_method
-from leenet_fx.methods.phases import Step
+from leenet_fx.features.batches import check_loader
+from leenet_fx.features.feature_cache import FeatureCache, cache_features
+from leenet_fx.methods import CUSTOM, DEFAULT, Method, MethodConfig, as_method
+from leenet_fx.methods.phases import Phase
+from leenet_fx.registry import unknown_name
 from leenet_fx.storage.exits import CONFIG, fingerprint, load, read_config, save
 from leenet_fx.storage.files import make_folder, remove_leftovers
-from leenet_fx.cost.cost_table import check_cost_kind
 from leenet_fx.surgery.module import EarlyExitModule
-from leenet_fx.training import checkpoint, launch
-from leenet_fx.features.feature_cache import FeatureCache, cache_features
+from leenet_fx.training import checkpoint, distributed
+from leenet_fx.training.log import Epoch, TensorBoard, write_metrics
 from leenet_fx.training.trainer import (
+    PhaseTrainer,
     Source,
-    StepRun,
     check_trainable,
     restore,
     snapshot,
     trained_state,
 )
-from leenet_fx.features.batches import check_loader
-from leenet_fx.training.log import Epoch, TensorBoard, write_metrics
-from placement.registry import unknown_name
+
+logger = logging.getLogger("leenet_fx")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class FitResult:
 class _Plan:
     """What a run does, checked; equal plans on equal data end in equal weights."""
 
+    recipe: Method
     method: str
     options: dict[str, Any]
     alpha: float
@@ -69,17 +73,13 @@ class _Plan:
     seed: int
 
     @property
-    def recipe(self) -> Method:
-        return get_method(self.method, **self.options)
-
-    @property
-    def steps(self) -> list[tuple[Step, int]]:
+    def steps(self) -> list[tuple[Phase, int]]:
         return list(zip(_steps(self.recipe, self.final_path), self.lengths, strict=True))
 
     @property
-    def trains(self) -> set[str]:
+    def parameter_groups(self) -> set[str]:
         """The groups that move."""
-        return {group for step, length in self.steps if length for group in step.trains}
+        return {group for step, length in self.steps if length for group in step.parameter_groups}
 
 
 @torch.enable_grad()
@@ -89,7 +89,7 @@ def fit(
     val: Iterable[Any] | FeatureCache | None = None,
     *,
     gates: Iterable[Any] | FeatureCache | None = None,
-    method: str = DEFAULT,
+    method: str | Method | None = None,
     alpha: float | None = None,
     cost: str = "flops",
     epochs: int | Mapping[str, int] = 10,
@@ -105,7 +105,6 @@ def fit(
     precision: str | None = None,
     seed: int = 0,
     progress: bool | None = None,
-    **overrides: Any,
 ) -> FitResult:
     """Trains what is new by a method's recipe, and sets its policy.
 
@@ -122,8 +121,9 @@ def fit(
         val: likewise; where given, each step keeps the weights of its best epoch on it.
         gates: likewise, what the gates are fitted on; None takes `train`. On images that the
             backbone knows by heart no exit looks risky, so images it has not seen are better.
-        method: a registered method; see `leenet_fx.list_methods` and `leenet_fx.list_overrides`.
-            The default has the best frontier of linear heads in benchmarks/results/methods.md.
+        method: a registered name (see `leenet_fx.list_methods`), or a `Method`, which carries its
+            options: `leenet_fx.get_method("pabee", patience=3)`. None takes the method that `ee`
+            was attached for or trained by last, else `leenet_fx.methods.DEFAULT`.
         alpha: weight of the cost against the error, for methods with gates: an α in [0, 1], or for
             methods with a λ a number from 0; None takes the method's own.
         cost: what counts as cost: "flops", "params" (as LEENet published) or "bytes".
@@ -146,14 +146,13 @@ def fit(
         precision: "32-true", "bf16-mixed" or "16-mixed".
         seed: for everything drawn here.
         progress: whether to show progress bars; None shows them on a terminal.
-        overrides: options of the method, in the place of its own: `recipe="joint"`, …
 
     Raises:
         InputError, UnknownNameError: an argument or a batch does not fit; `ee` is as before.
         StorageError: `out` cannot be written to; the last checkpoint in it is intact.
         TrainingError: the loss is not finite; the weights of the last good epoch are in place.
     """
-    recipe = get_method(method, **overrides)
+    recipe = _method(ee, method)
     plan = _checked(
         ee,
         recipe,
@@ -161,9 +160,10 @@ def fit(
         val,
         gates,
         _Plan(
-            method,
-            _listed(overrides),
-            recipe.check_weight(method, alpha),
+            recipe,
+            recipe.name,
+            _plain_options(recipe.config.options),
+            recipe.check_cost_weight(alpha),
             cost,
             (),
             lr,
@@ -179,39 +179,59 @@ def fit(
         finished = _finished(ee, folder, plan)
         if finished is not None:
             return finished
-    fabric = launch.make_fabric(ee, accelerator, devices, precision)
+    fabric = distributed.make_fabric(ee, accelerator, devices, precision)
     final = None if plan.final_path is None else ee.get_submodule(plan.final_path)
-    result = FitResult(method, plan.alpha, cost, seed, plan.options)
-    backbone = "backbone" in plan.trains
+    result = FitResult(recipe.name, plan.alpha, cost, seed, plan.options)
+    backbone = "backbone" in plan.parameter_groups
     made: list[FeatureCache] = []
     with _restored_on_error(ee, final, backbone):
         ee.eval()
         if cache:
             if backbone:
                 raise InputError(
-                    f"Method '{method}' trains the backbone: cache=True goes with a frozen one."
+                    f"Method '{recipe.name}' trains the backbone: cache=True goes with a frozen one."
                 )
-            labelled = not recipe.unlabelled
+            labelled = not recipe.label_free
             train, val, gates = (_cached(ee, data, made, labelled) for data in (train, val, gates))
         try:
             work = partial(
                 _work, train, val, gates, plan, folder, resume, tensorboard, _shows(progress)
             )
-            launch.run(fabric, ee, plan.final_path, work, result.history, backbone)
+            distributed.run(fabric, ee, plan.final_path, work, result.history, backbone)
         finally:
             for one in made:
                 one.close()
         policy = recipe.policy_for(ee.num_exits)
-        if policy.reads != "gate" or "gates" in plan.trains:
-            ee.policy = policy.turned(plan.alpha) if recipe.knob == "dial" else policy
-        if "final" in plan.trains:
+        if policy.reads != "gate" or "gates" in plan.parameter_groups:
+            ee.policy = policy.with_alpha(plan.alpha) if recipe.trade_off == "dial" else policy
+        if "final" in plan.parameter_groups:
             _note_changed(ee, str(plan.final_path))
         if backbone:
             ee.spec = replace(ee.spec, changed=("",))
+        ee.spec = replace(ee.spec, method=recipe.config)
     if folder is not None and fabric.is_global_zero:
         save(ee, folder, fit={**result.to_dict(), "plan": _plain(plan)})
         (folder / checkpoint.FILE).unlink(missing_ok=True)
     return result
+
+
+def _method(ee: EarlyExitModule, method: str | Method | None) -> Method:
+    """Return the method to train by, and log where it is not the one that `ee` remembers."""
+    remembered: MethodConfig | None = ee.spec.method
+    if method is None:
+        if remembered is not None and remembered.name == CUSTOM:
+            raise InputError(
+                "This network was attached for a Method that is not registered: pass it as method=."
+            )
+        return as_method(DEFAULT) if remembered is None else remembered.build()
+    chosen = as_method(method)
+    if remembered is not None and remembered.name != chosen.name:
+        logger.warning(
+            "This network was attached for, or last trained by, method %s; it is now trained by %s.",
+            remembered,
+            chosen.config,
+        )
+    return chosen
 
 
 def _work(
@@ -229,7 +249,7 @@ def _work(
     history: list[Epoch],
 ) -> None:
     """Every step of the plan, in one of the processes that do it."""
-    labelled = not plan.recipe.unlabelled
+    labelled = not plan.recipe.label_free
     fed = Source(ee, train, "train", fabric, final, labelled)
     gates_fed = fed if gates is None else Source(ee, gates, "gates", fabric, final, labelled)
     held_out = None if val is None else Source(ee, val, "val", fabric, final, labelled)
@@ -253,8 +273,8 @@ def _work(
         for index, (step, length) in enumerate(plan.steps):
             if not length or (start is not None and index < start["step"]):
                 continue
-            feed = gates_fed if step.trains == {"gates"} else fed
-            step_run = StepRun(
+            feed = gates_fed if step.parameter_groups == {"gates"} else fed
+            step_run = PhaseTrainer(
                 ee,
                 step,
                 final,
@@ -271,7 +291,7 @@ def _work(
             else:
                 step_run.prepare(feed)
 
-            def after_epoch(index: int = index, step_run: StepRun = step_run) -> None:
+            def after_epoch(index: int = index, step_run: PhaseTrainer = step_run) -> None:
                 epoch = history[-1]
                 bar(f"{epoch.step}: loss {epoch.train_loss:.4f}", epoch.epoch / step_run.length)
                 if not writes or folder is None:
@@ -322,7 +342,7 @@ def _checked(
     epochs: int | Mapping[str, int],
     train_final: bool | None,
 ) -> _Plan:
-    recipe.check_parts(plan.method, ee.spec.branch, ee.spec.branch_options)
+    recipe.check_parts(ee.spec.branch, ee.spec.branch_options)
     check_cost_kind(plan.cost)
     lr, patience = plan.lr, plan.patience
     if lr is not None and (not isinstance(lr, (int, float)) or not 0 < lr < math.inf):
@@ -341,16 +361,18 @@ def _checked(
             check_loader(data, name)
     final = _final_classifier(ee, train_final)
     steps = _steps(recipe, final)
-    lengths = _lengths(epochs, steps, [step.name for step in recipe.steps])
+    lengths = _lengths(epochs, steps, [step.name for step in recipe.phases])
     plan = replace(plan, lengths=tuple(lengths), final_path=final)
-    if "backbone" in plan.trains:
+    if "backbone" in plan.parameter_groups:
         _check_backbone(ee, plan, caches)
     return plan
 
 
-def _steps(recipe: Method, final: str | None) -> list[Step]:
+def _steps(recipe: Method, final: str | None) -> list[Phase]:
     """Those of a recipe that have something to train."""
-    return [step for step in recipe.steps if step.trains != {"final"} or final is not None]
+    return [
+        step for step in recipe.phases if step.parameter_groups != {"final"} or final is not None
+    ]
 
 
 def _check_backbone(ee: EarlyExitModule, plan: _Plan, caches: list[str]) -> None:
@@ -369,9 +391,9 @@ def _check_backbone(ee: EarlyExitModule, plan: _Plan, caches: list[str]) -> None
         )
 
 
-def _listed(overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """As they come back from JSON."""
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in overrides.items()}
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
     try:
         json.dumps(plain)
     except TypeError as error:
@@ -397,7 +419,7 @@ def _final_classifier(ee: EarlyExitModule, train_final: bool | None) -> str | No
     return spec.final_classifier
 
 
-def _lengths(epochs: int | Mapping[str, int], steps: list[Step], known: list[str]) -> list[int]:
+def _lengths(epochs: int | Mapping[str, int], steps: list[Phase], known: list[str]) -> list[int]:
     if isinstance(epochs, Mapping):
         names = [step.name for step in steps]
         for name, length in epochs.items():
@@ -414,7 +436,7 @@ def _lengths(epochs: int | Mapping[str, int], steps: list[Step], known: list[str
         if isinstance(length, bool) or not isinstance(length, int) or length < 0:
             raise InputError(f"epochs must be whole numbers from 0, got {length!r}.")
     # Class means are what they are after one pass.
-    counted = [step.trains == {"means"} for step in steps]
+    counted = [step.parameter_groups == {"means"} for step in steps]
     return [min(n, 1) if once else n for n, once in zip(lengths, counted, strict=True)]
 
 
@@ -463,7 +485,8 @@ def _check_resumable(
 
 
 def _plain(plan: _Plan) -> dict[str, Any]:
-    return {**asdict(plan), "lengths": list(plan.lengths)}
+    kept = {f.name: getattr(plan, f.name) for f in fields(plan) if f.name != "recipe"}
+    return {**kept, "lengths": list(plan.lengths)}
 
 
 def _cached(ee: EarlyExitModule, data: Any, made: list[FeatureCache], labelled: bool) -> Any:

@@ -14,19 +14,20 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from leenet_fx.errors import InputError, TrainingError
-from leenet_fx.parts.branches import answer_all
-from leenet_fx.objectives.objective import Outputs, SumOfExits, fit_temperature
-from leenet_fx.methods.phases import Group, Step, Turn
-from leenet_fx.surgery.module import EarlyExitModule, final_classifier
-from leenet_fx.features.feature_cache import FeatureCache, Rows, reduce_features
 from leenet_fx.calibration.gate_inputs import (
-    Evidence,
-    evidence_of,
-    evidence_of_cache,
-    gate_logits,
+    GateInputs,
+    all_gate_logits,
+    gate_inputs_of,
+    gate_inputs_of_cache,
 )
+from leenet_fx.calibration.temperature import fit_temperature
+from leenet_fx.errors import InputError, TrainingError
 from leenet_fx.features.batches import batches, count_batches
+from leenet_fx.features.feature_cache import FeatureBatch, FeatureCache, pool_features
+from leenet_fx.methods.phases import Group, Phase, Update
+from leenet_fx.objectives import BatchOutputs, SumOfExits
+from leenet_fx.parts.branches import run_branches
+from leenet_fx.surgery.module import EarlyExitModule, final_classifier
 from leenet_fx.training.log import Epoch
 
 logger = logging.getLogger("leenet_fx")
@@ -53,7 +54,7 @@ def rate_at(progress: float) -> float:
     return (1 + math.cos(math.pi * (progress - WARMED) / (1 - WARMED))) / 2
 
 
-AfterEpoch: TypeAlias = Callable[["StepRun"], None]
+AfterEpoch: TypeAlias = Callable[["PhaseTrainer"], None]
 
 
 class Source:
@@ -86,12 +87,12 @@ class Source:
                     "are not what one linear layer answers: train it without a cache first."
                 )
 
-    def images(self) -> Iterator[Rows]:
+    def images(self) -> Iterator[FeatureBatch]:
         """One pass; this process's rows of each batch, as images."""
         for images, labels, total in self._batches():
-            yield Rows((), None, None, labels, total, images)
+            yield FeatureBatch((), None, None, labels, total, images)
 
-    def features(self, *, final: bool, trains_final: bool = False) -> Iterator[Rows]:
+    def features(self, *, final: bool, trains_final: bool = False) -> Iterator[FeatureBatch]:
         """One pass; this process's rows of each batch, as what exits read.
 
         Args:
@@ -107,17 +108,17 @@ class Source:
             with self.autocast():
                 stages = self.ee.exit_features(images)
                 with torch.no_grad():
-                    reduced = tuple(
+                    pooled = tuple(
                         tuple(values.to(self.dtype) for values in read)
-                        for read in reduce_features(self.ee, stages)
+                        for read in pool_features(self.ee, stages)
                     )
                     if final and not trains_final:
                         logits = next(stages)[0].to(self.dtype)
                 if trains_final:
                     logits = next(stages)[0].to(self.dtype)
-            yield Rows(reduced, logits, None, labels, total)
+            yield FeatureBatch(pooled, logits, None, labels, total)
 
-    def numbers(self) -> Iterator[Rows]:
+    def numbers(self) -> Iterator[FeatureBatch]:
         """One pass over kept features; this process's rows of each batch, by number."""
         assert isinstance(self.data, FeatureCache)
         yield from self.data.numbers(self.device, self.rank, self.processes)
@@ -131,7 +132,7 @@ class Source:
             yield images[mine], labels[mine], len(labels)
 
 
-class StepRun:
+class PhaseTrainer:
     """A step under way.
 
     Attributes:
@@ -142,7 +143,7 @@ class StepRun:
     def __init__(
         self,
         ee: EarlyExitModule,
-        step: Step,
+        step: Phase,
         final: nn.Module | None,
         *,
         fabric: Fabric,
@@ -164,8 +165,8 @@ class StepRun:
         self.final = final
         self.generator = generator
         self.branches = list(ee.exits.branches())
-        self.state = trained_state(ee, final, backbone="backbone" in step.trains)
-        self.groups = [self._of(turn) for turn in step.turns]
+        self.state = trained_state(ee, final, backbone="backbone" in step.parameter_groups)
+        self.groups = [self._of(turn) for turn in step.updates]
         trained = {id(p): p for groups in self.groups for group in groups for p in group}
         self.parameters = list(trained.values())
         check_trainable(self.parameters, f"step '{step.name}'")
@@ -182,14 +183,14 @@ class StepRun:
         """Scales of inputs, temperatures, and gates at their start; weights go on as they are."""
         self._modes(training=False)
         with torch.no_grad():
-            if "classifiers" in self.step.trains or "means" in self.step.trains:
-                reduced, _ = self._some(train, final=False)
-                for branch, read in zip(self.branches, reduced, strict=True):
-                    branch.measure_inputs(*read)
+            if "classifiers" in self.step.parameter_groups or "means" in self.step.parameter_groups:
+                pooled, _ = self._some(train, final=False)
+                for branch, read in zip(self.branches, pooled, strict=True):
+                    branch.fit_input_statistics(*read)
             for branch in self.branches:
-                for group in sorted(self.step.trains):
-                    branch.begin(group)
-            if "gates" in self.step.trains:
+                for group in sorted(self.step.parameter_groups):
+                    branch.begin_phase(group)
+            if "gates" in self.step.parameter_groups:
                 self._prepare_gates(train)
                 for index, branch in enumerate(self.branches):
                     # So that every outlet has the same share to begin with.
@@ -232,14 +233,14 @@ class StepRun:
             seconds = time.perf_counter() - start
             history.append(Epoch(self.step.name, self.done, train_loss, val_loss, seconds))
             after_epoch()
-        if 0 < self.seen <= self.step.period * (len(self.step.turns) - 1):
+        if 0 < self.seen <= self.step.period * (len(self.step.updates) - 1):
             logger.warning(
                 "Step '%s' is over after %d batches, and a turn is %d: %s did not train. Train "
                 "longer, or give a shorter period.",
                 self.step.name,
                 self.seen,
                 self.step.period,
-                ", ".join(self.step.turns[-1].trains),
+                ", ".join(self.step.updates[-1].parameter_groups),
             )
         restore(self.state, self.best)
         self._modes(training=False)
@@ -268,19 +269,19 @@ class StepRun:
         self.seen = state["seen"]
         self.temperatures = state["temperatures"].to(self.fabric.device)
 
-    def _of(self, turn: Turn) -> tuple[list[nn.Parameter], ...]:
+    def _of(self, turn: Update) -> tuple[list[nn.Parameter], ...]:
         """What a turn moves: what is linear in scaled inputs, exits' bodies, the backbone."""
         linear: dict[int, nn.Parameter] = {}
         bodies: dict[int, nn.Parameter] = {}
         backbone: dict[int, nn.Parameter] = {}
-        for group in turn.trains:
+        for group in turn.parameter_groups:
             for parameter in _members(self.ee, group, self.final):
                 linear[id(parameter)] = parameter
             if group == "backbone":
                 moving = (p for p in self.ee.backbone_parameters() if p.requires_grad)
                 backbone.update((id(p), p) for p in moving)
             if group == "classifiers":
-                bodies.update((id(p), p) for b in self.branches for p in b.deep_parameters())
+                bodies.update((id(p), p) for b in self.branches for p in b.neck_parameters())
         bodies = {key: p for key, p in bodies.items() if key not in backbone}
         shallow = [p for key, p in linear.items() if key not in bodies and key not in backbone]
         return shallow, list(bodies.values()), list(backbone.values())
@@ -289,7 +290,7 @@ class StepRun:
         self, linear: list[nn.Parameter], bodies: list[nn.Parameter], backbone: list[nn.Parameter]
     ) -> list[Any]:
         """Adam for what is linear, SGD for what is deep."""
-        deep = self.lr * self.step.deep_lr / self.step.lr
+        deep = self.lr * self.step.sgd_lr / self.step.lr
         decayed = ((bodies, DECAY), (backbone, 0.0))
         groups = [
             {"params": moved, "initial_lr": deep, "weight_decay": decay}
@@ -312,26 +313,26 @@ class StepRun:
                 group["lr"] = factor * group["initial_lr"]
 
     def _modes(self, *, training: bool) -> None:
-        self.ee.train(training and "backbone" in self.step.trains)
-        if "classifiers" in self.step.trains:
+        self.ee.train(training and "backbone" in self.step.parameter_groups)
+        if "classifiers" in self.step.parameter_groups:
             self.ee.exits.train(training)
 
     def _stopped(self) -> bool:
         return self.patience is not None and self.stale >= self.patience
 
     def _train_epoch(self, train: Source) -> float:
-        if self.step.trains == {"means"}:
+        if self.step.parameter_groups == {"means"}:
             self._count_means(train)
             return self._loss_on(train)
         self._modes(training=True)
         mean = _Mean("train")
         batches = count_batches(getattr(train.data, "loader", train.data))
-        for batch, (rows, evidence) in enumerate(self._rows(train)):
+        for batch, (rows, gate_inputs) in enumerate(self._rows(train)):
             self._set_rates(batch, batches)
-            turn = (self.seen // self.step.period) % len(self.step.turns)
+            turn = (self.seen // self.step.period) % len(self.step.updates)
             parameters = [p for group in self.groups[turn] for p in group]
             with self.fabric.autocast():
-                loss = self._loss(rows, evidence, self.step.turns[turn], self._dialled(rows))
+                loss = self._loss(rows, gate_inputs, self.step.updates[turn], self._dialled(rows))
                 loss = loss * (len(rows.labels) / rows.total)
             self.fabric.backward(loss, inputs=parameters)
             mean.add(self._share(loss.detach(), parameters), rows.total)
@@ -358,37 +359,37 @@ class StepRun:
         return float(loss)
 
     def _prepare_gates(self, train: Source) -> None:
-        reduced, (final, labels) = self._some(train, final=True)
-        rows = Rows(tuple(tuple(read) for read in reduced), final, None, labels, len(labels))
-        found = evidence_of(self.branches, rows)
-        self._check_finite(found.evidence)
-        if self.step.tempered:
+        pooled, (final, labels) = self._some(train, final=True)
+        rows = FeatureBatch(tuple(tuple(read) for read in pooled), final, None, labels, len(labels))
+        found = gate_inputs_of(self.branches, rows)
+        self._check_finite(found.gate_inputs)
+        if self.step.temperature_scaled:
             fitted = [fit_temperature(at, labels) for at in found.logits]
             self.temperatures = torch.tensor(fitted, device=final.device, dtype=final.dtype)
-        for branch, evidence in zip(self.branches, found.evidence, strict=True):
-            branch.measure_evidence(evidence)
+        for branch, gate_inputs in zip(self.branches, found.gate_inputs, strict=True):
+            branch.fit_gate_statistics(gate_inputs)
 
     def _some(
         self, train: Source, *, final: bool
     ) -> tuple[list[list[Tensor]], tuple[Tensor, Tensor]]:
         """The first images of all processes: what exits read, final logits, labels."""
-        parts: list[Rows] = []
+        parts: list[FeatureBatch] = []
         count = 0
         for rows in train.features(final=final):
             parts.append(self._relabelled(rows) if final else rows)
             count += rows.total
             if count >= MEASURED_ON:
                 break
-        widths = [len(tensors) for tensors in parts[0].reduced]
-        reduced = [
-            [self._gathered([part.reduced[i][j] for part in parts]) for j in range(width)]
+        widths = [len(tensors) for tensors in parts[0].pooled]
+        pooled = [
+            [self._gathered([part.pooled[i][j] for part in parts]) for j in range(width)]
             for i, width in enumerate(widths)
         ]
-        for tensors in reduced:
+        for tensors in pooled:
             self._check_finite(tensors)
         finals = [part.final for part in parts if part.final is not None]
         labels = self._gathered([part.labels for part in parts])
-        return reduced, (self._gathered(finals) if finals else torch.empty(0), labels)
+        return pooled, (self._gathered(finals) if finals else torch.empty(0), labels)
 
     def _gathered(self, parts: list[Tensor]) -> Tensor:
         return _gather(torch.cat(parts), self.fabric)
@@ -404,7 +405,7 @@ class StepRun:
     def _count_means(self, train: Source) -> None:
         for rows in train.features(final=self.step.labels == "backbone"):
             rows = self._relabelled(rows)
-            for branch, read in zip(self.branches, rows.reduced, strict=True):
+            for branch, read in zip(self.branches, rows.pooled, strict=True):
                 branch.count(rows.labels, *read)
         for branch in self.branches:
             branch.counted(self._summed)
@@ -418,45 +419,45 @@ class StepRun:
     def _loss_on(self, val: Source) -> float:
         self._modes(training=False)
         total, count = torch.zeros((), dtype=torch.float64), 0
-        for rows, evidence in self._rows(val):
+        for rows, gate_inputs in self._rows(val):
             with self.fabric.autocast():
-                for turn in self.step.turns:
-                    loss = self._loss(rows, evidence, turn, self._spread(rows))
-                    total += loss.double().cpu() * len(rows.labels) / len(self.step.turns)
+                for turn in self.step.updates:
+                    loss = self._loss(rows, gate_inputs, turn, self._spread(rows))
+                    total += loss.double().cpu() * len(rows.labels) / len(self.step.updates)
             count += rows.total
         mean = _Mean("val")
         mean.add(float(self._summed(total)) / max(count, 1), count)
         return mean.value
 
-    def _rows(self, source: Source) -> Iterator[tuple[Rows, Evidence | None]]:
+    def _rows(self, source: Source) -> Iterator[tuple[FeatureBatch, GateInputs | None]]:
         """Batches, with what gates judge by where nothing else trains."""
-        if "backbone" in self.step.trains:
+        if "backbone" in self.step.parameter_groups:
             yield from ((rows, None) for rows in source.images())
-        elif self.step.trains == {"gates"} and self._gates_are_apart:
+        elif self.step.parameter_groups == {"gates"} and self._gates_are_apart:
             kept = self._kept(source)
             if kept is None:
                 for rows in source.features(final=True):
-                    yield rows, evidence_of(self.branches, rows)
+                    yield rows, gate_inputs_of(self.branches, rows)
             else:
                 for rows in source.numbers():
                     assert rows.numbers is not None
                     yield rows, kept.at(rows.numbers)
         else:
-            trains_final = "final" in self.step.trains
+            trains_final = "final" in self.step.parameter_groups
             for rows in source.features(final=self._needs_final, trains_final=trains_final):
                 yield rows, None
 
     @property
     def _needs_final(self) -> bool:
-        objectives = [turn.objective for turn in self.step.turns]
+        objectives = [turn.objective for turn in self.step.updates]
         reads = any(o is not None and o.reads_final for o in objectives)
         return reads or self.step.labels == "backbone"
 
-    def _kept(self, source: Source) -> Evidence | None:
+    def _kept(self, source: Source) -> GateInputs | None:
         """What gates judge by of all samples of a feature cache; None where it is not kept."""
         if not isinstance(source.data, FeatureCache):
             return None
-        return evidence_of_cache(self.ee, source.data)
+        return gate_inputs_of_cache(self.ee, source.data)
 
     @property
     def _gates_are_apart(self) -> bool:
@@ -464,7 +465,7 @@ class StepRun:
         classifiers = {id(p) for b in self.branches for p in b.classifier_parameters()}
         return not any(id(p) in classifiers for b in self.branches for p in b.gate_parameters())
 
-    def _relabelled(self, rows: Rows, final: Tensor | None = None) -> Rows:
+    def _relabelled(self, rows: FeatureBatch, final: Tensor | None = None) -> FeatureBatch:
         """With the labels that the step learns from."""
         if self.step.labels == "given":
             return rows
@@ -472,60 +473,67 @@ class StepRun:
         assert final is not None
         return replace(rows, labels=final.argmax(1))
 
-    def _dialled(self, rows: Rows) -> Tensor | None:
+    def _dialled(self, rows: FeatureBatch) -> Tensor | None:
         """A weight of the cost for each sample, of the whole batch's draw."""
-        if not self.step.dials:
+        if not self.step.random_alpha:
             return None
         drawn = torch.rand(rows.total, generator=self.generator)
         mine = drawn[self.fabric.global_rank :: self.fabric.world_size]
         return mine.to(rows.labels.device)
 
-    def _spread(self, rows: Rows) -> Tensor | None:
+    def _spread(self, rows: FeatureBatch) -> Tensor | None:
         """Weights of the cost from 0 to 1, the same in each epoch."""
-        if not self.step.dials:
+        if not self.step.random_alpha:
             return None
         grid = torch.linspace(0, 1, rows.total)
         mine = grid[self.fabric.global_rank :: self.fabric.world_size]
         return mine.to(rows.labels.device)
 
     def _loss(
-        self, rows: Rows, evidence: Evidence | None, turn: Turn, dialled: Tensor | None
+        self,
+        rows: FeatureBatch,
+        gate_inputs: GateInputs | None,
+        turn: Update,
+        dialled: Tensor | None,
     ) -> Tensor:
         if not len(rows.labels):
             return torch.stack([p.sum() * 0 for p in self.parameters]).sum()
         objective = SumOfExits() if turn.objective is None else turn.objective
         weight = self.weight if dialled is None else dialled
         with_gates = "gates" in objective.uses
-        if evidence is not None:
-            at_all = zip(evidence.logits, self.temperatures, strict=True)
+        if gate_inputs is not None:
+            at_all = zip(gate_inputs.logits, self.temperatures, strict=True)
             logits = tuple(at / temperature for at, temperature in at_all)
-            gates = gate_logits(self.branches, evidence.evidence, dialled)
-            rows = self._relabelled(rows, evidence.logits[-1])
+            gates = all_gate_logits(self.branches, gate_inputs.gate_inputs, dialled)
+            rows = self._relabelled(rows, gate_inputs.logits[-1])
         elif rows.images is not None:
             found = self.ee.all_exits(rows.images)
-            logits, gates = found.logits, found.gates
+            logits, gates = found.logits, found.gate_logits
             rows = self._relabelled(rows, found.logits[-1].detach())
-        elif turn.trains == ("final",):
+        elif turn.parameter_groups == ("final",):
             inputs = rows.final_inputs
             answer = rows.final if inputs is None or self.final is None else self.final(inputs)
             assert answer is not None
             logits, gates = (answer,), answer.new_empty(len(answer), 0)
         else:
             rows = self._relabelled(rows)
-            answers = answer_all(self.branches, rows.reduced)
+            answers = run_branches(self.branches, rows.pooled)
             classified = [
                 branch.classify(state)
                 for branch, (state, _, _) in zip(self.branches, answers, strict=True)
             ]
-            if "classifiers" not in turn.trains and "ensembles" not in turn.trains:
+            if (
+                "classifiers" not in turn.parameter_groups
+                and "ensembles" not in turn.parameter_groups
+            ):
                 classified = [at.detach() for at in classified]
             logits = (*classified, *([] if rows.final is None else [rows.final]))
             logits = tuple(at / t for at, t in zip(logits, self.temperatures, strict=False))
             gates = classified[0].new_zeros(len(rows.labels), len(self.branches))
             if with_gates:
-                gates = gate_logits(self.branches, [found for _, _, found in answers], dialled)
+                gates = all_gate_logits(self.branches, [found for _, _, found in answers], dialled)
         costs = self.costs.to(gates.dtype)
-        return objective(Outputs(logits, gates, rows.labels, costs, weight, self._progress))
+        return objective(BatchOutputs(logits, gates, rows.labels, costs, weight, self._progress))
 
     @property
     def _progress(self) -> float:

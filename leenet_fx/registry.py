@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
-from placement.errors import UnknownNameError
+from leenet_fx.errors import UnknownNameError
 
 T = TypeVar("T")
 
