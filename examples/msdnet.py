@@ -219,8 +219,7 @@ def main() -> None:
     leenet_fx.fit(
         ee,
         read(data, "fit", augmented, options),
-        method="msdnet",
-        recipe="joint",
+        method=leenet_fx.get_method("msdnet", recipe="joint"),
         epochs=options.epochs,
         # Twice the method's own rate, which is for a backbone that has been trained.
         lr=0.06,

@@ -99,7 +99,7 @@ def test_cifar_resnet(factory, macs, blocks):
     ee = leenet_fx.attach(model, "every")
     assert ee.num_exits == blocks
     assert ee.spec.image_shape == (3, 32, 32)
-    assert ee.costs.plain.flops == pytest.approx(2 * macs, rel=2e-4)
+    assert ee.costs.backbone.flops == pytest.approx(2 * macs, rel=2e-4)
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(ee(images), model(images))
 

@@ -13,9 +13,8 @@ from leenet_fx.calibration.gate_inputs import (
     gate_inputs_of_cache,
     joined,
 )
-from leenet_fx.evaluation.sample_records import SampleRecords, exit_indices, policy_scores, record
 from leenet_fx.features.feature_cache import FeatureCache
-from leenet_fx.policies import Policy
+from leenet_fx.policies import Policy, exit_indices, policy_scores
 from leenet_fx.surgery.module import EarlyExitModule, device_of, final_classifier
 
 
@@ -58,16 +57,6 @@ def ask(ee: EarlyExitModule, kept: FeatureCache) -> CachedOutputs:
     batches = list(kept.in_order(device_of(ee), final=final_classifier(ee)))
     found = joined([gate_inputs_of(branches, rows) for rows in batches])
     return CachedOutputs(found.logits, found.gate_inputs, labels)
-
-
-def replay(ee: EarlyExitModule, kept: FeatureCache) -> SampleRecords:
-    """What the network would do with images whose features were kept; the backbone does not run.
-
-    Raises:
-        InputError: the cache is of another network.
-    """
-    outputs = ask(ee, kept)
-    return record(outputs.logits, cached_exit_indices(ee, ee.policy, outputs), outputs.labels)
 
 
 def confidences(ee: EarlyExitModule, policy: Policy, outputs: CachedOutputs) -> Tensor:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from leenet_fx.policies import Policy
+from leenet_fx.calibration.cached_outputs import ask, cached_exit_indices
+from leenet_fx.features.feature_cache import FeatureCache
+from leenet_fx.surgery.module import EarlyExitModule
 
 BINS = 15
 """Bins of the calibration error."""
@@ -81,34 +83,6 @@ def record(logits: Sequence[Tensor], exit_index: Tensor, labels: Tensor) -> Samp
     )
 
 
-def exit_indices(policy: Policy, logits: Sequence[Tensor], gate_logits: Tensor) -> Tensor:
-    """Where each sample leaves if every exit was computed for all.
-
-    Args:
-        policy: who leaves.
-        logits: N+1 tensors (B, classes).
-        gates: (B, N) gate logits.
-
-    Returns:
-        (B,) exit indices; N is the final classifier.
-    """
-    count = len(logits) - 1
-    exit_index = torch.full((len(gate_logits),), count, device=gate_logits.device)
-    for index in reversed(range(count)):
-        scores = policy_scores(policy, index, logits, gate_logits)
-        exit_index = torch.where(policy.should_exit(index, scores), index, exit_index)
-    return exit_index
-
-
-def policy_scores(
-    policy: Policy, index: int, logits: Sequence[Tensor], gate_logits: Tensor
-) -> Tensor:
-    """What a policy reads at an exit: of `logits` (B, classes) each, and `gates` (B, N)."""
-    if policy.reads == "history":
-        return torch.stack(list(logits[: index + 1]), 1)
-    return logits[index] if policy.reads == "logits" else gate_logits[:, index]
-
-
 def auroc(confidence: Tensor, right: Tensor) -> float | None:
     """How well confidence tells right answers from wrong ones; None where all are alike.
 
@@ -132,3 +106,13 @@ def calibration_error(confidence: Tensor, right: Tensor) -> float | None:
     if not len(right):
         return None
     return float(binary_calibration_error(confidence.contiguous(), right.long(), n_bins=BINS))
+
+
+def replay(ee: EarlyExitModule, kept: FeatureCache) -> SampleRecords:
+    """What the network would do with images whose features were kept; the backbone does not run.
+
+    Raises:
+        InputError: the cache is of another network.
+    """
+    outputs = ask(ee, kept)
+    return record(outputs.logits, cached_exit_indices(ee, ee.policy, outputs), outputs.labels)

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from leenet_fx import tables
-from leenet_fx.calibration.cached_outputs import replay
 from leenet_fx.errors import InputError
 from leenet_fx.evaluation.evaluate import Evaluation, evaluate, summarise
+from leenet_fx.evaluation.sample_records import replay
 from leenet_fx.features.feature_cache import FeatureCache, cache_features
 from leenet_fx.methods import Method, as_method
 from leenet_fx.surgery.module import EarlyExitModule

@@ -1,5 +1,6 @@
 """Policies: which samples exit early."""
 
+from leenet_fx.policies.apply import exit_indices, policy_scores
 from leenet_fx.policies.policy import (
     AlphaConditionedGate,
     ClassMeanDistance,
@@ -31,9 +32,11 @@ __all__ = [
     "Policy",
     "ThresholdPolicy",
     "Vote",
+    "exit_indices",
     "get_policy",
     "list_policies",
     "policy_from_dict",
+    "policy_scores",
     "policy_to_dict",
     "register_policy",
 ]

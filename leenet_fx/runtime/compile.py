@@ -13,6 +13,7 @@ from torch import Tensor
 
 from leenet_fx.errors import InputError
 from leenet_fx.graph.batch_dim import BatchDim
+from leenet_fx.graph.compat import mark_dynamic_axis
 from leenet_fx.surgery.module import EarlyExitModule
 
 _serial = count()
@@ -92,7 +93,7 @@ def _mark(value: Any, how: BatchDim) -> None:
     elif (
         how.kind == "rows" and isinstance(value, Tensor) and value.shape[how.axis] > how.per_sample
     ):
-        torch._dynamo.maybe_mark_dynamic(value, how.axis)
+        mark_dynamic_axis(value, how.axis)
 
 
 def _with_code_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -90,7 +90,7 @@ def _written_out(
     graph = fx.Graph()
     tracer = fx.proxy.GraphAppendingTracer(graph)
     previous_logits, alpha = (
-        fx.Proxy(graph.placeholder(name), tracer) for name in ("earlier", "alpha")
+        fx.Proxy(graph.placeholder(name), tracer) for name in ("previous_logits", "alpha")
     )
     live: Any = graph.graph_copy(stage.graph, {})
     shadow = _shadow(branch, f"exits.{index}", tracer)

@@ -200,4 +200,6 @@ def _joined(groups: Sequence[ActiveBatch], cut: Cut) -> ActiveBatch:
         )
     )
     count = sum(group.count for group in groups)
-    return ActiveBatch(live, count, rows_of("rows"), rows_of("earlier"), rows_of("answered"))
+    return ActiveBatch(
+        live, count, rows_of("rows"), rows_of("previous_logits"), rows_of("answered")
+    )

@@ -54,7 +54,7 @@ def rewrite(
             features = tuple(feature.node for feature in boundary.features)
             previous_logits: dict[str, Any] = {}
             if branches[index].reads_previous_logits:
-                previous_logits["earlier"] = tuple(calls)
+                previous_logits["previous_logits"] = tuple(calls)
             calls.append(graph.call_module(f"exits.{index}", features, previous_logits))
     output = nodes[-1]
     with graph.inserting_before(output):

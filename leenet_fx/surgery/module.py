@@ -18,6 +18,7 @@ from leenet_fx import tables
 from leenet_fx.cost.cost_table import BranchCost, CostTable, cost_table
 from leenet_fx.cost.latency import Latency
 from leenet_fx.errors import InputError, ModeError
+from leenet_fx.graph import compat
 from leenet_fx.methods import MethodConfig
 from leenet_fx.parts.branches import Branch
 from leenet_fx.policies import NeverExit, Policy, policy_from_dict, policy_to_dict
@@ -213,7 +214,7 @@ class EarlyExitModule(fx.GraphModule):
         Raises:
             InputError: images of another rank, channel count or dtype.
         """
-        if torch.fx._symbolic_trace.is_fx_symbolic_tracing():
+        if compat.is_symbolic_tracing():
             return cast(ExitOutputs, self._compute_all(images))  # type: ignore[operator]
         self.check_images(images)
         if images.shape[0] == 0:
@@ -597,7 +598,7 @@ def _pack(graph: fx.Graph) -> list[tuple[Any, ...]]:
 
 
 def _packed_target(target: Any) -> Any:
-    if isinstance(target, torch._ops.OpOverload):
+    if compat.is_operator_overload(target):
         return _Op(str(target))
     module, name = getattr(target, "__module__", None), getattr(target, "__name__", "")
     if module is not None and getattr(sys.modules.get(module), name, None) is target:

@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections import Counter
 
 import pytest
 import torch
+from helpers import counter, probabilities, votes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,11 +28,6 @@ COUNTS = [Patience, Vote]
 THRESHOLD_POLICIES = [GateThreshold, *OF_LOGITS, *COUNTS]
 
 
-def probabilities(row):
-    exponentials = [math.exp(value - max(row)) for value in row]
-    return [value / sum(exponentials) for value in exponentials]
-
-
 def entropy(row):
     return -sum(p * math.log(p) for p in probabilities(row))
 
@@ -40,20 +35,6 @@ def entropy(row):
 def margin(row):
     best, *others = sorted(probabilities(row), reverse=True)
     return best - others[0] if others else 1.0
-
-
-def counter(history):
-    """PABEE's loop over exits, one sample."""
-    patient, previous = 0, None
-    for row in history:
-        predicted = row.index(max(row))
-        patient = patient + 1 if predicted == previous else 0
-        previous = predicted
-    return patient
-
-
-def votes(history):
-    return max(Counter(row.index(max(row)) for row in history).values())
 
 
 # What each policy compares with its threshold, and whether a sample leaves above or below it.

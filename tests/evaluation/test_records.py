@@ -5,15 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch
+from helpers import attached, data, loader, shuffled
 from sklearn.metrics import confusion_matrix, roc_auc_score
-from test_cache import shuffled
-from test_fit import attached, data, loader
 
 import leenet_fx
 from leenet_fx import GateThreshold, InputError, MaxProbability, NeverExit, cache_features
-from leenet_fx.calibration.cached_outputs import replay
 from leenet_fx.evaluation.evaluate import summarise
-from leenet_fx.evaluation.sample_records import SampleRecords, auroc, calibration_error
+from leenet_fx.evaluation.sample_records import SampleRecords, auroc, calibration_error, replay
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,18 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from helpers import (
+    array,
+    assert_equal,
+    backbone,
+    data,
+    entropy,
+    first,
+    loader,
+    log_softmax,
+    shuffled,
+)
 from networks import TinyNet, images, tiny
-from test_branches import array, entropy, first, log_softmax
-from test_cache import assert_equal, shuffled
-from test_fit import backbone, data, loader
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -75,7 +83,9 @@ def attached(method):
 
 def fitted(method, train=None, ee=None, epochs=2, **options):
     ee = attached(method) if ee is None else ee
-    leenet_fx.fit(ee, loader() if train is None else train, method=method, epochs=epochs, **options)
+    own = {name: options.pop(name) for name in list(options) if name in list_method_options(method)}
+    chosen = leenet_fx.get_method(method, **own)
+    leenet_fx.fit(ee, loader() if train is None else train, method=chosen, epochs=epochs, **options)
     return ee
 
 
@@ -170,7 +180,9 @@ def test_neither_a_cache_nor_the_callers_weights_train():
     with cache_features(ee, loader()) as kept:
         with pytest.raises(InputError, match="'train' cannot be kept features"):
             leenet_fx.fit(ee, kept, method="branchynet")
-        leenet_fx.fit(ee, kept, method="branchynet", recipe="disjoint", epochs=1)
+        leenet_fx.fit(
+            ee, kept, method=leenet_fx.get_method("branchynet", recipe="disjoint"), epochs=1
+        )
     with pytest.raises(InputError, match="attach with copy=True"):
         leenet_fx.fit(fresh("branchynet", tiny(), copy=False), loader(), method="branchynet")
 
@@ -193,7 +205,9 @@ def test_each_training_regime(method):
     for recipe, steps in zip(("disjoint", "joint", "mixed"), RECIPES[method], strict=True):
         ee = attached(method)
         frozen = backbone(ee)
-        result = leenet_fx.fit(ee, loader(48), method=method, epochs=1, recipe=recipe)
+        result = leenet_fx.fit(
+            ee, loader(48), method=leenet_fx.get_method(method, recipe=recipe), epochs=1
+        )
         assert [epoch.step for epoch in result.history] == steps
         assert bool(moved(frozen, backbone(ee))) == (recipe != "disjoint")
 
@@ -219,7 +233,9 @@ class Encoder(TinyNet):
 def test_an_encoders_class_head_trains_with_its_backbone(recipe):
     ee = fresh("branchynet", Encoder().eval(), num_classes=5)
     before = state(ee)
-    leenet_fx.fit(ee, loader(48), method="branchynet", epochs=1, recipe=recipe)
+    leenet_fx.fit(
+        ee, loader(48), method=leenet_fx.get_method("branchynet", recipe=recipe), epochs=1
+    )
     changed = moved(before, state(ee))
     assert {"stem.weight", "exits.final.linear.weight", "exits.final.linear.bias"} <= changed
 
@@ -228,7 +244,13 @@ def test_an_encoders_class_head_trains_with_its_backbone(recipe):
 def test_an_encoders_class_head_stays_where_it_is_not_asked_for(recipe):
     ee = fresh("branchynet", Encoder().eval(), num_classes=5)
     before = state(ee)
-    leenet_fx.fit(ee, loader(48), method="branchynet", epochs=1, recipe=recipe, train_final=False)
+    leenet_fx.fit(
+        ee,
+        loader(48),
+        method=leenet_fx.get_method("branchynet", recipe=recipe),
+        epochs=1,
+        train_final=False,
+    )
     assert not {"exits.final.linear.weight"} & moved(before, state(ee))
 
 
@@ -366,7 +388,9 @@ def test_the_loss_of_joint_training(method):
 def gate_terms(ee, x):
     """Probabilities at every outlet, and chances that gates open."""
     outputs = everything(ee, x)
-    return [softmax(array(at)) for at in outputs.logits], 1 / (1 + np.exp(-array(outputs.gate_logits)))
+    return [softmax(array(at)) for at in outputs.logits], 1 / (
+        1 + np.exp(-array(outputs.gate_logits))
+    )
 
 
 def mixtures(p, g, costs):
@@ -437,7 +461,9 @@ def test_eenets_versions_minimise_their_losses(version):
 def test_eenets_versions_differ_in_steps_and_policy(version, steps, policy):
     ee = attached("eenets")
     before = state(ee)
-    result = leenet_fx.fit(ee, loader(48), method="eenets", epochs=1, version=version)
+    result = leenet_fx.fit(
+        ee, loader(48), method=leenet_fx.get_method("eenets", version=version), epochs=1
+    )
     assert [epoch.step for epoch in result.history] == steps
     assert type(ee.policy) is type(policy)
     assert ee.policy.thresholds == pytest.approx(policy.thresholds)
@@ -448,7 +474,10 @@ def test_one_stage_of_eenets():
     for version, steps in ((0, ["exits"]), (1, ["gates"])):
         ee = attached("eenets")
         result = leenet_fx.fit(
-            ee, loader(48), method="eenets", epochs=1, version=version, two_stage=False
+            ee,
+            loader(48),
+            method=leenet_fx.get_method("eenets", version=version, two_stage=False),
+            epochs=1,
         )
         assert [epoch.step for epoch in result.history] == steps
 
@@ -461,7 +490,9 @@ def test_branchynet_weights_say_which_outlets_learn():
     for weights in (None, (1, 0, 0, 0, 0), (0, 0, 0, 0, 1)):
         ee = attached("branchynet")
         before = state(ee)
-        leenet_fx.fit(ee, loader(48), method="branchynet", epochs=1, weights=weights)
+        leenet_fx.fit(
+            ee, loader(48), method=leenet_fx.get_method("branchynet", weights=weights), epochs=1
+        )
         changed = moved(before, state(ee))
         learned[weights] = [f"exits.{i}.head.linear.weight" in changed for i in range(4)]
         learned[weights].append("fc.weight" in changed)
@@ -515,7 +546,7 @@ def test_pteenet_learns_from_images_alone():
     def by_labels():
         loss = get_objective("pteenet")()
         step = single_update_phase("exits", ("classifiers", "gates"), loss, lr=0.03)
-        return leenet_fx.Method((step,), GateThreshold(0.0), "a test", weight=1.0)
+        return leenet_fx.Method((step,), GateThreshold(0.0), "a test", cost_weight=1.0)
 
     told = attached("pteenet")
     given = TensorDataset(x, tiny()(x).argmax(1))
@@ -537,9 +568,8 @@ def test_jei_dnn_takes_turns(tmp_path):
             leenet_fx.fit(
                 attached("jei-dnn"),
                 noisy(5 + turns),
-                method="jei-dnn",
+                method=leenet_fx.get_method("jei-dnn", period=5),
                 epochs={"exits": 2, "turns": 5},
-                period=5,
                 out=tmp_path / str(turns),
             )
         kept = load_checkpoint(tmp_path / str(turns))["run"]
@@ -601,7 +631,9 @@ def test_e2cm_reads_the_data_once_more_and_trains_nothing():
 
 def test_shallow_deep_fits_classifiers_as_leenet_does():
     ee, other = attached("shallow-deep"), attached("leenet")
-    leenet_fx.fit(ee, loader(), method="shallow-deep", epochs=2, threshold=0.8)
+    leenet_fx.fit(
+        ee, loader(), method=leenet_fx.get_method("shallow-deep", threshold=0.8), epochs=2
+    )
     leenet_fx.fit(other, loader(), method="leenet", epochs={"exits": 2, "gates": 0})
     assert equal(heads_of(ee), heads_of(other))
     assert ee.policy == MaxProbability(0.8)
@@ -611,7 +643,12 @@ def test_shallow_deep_fits_classifiers_as_leenet_does():
 def test_pabees_patience_is_not_that_of_early_stopping():
     ee = attached("pabee")
     result = leenet_fx.fit(
-        ee, loader(48), loader(24), method="pabee", epochs=2, agreements=1, patience=2
+        ee,
+        loader(48),
+        loader(24),
+        method=leenet_fx.get_method("pabee", agreements=1),
+        epochs=2,
+        patience=2,
     )
     assert len(result.history) == 2
     assert ee.policy == Patience(1)
@@ -713,7 +750,7 @@ def test_an_unknown_override_names_those_there_are(method):
     before = state(ee)
     known = ", ".join(sorted(list_method_options(method)))
     with pytest.raises(UnknownNameError, match=f"option of method '{method}'.*: {known}"):
-        leenet_fx.fit(ee, loader(), method=method, colour="red")
+        leenet_fx.fit(ee, loader(), method=leenet_fx.get_method(method, colour="red"))
     with pytest.raises(UnknownNameError, match=f"option of method '{method}' 'name'"):
         leenet_fx.fit(ee, loader(), method=method, name="mine")
     assert not moved(before, state(ee))

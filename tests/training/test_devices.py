@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
+from helpers import data
 from networks import images, tiny
-from test_fit import data
 from torch.utils.data import DataLoader, TensorDataset
 
 import leenet_fx

@@ -6,9 +6,9 @@ import logging
 import pytest
 import timm
 import torch
+from helpers import attached, loader
 from networks import images, tiny
 from safetensors.torch import load_file, save_file
-from test_fit import attached, loader
 from torch import nn
 
 import leenet_fx

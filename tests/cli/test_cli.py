@@ -5,10 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from typer.testing import CliRunner
+from helpers import fails, run
 
 import leenet_fx
-from leenet_fx.cli import app
 
 FACTORY = """
 from torch import nn
@@ -23,27 +22,13 @@ def broken():
 """
 
 
-def run(*arguments):
-    return CliRunner().invoke(app.app, list(arguments))
-
-
-def fails(capsys, monkeypatch, *arguments):
-    """Exit code and what `main` prints for a failing command."""
-    monkeypatch.setattr(sys, "argv", ["leenet-fx", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        app.main()
-    tracer_kind = capsys.readouterr()
-    assert tracer_kind.out == ""
-    return stop.value.code, tracer_kind.err
-
-
 def test_inspect_as_json_says_what_attach_says():
     result = run("inspect", "torchvision/resnet18", "--strategy", "linear", "--format", "json")
     found = json.loads(result.stdout)
     ee = leenet_fx.attach(leenet_fx.create_model("torchvision/resnet18"), "linear")
     assert found["model"] == "torchvision/resnet18"
     assert "2 x MACs" in found["unit"]
-    assert found["total"]["flops"] == ee.costs.plain.flops
+    assert found["total"]["flops"] == ee.costs.backbone.flops
     assert [row["name"] for row in found["exits"]] == [row.name for row in ee.costs]
     for row, expected in zip(found["exits"], ee.costs, strict=True):
         assert row["flops"] == expected.flops

@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
+from helpers import attached, backbone, data, loader
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import images, tiny
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import leenet_fx
 from leenet_fx import GateThreshold, InputError, NeverExit, TrainingError, UnknownNameError
@@ -17,29 +17,6 @@ from leenet_fx.methods.phases import single_update_phase
 from leenet_fx.objectives import Objective, exit_losses
 from leenet_fx.parts.branches import list_branches
 from leenet_fx.training.trainer import rate_at
-
-CLASSES = 5
-
-
-def data(n=96, seed=0, classes=CLASSES):
-    """Images whose class is a colour and a place: learnable from early features."""
-    labels = torch.arange(n) % classes
-    x = images(n, 3, 16, 16, seed=seed) * 0.3
-    for i, label in enumerate(labels.tolist()):
-        x[i, label % 3, 3 * label : 3 * label + 4, :8] += 2
-    return x, labels
-
-
-def loader(n=96, seed=0, batch_size=16, **options):
-    return DataLoader(TensorDataset(*data(n, seed, **options)), batch_size=batch_size)
-
-
-def attached(**options):
-    return leenet_fx.attach(tiny(), "every", example_inputs=images(1, 3, 16, 16), **options)
-
-
-def backbone(ee):
-    return {k: v.clone() for k, v in ee.state_dict().items() if not k.startswith("exits.")}
 
 
 @pytest.mark.parametrize("branch", list_branches())
@@ -322,7 +299,7 @@ def test_a_users_own_method_and_branch():
         return leenet_fx.Method(steps, leenet_fx.MaxProbability(threshold), "a test")
 
     ee = attached()
-    result = leenet_fx.fit(ee, loader(), method=name, epochs=2, threshold=0.7)
+    result = leenet_fx.fit(ee, loader(), method=leenet_fx.get_method(name, threshold=0.7), epochs=2)
     assert [epoch.step for epoch in result.history] == ["heads", "heads"]
     assert ee.policy == leenet_fx.MaxProbability(0.7)
     with pytest.raises(UnknownNameError, match="Did you mean 'threshold'"):

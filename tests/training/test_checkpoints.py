@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import attached, loader
 from networks import images, tiny
-from test_fit import attached, loader
 
 import leenet_fx
 from leenet_fx import InputError, StorageError

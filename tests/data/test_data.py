@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import folder
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import shared
@@ -14,18 +15,6 @@ from PIL import Image
 import leenet_fx
 from leenet_fx import InputError, UnknownNameError, make_transform, open_data
 from leenet_fx.data.splits import split_each_class
-
-COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
-
-
-def folder(path, count=20, classes=COLOURS):
-    """PNG images of one colour a class; the brightness tells which image it is."""
-    for name in classes:
-        (path / name).mkdir(parents=True)
-        for index in range(count):
-            shade = tuple(value * (100 + index) // 255 for value in COLOURS[name])
-            Image.new("RGB", (12, 10), shade).save(path / name / f"{index:04}.png")
-    return path
 
 
 def tarred(path, target):

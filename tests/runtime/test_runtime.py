@@ -2,11 +2,11 @@
 
 import copy
 import itertools
-import math
 from collections import Counter
 
 import pytest
 import torch
+from helpers import half_leave
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import ZOO, close, images, tiny
@@ -22,21 +22,6 @@ from leenet_fx.policies import AlphaConditionedGate
 
 def attached(**options):
     return leenet_fx.attach(tiny(), "every", example_inputs=images(1, 3, 16, 16), **options).eval()
-
-
-def half_leave(ee, x):
-    """Gates that let about half of those who arrive leave at each exit."""
-    with torch.no_grad():
-        gates = ee.all_exits(x).gate_logits
-    inside, thresholds = torch.ones(len(x), dtype=torch.bool), []
-    for scores in gates.T:
-        arrived = scores[inside].sort().values
-        middle = len(arrived) // 2
-        cut = float(arrived[middle - 1 : middle + 1].mean()) if middle else math.inf
-        thresholds.append(cut)
-        inside &= scores < cut
-    ee.policy = GateThreshold(thresholds)
-    return ee
 
 
 class Operations(TorchDispatchMode):
@@ -180,7 +165,7 @@ def test_a_branch_of_ones_own_is_asked_each_time():
             super().__init__(site)
             self.linear = torch.nn.Linear(1, site.num_classes)
 
-        def hidden(self, *pooled, earlier=None):
+        def hidden(self, *pooled, previous_logits=None):
             return pooled[0].flatten(1).mean(1, keepdim=True)
 
         def gate_logit(self, gate_inputs, alpha=None):

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
+from helpers import assert_equal, data, shuffled
 from networks import images, tiny
-from test_fit import data
 from torch.utils.data import DataLoader, TensorDataset
 
 import leenet_fx
@@ -15,24 +15,6 @@ from leenet_fx.parts.branches import list_branches
 
 def attached(**options):
     return leenet_fx.attach(tiny(), "every", example_inputs=images(1, 3, 16, 16), **options)
-
-
-def shuffled(n=96, seed=0, batch_size=20):
-    generator = torch.Generator().manual_seed(seed)
-    return DataLoader(
-        TensorDataset(*data(n, seed)), batch_size, shuffle=True, generator=generator, drop_last=True
-    )
-
-
-def exits_of(ee):
-    return {k: v for k, v in ee.state_dict().items() if k.startswith(("exits.", "fc."))}
-
-
-def assert_equal(first, second, atol=1e-5):
-    first, second = exits_of(first), exits_of(second)
-    assert first.keys() == second.keys()
-    for key, value in first.items():
-        assert torch.allclose(value.double(), second[key].double(), atol=atol), key
 
 
 @pytest.mark.parametrize("branch", list_branches())

@@ -9,9 +9,19 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from helpers import (
+    array,
+    backbone,
+    counter,
+    data,
+    entropy,
+    first,
+    loader,
+    log_softmax,
+    probabilities,
+    votes,
+)
 from networks import close, images, oracle, tiny
-from test_fit import backbone, data, loader
-from test_policies import counter, probabilities, votes
 from torch import nn
 
 import leenet_fx
@@ -160,11 +170,6 @@ def spread_out(values):
     return thresholds, left
 
 
-def first(truths):
-    """Index of the first that holds; how many there are where none does."""
-    return next((index for index, holds in enumerate(truths) if holds), len(truths))
-
-
 def replayed(outputs, kind):
     """A policy under which samples leave everywhere, and where each leaves by a plain loop."""
     of_samples = histories(outputs)
@@ -269,13 +274,13 @@ def test_cost_of_convolutions_by_hand(options, convolutions, width):
     assert ee.costs[-1].flops == plain + 4 * (hidden + gate)
     # Each convolution has no bias, and a BatchNorm of two parameters a channel.
     held = sum(i * o * 9 + 2 * o for i, o, _ in convolutions)
-    assert ee.costs[-1].params == ee.costs.plain.params + 4 * (held + width + 1)
+    assert ee.costs[-1].params == ee.costs.backbone.params + 4 * (held + width + 1)
     stem, block = 3 * 8 * 9 + 8, 2 * (8 * 8 * 9 + 8) + 2 * 8
     first_exit = stem + block + held + (width + 1) + (width * 5 + 5)
     assert ee.costs[0].params == first_exit
     ee.policy = MaxProbability(0.9)
     assert ee.costs[-1].flops == plain + 4 * (hidden + head)
-    assert ee.costs[-1].params == ee.costs.plain.params + 4 * (held + width * 5 + 5)
+    assert ee.costs[-1].params == ee.costs.backbone.params + 4 * (held + width * 5 + 5)
 
 
 # FLOPs and parameters of what runs for all who pass an exit: pooled to 4 x 4 cells, 128 values.
@@ -297,7 +302,7 @@ GATES = {"confidence": (2 * 4, 5), "history": (2 * 6, 7), "dial": (2 * 6 * 3, 7 
 def test_cost_of_heads_and_gates_by_hand(head, gate):
     ee = attached(head=head, gate=gate)
     (flops, params), (gate_flops, gate_params) = HEADS[head], GATES[gate]
-    plain = ee.costs.plain
+    plain = ee.costs.backbone
     for learned in (True, False):
         ee.policy = GateThreshold() if learned else MaxProbability(0.5)
         passed = [n + learned * gate_flops for n in flops]
@@ -348,19 +353,6 @@ def embedded(ee, x=BATCH):
         stages = list(ee.exit_features(x))[:-1]
         bodies = [b.neck(*b.pool(*at)) for b, at in zip(ee.exits, stages, strict=True)]
     return [vector.double().numpy() for vector in bodies]
-
-
-def array(tensor):
-    return tensor.detach().double().numpy()
-
-
-def log_softmax(z):
-    z = z - z.max(1, keepdims=True)
-    return z - np.log(np.exp(z).sum(1, keepdims=True))
-
-
-def entropy(p):
-    return -(p * np.log(p)).sum(1)
 
 
 @pytest.mark.parametrize("branch", ["pool", "conv"])
@@ -681,8 +673,8 @@ def test_a_registered_branch_of_ones_own(tmp_path):
     assert [part.site.position for part in ee.exits] == [0, 1, 2, 3]
     assert [part.power for part in ee.exits] == [0.5] * 4
     # 128 values: the gate reads one number, the classifier all.
-    assert ee.costs[-1].flops == ee.costs.plain.flops + 4 * 2
-    assert ee.costs[-1].params == ee.costs.plain.params + 4 * 2
+    assert ee.costs[-1].flops == ee.costs.backbone.flops + 4 * 2
+    assert ee.costs[-1].params == ee.costs.backbone.params + 4 * 2
     frozen = backbone(ee)
     leenet_fx.fit(ee, loader(), epochs={"exits": 15, "gates": 1}, lr=0.02, method="leenet")
     assert all(torch.equal(frozen[key], value) for key, value in backbone(ee).items())

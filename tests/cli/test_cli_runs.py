@@ -6,9 +6,8 @@ import sys
 import pytest
 import torch
 import yaml
+from helpers import fails, folder, run
 from safetensors.torch import save_file
-from test_cli import fails, run
-from test_data import folder
 
 import leenet_fx
 from leenet_fx.cli.config import load_config

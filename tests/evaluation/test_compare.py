@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import data
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import images, tiny
-from test_fit import data
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -246,7 +246,7 @@ def test_dynamically_quantised_layers():
     index = torch.tensor([0, 12, 5, 12])
     assert close(ee.predict(x, exit_index=index).logits, oracle(ee, x, index), 0.1)
     plain_costs = leenet_fx.attach(plain, "every", example_inputs=x).costs
-    assert ee.costs.plain.flops == plain_costs.plain.flops
+    assert ee.costs.backbone.flops == plain_costs.backbone.flops
     assert set(model.state_dict()) <= set(ee.state_dict())
 
 
@@ -277,7 +277,7 @@ def test_recurrent_layers_cost_what_their_steps_cost(recurrent, bidirectional):
     ways, steps = 1 + bidirectional, 4
     widths = [12, 8 * ways, 8 * ways, 8 * ways]
     macs = sum(ways * steps * gates * 8 * (width + 8) for width in widths) + 8 * ways * 5
-    assert ee.costs.plain.flops == 2 * macs
+    assert ee.costs.backbone.flops == 2 * macs
     check(model, ee, size=4)
 
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leenet_fx.calibration.temperature import fit_temperature
 from leenet_fx.errors import InputError, UnknownNameError
 from leenet_fx.objectives import (
     PABEE,
@@ -27,7 +28,6 @@ from leenet_fx.objectives import (
     SumOfObjectives,
     exit_log_probabilities,
     exit_losses,
-    fit_temperature,
     get_objective,
     list_objectives,
     mixture_costs,

@@ -7,10 +7,10 @@ import pickle
 
 import pytest
 import torch
+from helpers import half_leave
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import images, tiny
-from test_runtime import half_leave
 
 import leenet_fx
 import placement
