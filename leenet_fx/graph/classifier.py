@@ -157,7 +157,7 @@ def _find(trace: Trace, costs: NodeCosts) -> str | None:
 
 
 def _layer(node: fx.Node, root: nn.Module) -> str | None:
-    """Return the name of the linear or convolution layer that a node calls or whose weight it reads."""
+    """Return the name of the linear or convolution layer whose operator a node is."""
     path = str(node.target)
     if node.op != "call_module":
         weight = node.args[1] if len(node.args) > 1 else None
