@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -110,27 +110,25 @@ class Operations:
         if formula is not None:
             self.flops += int(formula(*args, **kwargs, out_val=result))
         name: str = packet.__name__
-        inputs = {storage_key(tensor) for tensor in _tensors((*args, *kwargs.values()))}
-        results = list(_tensors((result,)))
-        self._count_bytes(name, inputs, results)
+        inputs = _storages((*args, *kwargs.values()) if kwargs else args)
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        tensors = [value for value in results if isinstance(value, Tensor)]
+        logs = not self._from_images.keys().isdisjoint(inputs) and not name.startswith(_FACTORIES)
+        for tensor in tensors:
+            storage = _storage(tensor)
+            key = id(storage)
+            # ATen declares the result of _unsafe_view to be a new tensor.
+            if key not in inputs or name == "_unsafe_view":
+                self.bytes += tensor.numel() * tensor.element_size()
+            if logs:
+                self._from_images[key] = storage
         if _is_in_place(name) and isinstance(args[0], Tensor):
             self.written.add(storage_key(args[0]))
-        if not inputs.isdisjoint(self._from_images) and not name.startswith(_FACTORIES):
-            self._log(name, args, results)
+        if logs:
+            shape = tuple(tensors[0].shape) if tensors else None
+            # A graph may run an in-place operator out of place.
+            self.log.append(Operation(name.rstrip("_"), shape, _over_samples(name, args)))
         return result
-
-    def _count_bytes(self, name: str, inputs: set[int], results: list[Tensor]) -> None:
-        for tensor in results:
-            # ATen declares the result of _unsafe_view to be a new tensor.
-            if name == "_unsafe_view" or storage_key(tensor) not in inputs:
-                self.bytes += tensor.numel() * tensor.element_size()
-
-    def _log(self, name: str, args: Any, results: list[Tensor]) -> None:
-        for tensor in results:
-            self._from_images.setdefault(storage_key(tensor), _storage(tensor))
-        shape = tuple(results[0].shape) if results else None
-        # A graph may run an in-place operator out of place.
-        self.log.append(Operation(name.rstrip("_"), shape, _over_samples(name, args)))
 
 
 def measure_call(call: Callable[..., Any], *inputs: Tensor) -> tuple[Any, int, int]:
@@ -153,11 +151,15 @@ def _storage(tensor: Tensor) -> Any:
         return tensor
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+def _storages(values: Iterable[Any]) -> dict[int, Any]:
+    """Return the storages of the tensors among values and lists of values, by their keys."""
+    storages: dict[int, Any] = {}
     for value in values:
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, Tensor):
-                yield item
+                storage = _storage(item)
+                storages[id(storage)] = storage
+    return storages
 
 
 def _is_in_place(name: str) -> bool:

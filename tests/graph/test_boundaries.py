@@ -36,24 +36,19 @@ def test_a_batch_size_read_early_is_alive_at_every_boundary():
         assert len(boundary.features) == 1
 
 
-class InPlaceAfter(TinyNet):
-    """Overwrites the output of the second block, which a later layer reads again if `reused`."""
-
-    def __init__(self, reused):
-        super().__init__()
-        self.reused = reused
+class Overwritten(TinyNet):
+    """Overwrites the output of the second block, and reads it again later."""
 
     def forward(self, x):
         x = self.blocks[1](self.blocks[0](self.stem(x)))
         shortcut = x
         y = self.blocks[2](x)
         x[:, :1] = 0.0
-        y = y + shortcut if self.reused else y
-        return self.fc(self.blocks[3](y).mean((2, 3)))
+        return self.fc(self.blocks[3](y + shortcut).mean((2, 3)))
 
 
 def test_a_live_value_that_is_overwritten_later_is_rejected():
-    traced, found = boundaries(InPlaceAfter(reused=True))
+    traced, found = boundaries(Overwritten())
     assert set(traced.rejected) == {"blocks.1", "blocks.2"}
     assert all("overwritten in place later" in reason for reason in traced.rejected.values())
     assert set(found) == {"blocks.0", "blocks.3"}

@@ -1,7 +1,6 @@
 """Capture of models that are hard to trace, each compared with the model itself."""
 
 import copy
-import pickle
 
 import pytest
 import timm
