@@ -1,4 +1,4 @@
-"""The exceptions of leenet_fx; every one derives from `EarlyExitError`."""
+"""The exceptions of leenet_fx, all derived from `EarlyExitError`."""
 
 from __future__ import annotations
 
@@ -23,47 +23,47 @@ __all__ = [
 
 
 class EarlyExitError(Exception):
-    """Base of every error that leenet_fx raises on purpose."""
+    """Base class of the errors that leenet_fx raises."""
 
 
 class UnknownNameError(EarlyExitError, LookupError):
-    """A name is not registered; the message names the nearest one that is."""
+    """A name that is not registered; the message contains the nearest registered one."""
 
 
 class PlacementError(EarlyExitError, placement.errors.PlacementError):
-    """Exits cannot be placed as requested on this network."""
+    """A placement of exits that is impossible on this network."""
 
 
 class InputError(EarlyExitError, ValueError):
-    """Images, labels or arguments that do not fit; the message says what was expected."""
+    """Invalid images, labels or arguments; the message names what was expected."""
 
 
 class TraceError(EarlyExitError, RuntimeError):
-    """A model that cannot be turned into a graph; the message names the module at fault."""
+    """A model that cannot be captured as a graph; the message names the module at fault."""
 
 
 class ModeError(EarlyExitError, RuntimeError):
-    """A call that needs the model in another mode (training or evaluation)."""
+    """A call that requires the model to be in another mode (training or evaluation)."""
 
 
 class TrainingError(EarlyExitError, RuntimeError):
-    """Training cannot go on; the last good weights are in place."""
+    """Training that cannot continue; the model has its last finite weights."""
 
 
 class StorageError(EarlyExitError, OSError):
-    """A file that cannot be written, read, or that belongs to another network."""
+    """A file that cannot be written or read, or that belongs to another network."""
 
 
 class DependencyError(EarlyExitError, ImportError):
-    """An optional library is missing; the message says how to install it."""
+    """A missing optional library; the message contains the command that installs it."""
 
 
 @contextmanager
 def placement_errors() -> Iterator[None]:
-    """Re-raise errors of the `placement` package as leenet_fx's own.
+    """Re-raise errors of the `placement` package as the corresponding ones of leenet_fx.
 
     Raises:
-        UnknownNameError, PlacementError: as `placement` raised them.
+        UnknownNameError, PlacementError: for those of `placement`.
     """
     try:
         yield
@@ -76,5 +76,5 @@ def placement_errors() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """Return an error's message in one line, or its type's name where the message is empty."""
+    """Return the first line of an error's message, or the name of its type if that is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

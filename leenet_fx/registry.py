@@ -1,4 +1,4 @@
-"""A name → object registry with `list`, `register`, near-miss errors and entry points."""
+"""Registries of parts by name, with suggestions for unknown names and entry points."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ T = TypeVar("T")
 
 
 def unknown_name(kind: str, name: object, available: Iterable[str]) -> UnknownNameError:
-    """The error for a name that is not among `available`, naming the nearest that is."""
+    """Return the error for a name that is not available; its message contains the nearest one.
+
+    Args:
+        kind: what the name is of, for instance "gate".
+        name: the unknown name.
+        available: the valid names.
+    """
     names = sorted(available)
     near = get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
@@ -23,10 +29,14 @@ def unknown_name(kind: str, name: object, available: Iterable[str]) -> UnknownNa
 
 
 class Registry(Generic[T]):
-    """Named parts of one kind.
+    """The parts of one kind, by name.
 
-    Third parties add theirs with the `register` decorator, or by an entry point in `group`
-    whose name is the part's name; entry points are read when a name is first looked up.
+    Other packages add parts with the `register` decorator, or by an entry point whose name is the
+    part's name; entry points are read when a name is first looked up.
+
+    Attributes:
+        kind: what the parts are, in error messages.
+        group: group of the entry points.
     """
 
     def __init__(self, kind: str, group: str) -> None:
@@ -36,22 +46,22 @@ class Registry(Generic[T]):
         self._entry_points_read = False
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that files a part under `name`.
+        """Return a decorator that registers a part under `name`.
 
         Raises:
             ValueError: the name is taken.
         """
 
-        def file(part: T) -> T:
+        def add(part: T) -> T:
             if name in self._parts:
                 raise ValueError(f"{self.kind} '{name}' is already registered.")
             self._parts[name] = part
             return part
 
-        return file
+        return add
 
     def get(self, name: str) -> T:
-        """The part called `name`.
+        """Return the part registered under `name`.
 
         Raises:
             UnknownNameError: no such part; the nearest name is in the message.
@@ -63,7 +73,7 @@ class Registry(Generic[T]):
             raise unknown_name(self.kind, name, self._parts) from None
 
     def names(self, pattern: str = "*") -> list[str]:
-        """The registered names that match an fnmatch pattern, sorted."""
+        """Return the registered names that match an fnmatch pattern, sorted."""
         self._read_entry_points()
         return sorted(name for name in self._parts if fnmatch(name, pattern))
 

@@ -1,4 +1,4 @@
-"""Which boundaries of a network get an exit. Pure Python and networkx; knows nothing of torch."""
+"""Placement of exits at the block boundaries of a network. Independent of torch."""
 
 from placement.cost_profile import UNIT, Candidate, CostProfile, Placement
 from placement.errors import PlacementError, UnknownNameError

@@ -1,4 +1,4 @@
-"""What a network costs up to each boundary where an exit may go."""
+"""The cost of a network up to each boundary where an exit can be placed."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Candidate:
-    """A block boundary of a network, and what the plain network spends up to it.
+    """A block boundary of a network, with the cost of the backbone up to it.
 
     Attributes:
         name: name of the block that ends here.
         flops: FLOPs (2 x MACs) of one image up to here.
         params: parameters used up to here, each counted once.
         bytes: bytes of activations written for one image up to here.
-        live_bytes: bytes of the tensors alive here for one image: what a cut would send.
-        seconds: time up to here on some device, where it was measured.
+        live_bytes: activation memory at a cut here: bytes of the live tensors for one image.
+        seconds: measured time up to here, None if it was not measured.
     """
 
     name: str
@@ -44,13 +44,14 @@ class CostProfile:
     Attributes:
         model: name of the network.
         candidates: the boundaries.
-        flops, params, bytes: of the whole network.
-        seconds: of the whole network, where it was measured.
-        cost: what `shares` counts, "flops" or "seconds".
+        flops, params, bytes: cost of the whole network.
+        seconds: measured time of the whole network, None if it was not measured.
+        cost: the cost that `shares` are relative to, "flops" or "seconds".
 
     Raises:
-        PlacementError: names repeat, costs fall from one boundary to the next or pass the total;
-            seconds that were not measured everywhere; another cost.
+        PlacementError: repeated names; costs that decrease from one boundary to the next or exceed
+            the total; seconds that are missing for some boundaries.
+        UnknownNameError: another `cost`.
     """
 
     model: str
@@ -64,18 +65,17 @@ class CostProfile:
     def __post_init__(self) -> None:
         names = [candidate.name for candidate in self.candidates]
         if len(set(names)) != len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise PlacementError(f"Candidate name '{twice}' occurs more than once.")
+            repeated = next(name for name in names if names.count(name) > 1)
+            raise PlacementError(f"Candidate name '{repeated}' occurs more than once.")
         for cost in ("flops", "params", "bytes", "seconds"):
-            up_to = [getattr(candidate, cost) for candidate in self.candidates]
-            up_to.append(getattr(self, cost))
-            if cost == "seconds" and all(value is None for value in up_to):
+            values = [getattr(candidate, cost) for candidate in self.candidates]
+            values.append(getattr(self, cost))
+            if cost == "seconds" and all(value is None for value in values):
                 continue
-            if None in up_to:
-                raise PlacementError(f"The {cost} of {self.model} are not all known: {up_to}.")
-            if any(later < earlier for earlier, later in pairwise(up_to)):
-                raise PlacementError(f"The {cost} of {self.model} must not fall: {up_to}.")
-
+            if None in values:
+                raise PlacementError(f"The {cost} of {self.model} are not all known: {values}.")
+            if any(later < earlier for earlier, later in pairwise(values)):
+                raise PlacementError(f"The {cost} of {self.model} must not decrease: {values}.")
         if self.cost not in ("flops", "seconds"):
             raise unknown_name("cost", self.cost, ("flops", "seconds"))
         if self.cost == "seconds" and self.seconds is None:
@@ -85,20 +85,20 @@ class CostProfile:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The candidates' names, in execution order."""
+        """Names of the candidates, in execution order."""
         return tuple(candidate.name for candidate in self.candidates)
 
     @property
     def cost_name(self) -> str:
-        """What `shares` counts, in words."""
+        """Name of the cost that `shares` are relative to, for messages."""
         return "FLOPs" if self.cost == "flops" else self.cost
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Cumulative share of the plain network's cost at each candidate, in [0, 1].
+        """Cumulative share of the backbone's cost at each candidate, in [0, 1].
 
         Raises:
-            PlacementError: the network costs nothing.
+            PlacementError: the cost of the network is 0.
         """
         total = getattr(self, self.cost)
         if total <= 0:
@@ -108,38 +108,38 @@ class CostProfile:
         return tuple(getattr(candidate, self.cost) / total for candidate in self.candidates)
 
     def to_networkx(self) -> nx.DiGraph:
-        """The network as a chain of segments `input → candidates → output`.
+        """Return the network as a chain `input → candidates → output`.
 
-        Each edge carries the `flops`, `params` and `bytes` spent between its two boundaries, and
-        each candidate its `live_bytes`.
+        Attributes of an edge are the `flops`, `params` and `bytes` between its two boundaries; the
+        attribute of a node is its `live_bytes`.
         """
         import networkx as nx
 
         end = Candidate("output", self.flops, self.params, self.bytes)
         chain = nx.DiGraph(model=self.model)
-        before = Candidate("input", 0, 0, 0)
+        previous = Candidate("input", 0, 0, 0)
         for boundary in (*self.candidates, end):
             chain.add_edge(
-                before.name,
+                previous.name,
                 boundary.name,
-                flops=boundary.flops - before.flops,
-                params=boundary.params - before.params,
-                bytes=boundary.bytes - before.bytes,
+                flops=boundary.flops - previous.flops,
+                params=boundary.params - previous.params,
+                bytes=boundary.bytes - previous.bytes,
             )
             chain.nodes[boundary.name]["live_bytes"] = boundary.live_bytes
-            before = boundary
+            previous = boundary
         return chain
 
     def to_json(self) -> str:
-        """The profile as JSON; `from_json` reads it back."""
+        """Return the profile as JSON, for `from_json`."""
         return json.dumps({"schema": SCHEMA, "unit": UNIT, **asdict(self)}, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> CostProfile:
-        """Reads what `to_json` wrote.
+        """Read a profile from the JSON of `to_json`.
 
         Raises:
-            PlacementError: the text is not such a profile.
+            PlacementError: the text is not a profile.
         """
         try:
             data = json.loads(text)
@@ -156,7 +156,13 @@ class CostProfile:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where exits go: candidate indices in execution order, and the strategy that chose them."""
+    """The boundaries that get an exit.
+
+    Attributes:
+        strategy: name of the strategy that chose them.
+        indices: indices of the candidates, in execution order.
+        names: names of the candidates.
+    """
 
     strategy: str
     indices: tuple[int, ...]
@@ -166,12 +172,12 @@ class Placement:
         return len(self.indices)
 
     def to_json(self) -> str:
-        """The placement as JSON; `from_json` reads it back."""
+        """Return the placement as JSON, for `from_json`."""
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Placement:
-        """Reads what `to_json` wrote.
+        """Read a placement from the JSON of `to_json`.
 
         Raises:
             PlacementError: the text is not a placement.

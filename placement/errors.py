@@ -7,19 +7,19 @@ from difflib import get_close_matches
 
 
 class PlacementError(ValueError):
-    """Exits cannot be placed as requested on this network."""
+    """A placement of exits that is impossible on this network."""
 
 
 class UnknownNameError(PlacementError, LookupError):
-    """No strategy, block boundary or cost of that name; the message names the nearest."""
+    """An unknown strategy, block boundary or cost; the message contains the nearest name."""
 
 
 def unknown_name(kind: str, name: object, available: Iterable[str]) -> UnknownNameError:
-    """Return the error for a name that is not among `available`, naming the nearest that is.
+    """Return the error for a name that is not available; its message contains the nearest one.
 
     Args:
-        kind: what was looked up, for instance "strategy".
-        name: what was given.
+        kind: what the name is of, for instance "strategy".
+        name: the unknown name.
         available: the valid names.
     """
     names = list(available)

@@ -1,4 +1,4 @@
-"""Strategies that choose, from a cost profile alone, which boundaries get an exit."""
+"""Strategies that choose the boundaries that get an exit, from a cost profile alone."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def get_strategy(name: str) -> Strategy:
 
 
 def _with_entry_points() -> dict[str, Strategy]:
-    """Return all strategies, those of other packages included."""
+    """Return all strategies, including those of other packages."""
     for point in entry_points(group=ENTRY_POINTS):
         if point.name not in _strategies:
             _strategies[point.name] = point.load()
@@ -71,15 +71,15 @@ def place(
     *,
     cost: str | None = None,
 ) -> Placement:
-    """Chooses the boundaries that get an exit.
+    """Choose the boundaries that get an exit.
 
     Args:
-        profile: cost of the plain network up to each candidate boundary.
-        strategy: a registered name, a function of (profile, num_exits), a placement made before,
-            or a list of positions (see `fixed`).
-        num_exits: how many exits; None lets the strategy choose (see `default_num_exits`).
-        cost: what shares are shares of, "flops" or "seconds" where the profile has them; None
-            takes the profile's own.
+        profile: cost of the backbone up to each candidate boundary.
+        strategy: a registered name, a function of (profile, num_exits), an existing placement, or
+            a list of positions (see `fixed`).
+        num_exits: number of exits; None for the strategy's choice (see `default_num_exits`).
+        cost: the cost that shares are relative to, "flops" or "seconds", if the profile has them;
+            None for the profile's own.
 
     Raises:
         UnknownNameError: no strategy, candidate or cost of that name.
@@ -89,7 +89,9 @@ def place(
     if cost is not None:
         profile = replace(profile, cost=cost)
     if not profile.candidates:
-        raise PlacementError(f"{profile.model} has no block boundary where an exit could go.")
+        raise PlacementError(
+            f"{profile.model} has no block boundary where an exit could be placed."
+        )
     if num_exits is not None:
         _check_num_exits(profile, num_exits)
     if isinstance(strategy, Placement):
@@ -102,11 +104,11 @@ def place(
 
 
 def default_num_exits(profile: CostProfile) -> int:
-    """The number of exits when none is asked for: √(candidates), rounded, at least one.
+    """Return the default number of exits: √(candidates), rounded, at least one.
 
-    It gives the 3 and 5 exits published for ResNet-20 and ResNet-56 (9 and 27 blocks), 3 on
-    ResNet-18 and ViT-B (8 and 12), 4 on ResNet-50 (16): more blocks deserve more exits, but each
-    exit costs its branch to every sample that passes it.
+    This gives the 3 and 5 exits published for ResNet-20 and ResNet-56 (9 and 27 blocks), 3 on
+    ResNet-18 and ViT-B (8 and 12), 4 on ResNet-50 (16). The number grows slower than that of the
+    blocks, because each exit adds the cost of its branch to every sample that passes it.
     """
     return max(1, round(math.sqrt(len(profile.candidates))))
 
@@ -114,16 +116,18 @@ def default_num_exits(profile: CostProfile) -> int:
 def fixed(
     profile: CostProfile, positions: Sequence[Position], num_exits: int | None = None
 ) -> Placement:
-    """Exits where the caller says.
+    """Place exits at given positions.
 
     Args:
+        profile: cost of the backbone up to each candidate boundary.
         positions: each a candidate's name, its index (from 0, negative from the end), or a float
-            in (0, 1): the first candidate with at least that share of the cost.
+            in (0, 1) for the first candidate with at least that share of the cost.
+        num_exits: number of exits, None for that of the positions.
 
     Raises:
         UnknownNameError: no candidate of that name.
-        PlacementError: index or share out of range, a boundary named twice, or a count that
-            differs from `num_exits`.
+        PlacementError: index or share out of range, a repeated boundary, or a number of positions
+            that differs from `num_exits`.
     """
     if isinstance(positions, str) or not isinstance(positions, Sequence):
         raise PlacementError(f"Expected a list of positions, got {positions!r}.")
@@ -134,44 +138,47 @@ def fixed(
         raise PlacementError(f"Positions {list(positions)} name a boundary more than once.")
     if num_exits is not None and num_exits != len(indices):
         raise PlacementError(
-            f"{num_exits} exits were asked for but {len(indices)} positions given."
+            f"num_exits={num_exits} differs from the number of positions, {len(indices)}."
         )
     return _placement("fixed", profile, indices)
 
 
 @register_strategy("fixed")
 def _fixed_needs_positions(profile: CostProfile, num_exits: int | None = None) -> Placement:
-    """Positions named by the caller: block names, indices or FLOP shares."""
+    """Exits at given positions: block names, indices or FLOP shares."""
     raise PlacementError(
-        "Strategy 'fixed' needs positions: give a list of candidate names, indices or FLOP shares, "
+        "Strategy 'fixed' needs positions: pass a list of candidate names, indices or FLOP shares, "
         f"for example ['{profile.names[0]}', 0.5]. Candidates: {', '.join(profile.names)}."
     )
 
 
 @register_strategy("linear")
 def linear(profile: CostProfile, num_exits: int | None = None) -> Placement:
-    """Equal FLOP steps: tᵢ = (i+1)/(N+1)."""
+    """Exits at equal FLOP distances: tᵢ = (i+1)/(N+1)."""
     return _by_share("linear", profile, num_exits, lambda i, n: (i + 1) / (n + 1))
 
 
 @register_strategy("pareto")
 def pareto(profile: CostProfile, num_exits: int | None = None) -> Placement:
-    """Each exit after a fifth of what is left: tᵢ = 1 − 0.8^(i+1) (EENets, Demir & Akbas 2024)."""
+    """Each exit after 20 % of the remaining FLOPs: tᵢ = 1 − 0.8^(i+1) (EENets).
+
+    Demir & Akbas 2024.
+    """
     return _by_share("pareto", profile, num_exits, lambda i, n: 1 - 0.8 ** (i + 1))
 
 
 @register_strategy("fine")
 def fine(profile: CostProfile, num_exits: int | None = None) -> Placement:
-    """Each exit after a twentieth of what is left: tᵢ = 1 − 0.95^(i+1) (EENets; PTEEnet).
+    """Each exit after 5 % of the remaining FLOPs: tᵢ = 1 − 0.95^(i+1) (EENets; PTEEnet).
 
-    In a deep network every exit is early: that is the published rule.
+    In a deep network all exits are in the first blocks, as published.
     """
     return _by_share("fine", profile, num_exits, lambda i, n: 1 - 0.95 ** (i + 1))
 
 
 @register_strategy("golden")
 def golden(profile: CostProfile, num_exits: int | None = None) -> Placement:
-    """Shares in the golden ratio to each other: tᵢ = φ^(i−N) (EENets, Demir & Akbas 2024)."""
+    """Exits at FLOP shares in the golden ratio: tᵢ = φ^(i−N) (EENets, Demir & Akbas 2024)."""
     return _by_share("golden", profile, num_exits, lambda i, n: GOLDEN_RATIO ** (i - n))
 
 
@@ -182,7 +189,7 @@ def every(profile: CostProfile, num_exits: int | None = None) -> Placement:
     if num_exits is not None and num_exits != count:
         raise PlacementError(
             f"Strategy 'every' places {count} exits on {profile.model}, "
-            f"but {num_exits} were asked for."
+            f"but num_exits is {num_exits}."
         )
     return _placement("every", profile, range(count))
 
@@ -205,20 +212,20 @@ def _by_share(
 
 
 def _scan(strategy: str, profile: CostProfile, thresholds: list[float]) -> Placement:
-    """Exit i goes to the first free boundary with share ≥ tᵢ, scanning forward."""
+    """Place exit i at the first free boundary with share ≥ tᵢ."""
     shares = profile.shares
     chosen: list[int] = []
     for i, threshold in enumerate(thresholds):
         start = chosen[-1] + 1 if chosen else 0
-        found = next((j for j in range(start, len(shares)) if shares[j] >= threshold), None)
-        if found is None:
+        index = next((j for j in range(start, len(shares)) if shares[j] >= threshold), None)
+        if index is None:
             raise PlacementError(
                 f"Strategy '{strategy}' cannot place {len(thresholds)} exits on {profile.model}: "
                 f"exit {i} needs a free boundary at {threshold:.3f} of the {profile.cost_name} "
-                f"or later, but {len(shares) - start} of {len(shares)} boundaries are left and the "
+                f"or later, but {len(shares) - start} of {len(shares)} boundaries remain and the "
                 f"last is at {shares[-1]:.3f}. The first {i} exits fit."
             )
-        chosen.append(found)
+        chosen.append(index)
     return _placement(strategy, profile, chosen)
 
 
@@ -231,7 +238,7 @@ def _check_num_exits(profile: CostProfile, num_exits: int) -> None:
         raise PlacementError(f"num_exits must be a whole number from 1, got {num_exits!r}.")
     if num_exits > len(profile.candidates):
         raise PlacementError(
-            f"{num_exits} exits were asked for, but {profile.model} has only "
+            f"num_exits is {num_exits}, but {profile.model} has only "
             f"{len(profile.candidates)} block boundaries: {', '.join(profile.names)}."
         )
 

@@ -1,1 +1,1 @@
-"""How a model becomes a graph of blocks with costs."""
+"""Models as graphs of blocks with costs."""

@@ -1,103 +1,156 @@
-"""A model as a graph: torch.fx first, torch.export where torch.fx cannot, checked either way."""
+"""The capture pass: a model as a graph, by torch.fx or torch.export, checked against the model."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from leenet_fx.errors import InputError, TraceError
 from leenet_fx.graph.exporter import export
 from leenet_fx.graph.input_shape import find_input
-from leenet_fx.graph.node_costs import NodeCosts, has_users_hooks, measure
+from leenet_fx.graph.meta_modules import has_user_hooks, meta_copy
+from leenet_fx.graph.node_costs import NodeCosts, measure, model_operations
+from leenet_fx.graph.operator_costs import Operation
 from leenet_fx.graph.signature import take_images_only
-from leenet_fx.graph.tracer import Trace, clone, trace
+from leenet_fx.graph.tracer import IN_PLACE, Trace, clone, trace
 
 logger = logging.getLogger("leenet_fx")
 
 
+@dataclass(frozen=True)
+class CapturedModel:
+    """A graph that has run for its input shape.
+
+    Attributes:
+        trace: module tree and graph.
+        image_shape: shape of one image, without the batch axis.
+        dtype: dtype of the images.
+        costs: costs and shapes of each node.
+    """
+
+    trace: Trace
+    image_shape: tuple[int, ...]
+    dtype: torch.dtype
+    costs: NodeCosts
+
+
 def capture(
+    model: nn.Module,
+    *,
+    tensors: Literal["copy", "share"],
+    example_inputs: object,
+    leaf_modules: tuple[type[nn.Module], ...],
+    concrete_args: Mapping[str, Any] | None,
+) -> CapturedModel:
+    """Capture a model with torch.fx, or with torch.export if torch.fx fails.
+
+    A graph of torch.fx is compared with the model: both must execute the same operators on values
+    of the same shapes. If they do not, control flow of the model was fixed during tracing, and
+    torch.export is used.
+
+    Args:
+        model: an image classifier; it is not modified.
+        tensors: whether the graph's module tree copies the weights or shares them.
+        example_inputs: a batch of images, or None.
+        leaf_modules: module classes to keep whole.
+        concrete_args: values of the arguments of `forward` other than the images, by name.
+
+    Raises:
+        InputError: no usable input shape.
+        TraceError: neither can capture the model.
+    """
+    fx_error: TraceError | InputError
+    try:
+        return _capture_by_fx(model, tensors, example_inputs, leaf_modules, concrete_args)
+    except (TraceError, InputError) as error:
+        fx_error = error
+    try:
+        captured = _capture_by_export(model, tensors, example_inputs, concrete_args)
+    except (TraceError, InputError) as export_error:
+        if isinstance(fx_error, InputError):
+            raise fx_error from None
+        messages = dict.fromkeys((str(fx_error), str(export_error)))
+        raise TraceError(" ".join(messages)) from fx_error
+    logger.warning(
+        "%s was captured by torch.export: it takes images of %s only, and its backbone is fixed in "
+        "evaluation mode and cannot be trained. Error of torch.fx: %s",
+        captured.trace.name,
+        " x ".join(map(str, captured.image_shape)),
+        fx_error,
+    )
+    return captured
+
+
+def _capture_by_fx(
     model: nn.Module,
     tensors: Literal["copy", "share"],
     example_inputs: object,
     leaf_modules: tuple[type[nn.Module], ...],
     concrete_args: Mapping[str, Any] | None,
-) -> tuple[Trace, tuple[int, ...], torch.dtype, NodeCosts]:
-    """The model's graph, the shape of one input, its dtype, and the costs of every node.
-
-    A graph by torch.fx is held against the model: both must run the same operators on values of the
-    same shapes. Where they do not, torch.fx has taken a branch for granted, and torch.export is
-    tried.
-
-    Args:
-        model: an image classifier; it is not touched.
-        tensors: whether the graph's module tree copies the weights or shares them.
-        example_inputs: a batch of images, or None.
-        leaf_modules: module classes to keep whole.
-        concrete_args: values of the arguments of `forward` that are not images, by name.
-
-    Raises:
-        InputError: no usable input size.
-        TraceError: neither can capture the model.
-    """
+) -> CapturedModel:
     root = clone(model, tensors)
-    reason: Exception
-    try:
-        traced = trace(root, leaf_modules=leaf_modules, concrete_args=concrete_args)
+    traced = trace(root, leaf_modules=leaf_modules, concrete_args=concrete_args)
+    # The user's hooks cannot run on meta tensors, and without them the model may do less.
+    comparable = not has_user_hooks(model)
 
-        def prepare(itself: nn.Module) -> None:
-            take_images_only(itself, concrete_args)
+    def run(image_shape: tuple[int, ...], dtype: torch.dtype) -> CapturedModel:
+        meta = meta_copy(root)
+        costs = measure(traced.graph, meta, image_shape, dtype)
+        if comparable:
+            take_images_only(meta, concrete_args)
+            expected = model_operations(meta, image_shape, dtype)
+            _check_operations(traced.name, expected, costs.large_log)
+        _replace_in_place_arithmetic(traced.graph, costs)
+        return CapturedModel(traced, image_shape, dtype, costs)
 
-        # Hooks may be observers, which must not run on placeholders.
-        original = None if has_users_hooks(model) else prepare
-
-        def measured(shape: tuple[int, ...], dtype: torch.dtype) -> NodeCosts:
-            return measure(traced, shape, dtype, original=original)
-
-        shape, dtype, costs = find_input(root, example_inputs, measured)
-        _check_same(traced.name, costs)
-        return traced, shape, dtype, costs
-    except (TraceError, InputError) as by_fx:
-        reason = by_fx
-        root = clone(model, tensors)
-
-        def exported(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Trace, NodeCosts]:
-            tracer_kind = export(root, shape, dtype, concrete_args=concrete_args)
-            return tracer_kind, measure(tracer_kind, shape, dtype)
-
-        try:
-            shape, dtype, (traced, costs) = find_input(root, example_inputs, exported)
-        except (TraceError, InputError) as by_export:
-            if isinstance(by_fx, InputError):
-                raise by_fx from None
-            both = dict.fromkeys((str(by_fx), str(by_export)))
-            raise TraceError(" ".join(both)) from by_fx
-    logger.warning(
-        "%s was captured by torch.export: it takes images of %s only, and its backbone stays as it "
-        "is in evaluation mode and cannot be trained. torch.fx: %s",
-        traced.name,
-        " x ".join(map(str, shape)),
-        reason,
-    )
-    return traced, shape, dtype, costs
+    return find_input(root, example_inputs, run)
 
 
-def _check_same(name: str, costs: NodeCosts) -> None:
-    expected, found = costs.expected, costs.operations
-    if expected is None or expected == found:
+def _capture_by_export(
+    model: nn.Module,
+    tensors: Literal["copy", "share"],
+    example_inputs: object,
+    concrete_args: Mapping[str, Any] | None,
+) -> CapturedModel:
+    root = clone(model, tensors)
+
+    def run(image_shape: tuple[int, ...], dtype: torch.dtype) -> CapturedModel:
+        exported = export(root, image_shape, dtype, concrete_args=concrete_args)
+        costs = measure(exported.graph, meta_copy(root), image_shape, dtype)
+        return CapturedModel(exported, image_shape, dtype, costs)
+
+    return find_input(root, example_inputs, run)
+
+
+def _check_operations(name: str, expected: list[Operation], executed: list[Operation]) -> None:
+    """Raise TraceError unless model and graph have executed the same operators."""
+    if expected == executed:
         return
-    at = next(
-        (i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b),
-        min(len(expected), len(found)),
+    position = next(
+        (i for i, (a, b) in enumerate(zip(expected, executed, strict=False)) if a != b),
+        min(len(expected), len(executed)),
     )
-    runs = [
-        f"{log[at].name} {log[at].shape}" if at < len(log) else "nothing"
-        for log in (expected, found)
+    operators = [
+        f"{log[position].name} {log[position].shape}" if position < len(log) else "nothing"
+        for log in (expected, executed)
     ]
     raise TraceError(
-        f"{name} cannot be traced: at operator {at} the model runs {runs[0]}, its graph {runs[1]}. "
-        "A branch of its forward depends on what it is given."
+        f"{name} cannot be traced: at operator {position} the model executes {operators[0]}, its "
+        f"graph {operators[1]}. The control flow of its forward depends on the input."
     )
+
+
+def _replace_in_place_arithmetic(graph: fx.Graph, costs: NodeCosts) -> None:
+    """Replace augmented assignments to numbers by plain arithmetic.
+
+    Numbers are immutable: generated code such as `a += 1` would rebind a name that other nodes
+    read.
+    """
+    for node in graph.nodes:
+        if node.target in IN_PLACE and costs.shape(node) is None:
+            node.target = IN_PLACE[node.target]

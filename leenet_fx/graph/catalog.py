@@ -1,4 +1,4 @@
-"""Names of models: timm's, torchvision's, and factories in the user's own files."""
+"""Models by name: timm's, torchvision's, and factories in the user's own files."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ logger = logging.getLogger("leenet_fx")
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Exact names, `timm/NAME` and `torchvision/NAME`, that match an fnmatch pattern.
+    """List the exact names, `timm/NAME` and `torchvision/NAME`, that match an fnmatch pattern.
 
-    A pattern without a slash is matched against the part behind it.
+    A pattern without a slash is matched against NAME only.
     """
     names = [f"torchvision/{name}" for name in _torchvision_names()]
     names += [f"timm/{name}" for name in _timm_names()]
-    whole = "/" in pattern
-    return sorted(n for n in names if fnmatch(n if whole else n.split("/", 1)[1], pattern))
+    with_library = "/" in pattern
+    return sorted(n for n in names if fnmatch(n if with_library else n.split("/", 1)[1], pattern))
 
 
 def create_model(
     name: str, *, pretrained: bool = False, device: str | torch.device | None = None, **options: Any
 ) -> nn.Module:
-    """Builds a model by name.
+    """Build a model by name.
 
     Args:
-        name: `timm/NAME` or `torchvision/NAME`; a bare name means torchvision's where it has one;
-            `path/to/file.py:factory` calls a function of the user's own file, which is run.
+        name: `timm/NAME` or `torchvision/NAME`; a name without a library means torchvision's model
+            if there is one, else timm's; `path/to/file.py:factory` executes the user's own file
+            and calls a function of it.
         pretrained: whether to load the library's weights (downloads them).
-        device: where to build it; "meta" builds no weights where the model allows that.
-        options: handed to the library's builder or the factory.
+        device: device of the weights; "meta" allocates none, if the model supports it.
+        options: keyword arguments of the library's builder or the factory.
 
     Raises:
         UnknownNameError: no such model; the nearest name is in the message.
-        InputError: the file or its factory is missing, or makes no module.
+        InputError: the file or its factory is missing, or returns no module.
     """
     with torch.device(device if device is not None else "cpu"):
         if ".py:" in name:
@@ -63,7 +64,7 @@ def create_model(
 
 
 def library_name(model: nn.Module) -> str | None:
-    """`timm/NAME` of a model that timm built and that says so; None for others."""
+    """Return `timm/NAME` of a model whose configuration is timm's, None for others."""
     config = getattr(model, "pretrained_cfg", None)
     architecture = config.get("architecture") if isinstance(config, dict) else None
     if not isinstance(architecture, str) or architecture not in _timm_names():
@@ -115,14 +116,14 @@ def _from_file(name: str, options: dict[str, Any]) -> nn.Module:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # Known by its name while it runs, as an import would have it, unless that name is taken.
-    free = path.stem not in sys.modules
-    if free:
+    # Pickle and dataclasses look a module up by its name.
+    name_is_free = path.stem not in sys.modules
+    if name_is_free:
         sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        if free:
+        if name_is_free:
             del sys.modules[path.stem]
         raise InputError(f"'{path}' failed: {type(error).__name__}: {error}.") from error
     if not callable(getattr(module, factory, None)):
@@ -133,5 +134,5 @@ def _from_file(name: str, options: dict[str, Any]) -> nn.Module:
     except Exception as error:
         raise InputError(f"'{name}' failed: {type(error).__name__}: {error}.") from error
     if not isinstance(model, nn.Module):
-        raise InputError(f"'{name}' made a {type(model).__name__}, expected a torch.nn.Module.")
+        raise InputError(f"'{name}' returned a {type(model).__name__}, expected a torch.nn.Module.")
     return model

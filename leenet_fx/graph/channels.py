@@ -1,4 +1,4 @@
-"""Where the channels of a tensor are: NCHW, NHWC or tokens."""
+"""The axis of a tensor that holds the channels: NCHW, NHWC or tokens."""
 
 from __future__ import annotations
 
@@ -6,29 +6,48 @@ from torch import fx, nn
 
 from leenet_fx.graph.node_costs import NodeCosts
 
-_REACH = 12
-"""How many shape-keeping operations to look past for a layer that tells the layout."""
+_MAX_DISTANCE = 12
+"""Number of shape-preserving operations searched for a layer that determines the layout."""
+
+_CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+_NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
+_POOLS = (
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.AvgPool2d, nn.MaxPool2d),
+)
 
 
 def channel_axis(node: fx.Node, shape: tuple[int, ...], root: nn.Module, costs: NodeCosts) -> int:
-    """The axis of a batch-first tensor that holds its channels.
+    """Return the axis of a batch-first tensor that holds its channels.
 
-    The layers that read the tensor decide: a convolution, BatchNorm or GroupNorm takes axis 1, a
-    Linear or LayerNorm the last, if its width is that axis' size. Where none does, rank decides:
-    (B, C) and (B, tokens, C) end in channels; of rank 4, the axis
-    apart from two equal ones; else 1.
+    The layers that read the tensor determine the axis: a convolution, BatchNorm or GroupNorm reads
+    channels at axis 1, a Linear or LayerNorm at the last axis, if its width equals that axis' size.
+    Without such a layer, the rank determines it: the last axis of (B, C) and (B, tokens, C); of
+    rank 4, the axis other than two equal ones; else 1.
+
+    Args:
+        node: node that returns the tensor.
+        shape: its shape for one image, batch axis included.
+        root: module tree of the graph.
+        costs: shapes of the other nodes.
     """
     rank = len(shape)
     if rank == 2:
         return 1
     frontier = [node]
-    for _ in range(_REACH):
+    for _ in range(_MAX_DISTANCE):
         following: list[fx.Node] = []
-        for user in (user for at in frontier for user in at.users):
-            axis = _read_at(user, shape, root)
+        for user in (user for current in frontier for user in current.users):
+            axis = _axis_read_by(user, shape, root)
             if axis is not None:
                 return axis
-            if costs.shape(user) == shape and not _mixes_axes(user):
+            if costs.shape(user) == shape and not _changes_axes(user):
                 following.append(user)
         frontier = following
     if rank == 4 and shape[1] == shape[2] != shape[3]:
@@ -36,7 +55,7 @@ def channel_axis(node: fx.Node, shape: tuple[int, ...], root: nn.Module, costs: 
     return rank - 1 if rank == 3 else 1
 
 
-def _read_at(user: fx.Node, shape: tuple[int, ...], root: nn.Module) -> int | None:
+def _axis_read_by(user: fx.Node, shape: tuple[int, ...], root: nn.Module) -> int | None:
     if user.op != "call_module":
         name = getattr(user.target, "__name__", "").partition(".")[0]
         if name.startswith("conv") or name == "batch_norm":
@@ -45,9 +64,9 @@ def _read_at(user: fx.Node, shape: tuple[int, ...], root: nn.Module) -> int | No
     module = root.get_submodule(str(user.target))
     rank = len(shape)
     width, axis = None, 1
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if isinstance(module, _CONVOLUTIONS):
         width = module.in_channels
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
+    elif isinstance(module, _NORMS):
         width = module.num_features
     elif isinstance(module, nn.GroupNorm):
         width = module.num_channels
@@ -55,11 +74,11 @@ def _read_at(user: fx.Node, shape: tuple[int, ...], root: nn.Module) -> int | No
         width, axis = module.in_features, rank - 1
     elif isinstance(module, nn.LayerNorm):
         width, axis = module.normalized_shape[-1], 1 if "2d" in type(module).__name__ else rank - 1
-    elif isinstance(module, (nn.modules.pooling._AdaptiveAvgPoolNd, nn.AvgPool2d, nn.MaxPool2d)):
+    elif isinstance(module, _POOLS):
         return 1
     return axis if width == shape[axis] else None
 
 
-def _mixes_axes(user: fx.Node) -> bool:
+def _changes_axes(user: fx.Node) -> bool:
     name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
     return any(word in name for word in ("permute", "transpose", "view", "reshape", "movedim"))

@@ -1,4 +1,4 @@
-"""torch.export of models that torch.fx cannot trace, brought into the form of a fx trace."""
+"""Tracing with torch.export, converted to the form of a torch.fx trace."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.export import Dim
-from torch.utils import _pytree as pytree
+from torch.fx.node import map_aggregate
 
 from leenet_fx.errors import TraceError, first_line
-from leenet_fx.graph.batch_dim import PROBES
+from leenet_fx.graph.batch_dim import PROBE_BATCH_SIZES
 from leenet_fx.graph.signature import replace_forward, select_logits, take_images_only
 from leenet_fx.graph.tracer import CONSTANT, Trace, clone, hoist_shape_queries
 
@@ -25,19 +25,20 @@ def export(
     *,
     concrete_args: Mapping[str, Any] | None = None,
 ) -> Trace:
-    """Captures a module tree with torch.export, with any batch size and one image size.
+    """Trace a module tree with torch.export, for any batch size and one image size.
 
-    Shapes are concrete while the model runs, so control flow on them is no obstacle. The graph is
-    that of evaluation mode: dropout and stochastic depth are off, BatchNorm keeps its statistics.
+    Shapes are concrete while the model runs, so control flow may depend on them. The graph is that
+    of evaluation mode: dropout and stochastic depth are disabled, and BatchNorm uses its running
+    statistics.
 
     Args:
-        root: the module tree; it gets buffers for constants.
-        image_shape: shape of one input without its batch axis.
+        root: the module tree; constants become buffers of it.
+        image_shape: shape of one image, without the batch axis.
         dtype: dtype of the images.
-        concrete_args: values of the arguments of `forward` that are not images, by name.
+        concrete_args: values of the arguments of `forward` other than the images, by name.
 
     Raises:
-        TraceError: the model depends on the values of the images, or on the batch size.
+        TraceError: control flow depends on the values of the images or on the batch size.
     """
     name = type(root).__name__
     scratch = clone(root, "share").eval()
@@ -45,7 +46,7 @@ def export(
     _return_logits_only(scratch, name)
     tensors = (*root.parameters(), *root.buffers())
     device = tensors[0].device if tensors else torch.device("cpu")
-    images = torch.empty(PROBES[1], *image_shape, dtype=dtype, device=device)
+    images = torch.empty(PROBE_BATCH_SIZES[1], *image_shape, dtype=dtype, device=device)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -58,7 +59,7 @@ def export(
     graph = _plain_graph(exported, root)
     hoist_shape_queries(graph)
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
-    return Trace(root, graph, output.args[0], name, tracer_kind="export")
+    return Trace(root, graph, output.args[0], name, tracer="export")
 
 
 def _return_logits_only(scratch: nn.Module, name: str) -> None:
@@ -71,17 +72,17 @@ def _return_logits_only(scratch: nn.Module, name: str) -> None:
 
 
 def _plain_graph(exported: fx.GraphModule, root: nn.Module) -> fx.Graph:
-    """The exported nodes without guards, with constants and nested graphs moved to `root`."""
+    """Copy an exported graph without guards; move its constants and nested graphs to `root`."""
     modules = dict(root.named_modules(remove_duplicate=False))
     graph = fx.Graph()
     device: fx.Node | None = None
-    made: dict[fx.Node, fx.Node] = {}
+    copies: dict[fx.Node, fx.Node] = {}
     for node in exported.graph.nodes:
         if _is_check(node):
             continue
         if node.op == "output":
             (logits,) = node.args[0]
-            graph.output(made[logits])
+            graph.output(copies[logits])
             continue
         target = node.target
         if node.op == "get_attr":
@@ -89,31 +90,31 @@ def _plain_graph(exported: fx.GraphModule, root: nn.Module) -> fx.Graph:
             name = target.replace(".", "_")
         else:
             name = node.name
-        args, kwargs = fx.map_arg((node.args, node.kwargs), made.__getitem__)
-        # The device it was exported on is that of the images, wherever they will be.
-        args, kwargs = pytree.tree_map(partial(_elsewhere, device), (args, kwargs))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
+        # The device is fixed at export: read it from the images instead.
+        args, kwargs = map_aggregate((args, kwargs), partial(_replace_device, device))
         copied = graph.create_node(node.op, target, args, kwargs, name=name)
         copied.meta["nn_module_stack"] = _stack(node, modules)
-        made[node] = copied
+        copies[node] = copied
         if node.op == "placeholder":
             device = graph.call_function(getattr, (copied, "device"))
     graph.eliminate_dead_code()
     return graph
 
 
-def _elsewhere(device: fx.Node | None, value: Any) -> Any:
+def _replace_device(device: fx.Node | None, value: Any) -> Any:
     return device if isinstance(value, torch.device) else value
 
 
 def _is_check(node: fx.Node) -> bool:
-    """Guards on input shapes, which the batch size of one sample would fail."""
+    """Return whether a node is a guard on the input shape, which a batch of one would fail."""
     if node.op == "call_module":
         return True
     return node.op == "call_function" and "assert" in str(node.target)
 
 
 def _move_constant(exported: fx.GraphModule, root: nn.Module, target: str) -> str:
-    """Name in `root` of what an exported graph reads; what `root` lacks is put there."""
+    """Return the name in `root` of a target of an exported graph; add it where `root` lacks it."""
     path, _, attribute = target.rpartition(".")
     try:
         if hasattr(root.get_submodule(path), attribute):
@@ -130,10 +131,10 @@ def _move_constant(exported: fx.GraphModule, root: nn.Module, target: str) -> st
 
 
 def _stack(node: fx.Node, modules: Mapping[str, nn.Module]) -> dict[str, tuple[str, type]]:
-    """The modules a node was called in: call → (path, class), as torch.fx notes it."""
+    """Return the modules a node was called in, in the form of torch.fx: call → (path, class)."""
     stack: dict[str, tuple[str, type]] = {}
     for key, (path, _) in node.meta.get("nn_module_stack", {}).items():
-        # Some names that torch.export notes are no modules.
+        # Some of the paths that torch.export records are not modules.
         if path and path in modules:
             call = key.partition("@")[2]
             name = f"{path}@{call}" if call else path

@@ -1,4 +1,4 @@
-"""Which images a network takes, where the caller does not say."""
+"""The shape and dtype of the images that a network takes."""
 
 from __future__ import annotations
 
@@ -15,39 +15,42 @@ logger = logging.getLogger("leenet_fx")
 
 DEFAULT_SIZE = 224
 
+_WEIGHT_LAYERS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 
-Measured = TypeVar("Measured")
+Result = TypeVar("Result")
 
 
 def find_input(
     root: nn.Module,
     example_inputs: object,
-    measure: Callable[[tuple[int, ...], torch.dtype], Measured],
-) -> tuple[tuple[int, ...], torch.dtype, Measured]:
-    """The shape of one input (without the batch axis), its dtype, and what was measured with it.
+    run: Callable[[tuple[int, ...], torch.dtype], Result],
+) -> Result:
+    """Call `run` with the first input shape and dtype that the model takes; return its result.
 
-    Sources in order: `example_inputs`; the model's own configuration (timm's `pretrained_cfg`, an
-    `image_size` or `img_size` attribute); the first layer's channels at 224 x 224, with a logged
-    note; for a network that starts with a Linear layer, that layer's width.
+    Sources, in order: `example_inputs`; the model's own configuration (timm's `pretrained_cfg`, an
+    `image_size` or `img_size` attribute); the channels of the first layer at 224 x 224, with a
+    logged note; for a network that starts with a Linear layer, the width of that layer.
 
     Args:
         root: the model.
         example_inputs: a batch of images, or None.
-        measure: runs the model on one input of a shape and dtype; raises if it does not fit.
+        run: runs the model on one image of a shape and dtype; raises if they do not fit.
 
     Raises:
-        InputError: the example does not fit, or no size could be found.
-        TraceError: raised by `measure`.
+        InputError: the example does not fit, or no shape could be found.
+        TraceError: raised by `run`.
     """
     name = type(root).__name__
     dtype = next((p.dtype for p in root.parameters() if p.is_floating_point()), torch.float32)
     if example_inputs is not None:
-        example = _tensor(example_inputs)
+        example = _as_tensor(example_inputs)
         if example.is_floating_point():
             dtype = example.dtype
-        shape = tuple(example.shape[1:])
         try:
-            return shape, dtype, measure(shape, dtype)
+            return run(tuple(example.shape[1:]), dtype)
         except TraceError:
             raise
         except Exception as error:
@@ -55,33 +58,35 @@ def find_input(
                 f"{name} does not take example_inputs of shape {tuple(example.shape)}: "
                 f"{first_line(error)}"
             ) from error
-    tried: list[str] = []
-    guesses: dict[tuple[int, ...], str] = {}
-    for shape, source in _guesses(root):
-        guesses.setdefault(shape, source)
-    for shape, source in guesses.items():
+    failures: list[str] = []
+    sources: dict[tuple[int, ...], str] = {}
+    for shape, source in _candidates(root):
+        sources.setdefault(shape, source)
+    for shape, source in sources.items():
         try:
-            measured = measure(shape, dtype)
+            result = run(shape, dtype)
         except TraceError:
             raise
         except Exception as error:
-            tried.append(f"{shape} ({source}): {first_line(error)}")
+            failures.append(f"{shape} ({source}): {first_line(error)}")
             continue
-        if source == "guess" and not type(root).__module__.startswith("torchvision."):
+        if source == "default" and not type(root).__module__.startswith("torchvision."):
             logger.warning(
-                "%s names no input size: costs are counted for %s images; pass example_inputs "
-                "for another size.",
+                "%s does not define an input size: costs are counted for %s images; pass "
+                "example_inputs for another size.",
                 name,
                 " x ".join(map(str, shape)),
             )
-        return shape, dtype, measured
-    reasons = "; ".join(tried) if tried else "it names none and has no convolution or linear layer"
+        return result
+    if not failures:
+        failures = ["it defines none and has no convolution or linear layer"]
     raise InputError(
-        f"No input size found for {name}: {reasons}. Pass example_inputs, a batch of images."
+        f"No input size found for {name}: {'; '.join(failures)}. Pass example_inputs, a batch of "
+        "images."
     )
 
 
-def _tensor(example: object) -> torch.Tensor:
+def _as_tensor(example: object) -> torch.Tensor:
     if isinstance(example, Sequence) and len(example) == 1:
         example = example[0]
     if not isinstance(example, torch.Tensor) or example.ndim < 2:
@@ -90,10 +95,9 @@ def _tensor(example: object) -> torch.Tensor:
     return example
 
 
-def _guesses(root: nn.Module) -> Iterator[tuple[tuple[int, ...], str]]:
-    first = next(
-        (m for m in root.modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))), None
-    )
+def _candidates(root: nn.Module) -> Iterator[tuple[tuple[int, ...], str]]:
+    """Yield possible shapes of one image, each with its source."""
+    first = next((m for m in root.modules() if isinstance(m, _WEIGHT_LAYERS)), None)
     conv = first if isinstance(first, nn.Conv2d) else None
     channels = conv.in_channels if conv else 3
     for attribute in ("pretrained_cfg", "default_cfg"):
@@ -110,9 +114,9 @@ def _guesses(root: nn.Module) -> Iterator[tuple[tuple[int, ...], str]]:
             if _is_size(size):
                 yield (channels, *size), attribute
     if conv is not None:
-        yield (channels, DEFAULT_SIZE, DEFAULT_SIZE), "guess"
+        yield (channels, DEFAULT_SIZE, DEFAULT_SIZE), "default"
     elif isinstance(first, nn.Linear):
-        yield (first.in_features,), "guess"
+        yield (first.in_features,), "default"
 
 
 def _is_size(size: Any) -> bool:

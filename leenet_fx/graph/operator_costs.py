@@ -1,63 +1,67 @@
-"""Which operators a network runs on a batch: to compare a graph with the model it was made from."""
+"""The ATen operators that a network runs on a batch, with their FLOPs and bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
+from leenet_fx.graph.compat import aten_operator, dispatch_mode
+
 _FACTORIES = ("new_", "empty", "zeros", "ones", "full", "rand", "arange", "scalar_tensor")
-_FORMULAS = {**flop_registry, torch.ops.aten._int_mm: flop_registry[torch.ops.aten.mm]}
-"""FLOPs of an operator; torch leaves out the product of quantised matrices."""
 _BATCH_NORMS = ("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update")
+_FORMULAS: dict[Any, Any] = dict(flop_registry)
+"""FLOPs of an operator; torch leaves out the product of quantised matrices."""
+_FORMULAS[aten_operator("_int_mm")] = flop_registry[torch.ops.aten.mm]
 
 
-def _layer_norm(x: torch.Tensor, normalized: Any, *_: Any) -> tuple[torch.Tensor, ...] | None:
-    kept = x.ndim - len(normalized)
-    if tuple(x.shape[kept:]) != tuple(normalized):
+def _layer_norm(x: Tensor, normalized: Any, *_: Any) -> tuple[Tensor, ...] | None:
+    outer = x.ndim - len(normalized)
+    if tuple(x.shape[outer:]) != tuple(normalized):
         return None
-    statistics = (*x.shape[:kept], *([1] * len(normalized)))
+    statistics = (*x.shape[:outer], *([1] * len(normalized)))
     return x.new_empty(x.shape), x.new_empty(statistics), x.new_empty(statistics)
 
 
-def _batch_norm(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...] | None:
+def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, ...] | None:
     mean, training = rest[2], rest[4]
     if training or mean is None or mean.shape != x.shape[1:2]:
         return None
     return torch.empty_like(x), x.new_empty(0), x.new_empty(0)
 
 
-def _addmm(bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor | None:
+def _addmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor | None:
     fits = a.shape[1:] == b.shape[:1] and bias.shape == b.shape[1:] and a.dtype == b.dtype
     return a.new_empty(a.shape[0], b.shape[1]) if fits else None
 
 
-def _same_shape(x: torch.Tensor, *_: Any) -> torch.Tensor:
+def _same_shape(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
 
 _SHAPE_RULES: dict[Any, Callable[..., Any]] = {
-    torch.ops.aten.native_layer_norm.default: _layer_norm,
-    torch.ops.aten.native_batch_norm.default: _batch_norm,
-    torch.ops.aten._safe_softmax.default: _same_shape,
-    torch.ops.aten.gelu.default: _same_shape,
-    torch.ops.aten.addmm.default: _addmm,
+    aten_operator("native_layer_norm.default"): _layer_norm,
+    aten_operator("native_batch_norm.default"): _batch_norm,
+    aten_operator("_safe_softmax.default"): _same_shape,
+    aten_operator("gelu.default"): _same_shape,
+    aten_operator("addmm.default"): _addmm,
 }
-"""What some operators make of meta tensors, None where torch is to say what is wrong: it runs them
-there as a dozen smaller ones, which is most of the time that attach would take."""
+"""Results of some operators on meta tensors, None where torch must check the arguments. On the meta
+device torch decomposes these operators into a dozen others, which would dominate the run time."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """An operator that was given something computed from the images.
+    """An executed operator that has read a value computed from the images.
 
     Attributes:
-        name: of the operator.
-        shape: of what it made, None where that is no tensor.
+        name: name of the operator, without the underscore of its in-place form.
+        shape: shape of its first result, None if it returns no tensor.
         batch_statistics: whether it normalises over the samples of the batch.
     """
 
@@ -66,96 +70,105 @@ class Operation:
     batch_statistics: bool = False
 
 
-class Operations(TorchDispatchMode):
-    """Counts what runs under it, and notes every operator that reads something from the images.
+class Operations:
+    """A record of the operators executed within `record`, with their total cost.
 
-    What a model computes from its weights and shapes alone is not noted, for a trace may have done
-    it once and for all.
+    Operators that read weights and constants only are counted, but not part of the log, because
+    a trace may have evaluated them in advance.
 
     Attributes:
-        log: the operators that read something computed from the images, in order.
+        log: the operators that read a value computed from the images, in execution order.
         flops: FLOPs (2 x MACs) of convolutions and matrix products, by torch's own formulas.
-        bytes: bytes of all tensors made; views and in-place results are free.
+        bytes: bytes of all tensors created; views and in-place results count nothing.
+        written: keys (`storage_key`) of storages overwritten in place; callers may clear it.
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.log: list[Operation] = []
         self.flops = 0
         self.bytes = 0
-        self._from_images: dict[int, torch.Tensor] = {}
+        self.written: set[int] = set()
+        # Values keep the storages alive: another storage could get the same key otherwise.
+        self._from_images: dict[int, Any] = {}
 
-    def follow(self, images: torch.Tensor) -> torch.Tensor:
-        """Names the tensor that everything else is computed from."""
-        self._from_images[self._key(images)] = images
+    def record(self) -> AbstractContextManager[Any]:
+        """Return a context that records the operators executed within."""
+        return dispatch_mode(self._run)
+
+    def mark_images(self, images: Tensor) -> Tensor:
+        """Mark the tensor from which logged operators compute, and return it."""
+        self._from_images[storage_key(images)] = _storage(images)
         return images
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         rule = _SHAPE_RULES.get(func)
-        made = rule(*args) if rule is not None and args[0].is_meta and not kwargs else None
-        if made is None:
-            made = func(*args, **kwargs)
-        formula = _FORMULAS.get(func._overloadpacket)
+        result = rule(*args) if rule is not None and args[0].is_meta and not kwargs else None
+        if result is None:
+            result = func(*args, **kwargs)
+        packet = func.overloadpacket
+        formula = _FORMULAS.get(packet)
         if formula is not None:
-            self.flops += int(formula(*args, **kwargs, out_val=made))
-        values = made if isinstance(made, (tuple, list)) else (made,)
-        returns = func._schema.returns
-        if len(returns) == 1 and len(values) > 1:
-            returns = returns * len(values)
-        tensors = []
-        for spec, value in zip(returns, values, strict=False):
-            if isinstance(value, torch.Tensor):
-                tensors.append(value)
-                if spec.alias_info is None:
-                    self.bytes += value.numel() * value.element_size()
-        if self._from_images and self._reads_images(args, kwargs):
-            self._note(func._overloadpacket.__name__, args, tensors)
-        return made
+            self.flops += int(formula(*args, **kwargs, out_val=result))
+        name: str = packet.__name__
+        inputs = _storages((*args, *kwargs.values()) if kwargs else args)
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        tensors = [value for value in results if isinstance(value, Tensor)]
+        logs = not self._from_images.keys().isdisjoint(inputs) and not name.startswith(_FACTORIES)
+        for tensor in tensors:
+            storage = _storage(tensor)
+            key = id(storage)
+            # ATen declares the result of _unsafe_view to be a new tensor.
+            if key not in inputs or name == "_unsafe_view":
+                self.bytes += tensor.numel() * tensor.element_size()
+            if logs:
+                self._from_images[key] = storage
+        if _is_in_place(name) and isinstance(args[0], Tensor):
+            self.written.add(storage_key(args[0]))
+        if logs:
+            shape = tuple(tensors[0].shape) if tensors else None
+            # A graph may run an in-place operator out of place.
+            self.log.append(Operation(name.rstrip("_"), shape, _over_samples(name, args)))
+        return result
 
-    def _note(self, name: str, args: Any, made: list[torch.Tensor]) -> None:
-        if name.startswith(_FACTORIES):
-            return
-        for tensor in made:
-            # Kept alive, for another tensor could take the place in memory.
-            self._from_images.setdefault(self._key(tensor), tensor)
-        shape = tuple(made[0].shape) if made else None
-        # Whether a sum overwrites its first term is settled elsewhere.
-        self.log.append(Operation(name.rstrip("_"), shape, _over_samples(name, args)))
 
-    def _reads_images(self, args: Any, kwargs: Any) -> bool:
-        for value in (*args, *kwargs.values()):
-            inner = value if isinstance(value, (tuple, list)) else (value,)
-            for item in inner:
-                if isinstance(item, torch.Tensor) and self._key(item) in self._from_images:
-                    return True
-        return False
+def measure_call(call: Callable[..., Any], *inputs: Tensor) -> tuple[Any, int, int]:
+    """Return the result of `call(*inputs)`, its FLOPs (2 x MACs), and the bytes it writes."""
+    operations = Operations()
+    with torch.no_grad(), operations.record():
+        result = call(*inputs)
+    return result, operations.flops, operations.bytes
 
-    @staticmethod
-    def _key(tensor: torch.Tensor) -> int:
-        try:
-            return int(tensor.untyped_storage()._cdata)
-        except (NotImplementedError, RuntimeError):
-            return id(tensor)
+
+def storage_key(tensor: Tensor) -> int:
+    """Return a number that tensors sharing memory have in common while that memory exists."""
+    return id(_storage(tensor))
+
+
+def _storage(tensor: Tensor) -> Any:
+    try:
+        return tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return tensor
+
+
+def _storages(values: Iterable[Any]) -> dict[int, Any]:
+    """Return the storages of the tensors among values and lists of values, by their keys."""
+    storages: dict[int, Any] = {}
+    for value in values:
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, Tensor):
+                storage = _storage(item)
+                storages[id(storage)] = storage
+    return storages
+
+
+def _is_in_place(name: str) -> bool:
+    """Return whether ATen's naming marks an operator as in place: a final underscore."""
+    return name.endswith("_") and not name.endswith("__")
 
 
 def _over_samples(name: str, args: Any) -> bool:
-    # InstanceNorm is a batch norm of one sample that holds all channels of all.
+    # InstanceNorm runs as a batch norm of one sample that has the channels of all samples.
     if name not in _BATCH_NORMS or args[0].shape[0] == 1:
         return False
     return any(argument is True for argument in args[3:])
-
-
-def mixing(one: list[Operation], other: list[Operation]) -> list[int]:
-    """Positions of operators whose result belongs to no sample, from runs at two batch sizes.
-
-    That is a value made from the images whose shape does not follow the batch (a mean over samples,
-    the first sample's features), or one normalised by the statistics of the batch.
-    """
-    if [op.name for op in one] != [op.name for op in other]:
-        return []
-    return [
-        position
-        for position, (a, b) in enumerate(zip(one, other, strict=True))
-        if (a.shape == b.shape and a.shape is not None and 0 not in a.shape) or b.batch_statistics
-    ]

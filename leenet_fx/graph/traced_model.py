@@ -1,4 +1,4 @@
-"""From a model to a graph of blocks with costs, which placement and surgery start from."""
+"""From a model to a graph of blocks with costs, the input of placement and surgery."""
 
 from __future__ import annotations
 
@@ -10,40 +10,41 @@ import torch
 from torch import fx, nn
 
 from leenet_fx.errors import InputError
-from leenet_fx.graph.boundaries import Boundaries, Boundary, find_boundaries
-from leenet_fx.graph.capture import capture
-from leenet_fx.graph.classifier import (
-    add_head,
-    check_num_classes,
-    find_classifier,
-    is_encoder,
-    replace_classifier,
-)
+from leenet_fx.graph.blocks import find_blocks
+from leenet_fx.graph.boundaries import Boundary, find_boundaries
+from leenet_fx.graph.capture import CapturedModel, capture
+from leenet_fx.graph.classifier import Classifier, set_classifier
+from leenet_fx.graph.liveness import Liveness
+from leenet_fx.graph.meta_modules import meta_copy
 from leenet_fx.graph.node_costs import NodeCosts, measure
+from leenet_fx.graph.sample_order import BatchDims, find_batch_dims
 from leenet_fx.graph.tracer import Trace, check_module
 from placement import Candidate, CostProfile
 
 
 @dataclass(frozen=True)
 class TracedModel:
-    """A model ready for exits.
+    """A model as a graph of blocks with costs, into which exits can be inserted.
 
     Attributes:
         trace: module tree and graph.
         costs: costs and shapes of each node.
+        batch_dims: dependence of each node's value on the batch.
         boundaries: the usable boundaries, in the order of `profile.candidates`.
-        refused: boundaries that cannot be cut, with the reason.
-        profile: cost of the plain network up to each boundary.
-        image_shape: shape of one input without the batch axis.
+        rejected: the reason why a boundary cannot be cut, by name.
+        profile: cost of the backbone up to each boundary.
+        image_shape: shape of one image, without the batch axis.
         dtype: dtype of the images.
         num_classes: width of the logits.
-        final_classifier: module name of the layer that makes the logits, None if it is no layer.
+        final_classifier: name of the layer that computes the logits, None if they do not come from
+            one layer.
         classifier_is_new: whether that layer was replaced for another number of classes, or added.
-        head_is_added: whether it was added, as `exits.final`, to a model without class head.
+        head_is_added: whether it was added, as `exits.final`, to a model that returns features.
     """
 
     trace: Trace
     costs: NodeCosts
+    batch_dims: BatchDims
     boundaries: tuple[Boundary, ...]
     rejected: dict[str, str]
     profile: CostProfile
@@ -67,67 +68,85 @@ def trace_model(
     tensors: Literal["copy", "share"] = "share",
     name: str | None = None,
 ) -> TracedModel:
-    """Turns a model into a graph of blocks with costs; the model itself is not touched.
+    """Turn a model into a graph of blocks with costs; the model itself is not modified.
+
+    A pipeline of passes: capture (graph, shapes and costs), batch dimension, classifier, blocks,
+    boundaries, cost profile.
 
     Args:
         model: an image classifier.
-        example_inputs: a batch of images; None takes the size the model names, see `find_input`.
+        example_inputs: a batch of images; None for the size that the model defines, see
+            `find_input`.
         leaf_modules: module classes to keep whole.
-        concrete_args: values of the arguments of `forward` that are not images, by name.
-        blocks: which modules are blocks, see `find_boundaries`; None goes by the rule.
-        num_classes: number of classes, if the final classifier is to be replaced for it, or added.
-        generator: draws the new classifier's weights.
+        concrete_args: values of the arguments of `forward` other than the images, by name.
+        blocks: the modules that are blocks, see `find_blocks`; None for the rule.
+        num_classes: number of classes, to replace the final classifier for it, or to add one.
+        generator: random generator for the weights of a new classifier.
         tensors: whether the result's module tree copies the weights or shares them.
-        name: the model's name in tables; its class name by default.
+        name: name of the model in tables; its class name by default.
 
     Raises:
-        InputError: not a module, no usable input size, or an encoder without `num_classes`.
-        TraceError: the model cannot become a graph, or does not return (batch, classes).
+        InputError: not a module, no usable input shape, a classifier that cannot be replaced, or an
+            encoder without `num_classes`.
+        TraceError: the model cannot be captured, or does not return (batch, classes).
         UnknownNameError: no module matches `blocks`.
     """
     check_module(model)
-    traced, image_shape, dtype, costs = capture(
-        model, tensors, example_inputs, tuple(leaf_modules), concrete_args
+    captured = capture(
+        model,
+        tensors=tensors,
+        example_inputs=example_inputs,
+        leaf_modules=tuple(leaf_modules),
+        concrete_args=concrete_args,
     )
-    if num_classes is not None:
-        check_num_classes(num_classes)
-    encoder = is_encoder(traced, costs)
-    if encoder:
-        traced = add_head(traced, costs, num_classes, generator)
-        costs = measure(traced, image_shape, dtype)
-    logits = costs.shape(traced.logits)
-    assert logits is not None
-    classifier = find_classifier(traced, costs)
-    replaced = False
-    if num_classes is not None and num_classes != logits[1]:
-        replaced = True
-        replace_classifier(traced, classifier, logits[1], num_classes, generator)
-        try:
-            costs = measure(traced, image_shape, dtype)
-        except Exception as error:
-            raise InputError(
-                f"num_classes={num_classes}: what follows '{classifier}' in {traced.name} takes "
-                f"{logits[1]} classes only; replace its classifier first."
-            ) from error
-    found = find_boundaries(traced, costs, blocks)
-    profile = _profile(name or traced.name, traced, costs, found)
+    batch_dims = find_batch_dims(captured.trace.graph, captured.costs)
+    classifier = set_classifier(captured, batch_dims, num_classes, generator)
+    trace, costs = classifier.trace, captured.costs
+    if classifier.is_new:
+        costs = _measure_again(captured, classifier)
+        batch_dims = find_batch_dims(trace.graph, costs)
+    liveness = Liveness(trace.graph, costs, batch_dims)
+    ends = find_blocks(trace, costs, liveness, blocks)
+    boundaries = find_boundaries(trace, costs, liveness, ends)
     return TracedModel(
-        trace=traced,
+        trace=trace,
         costs=costs,
-        boundaries=tuple(found.usable),
-        rejected=found.rejected,
-        profile=profile,
-        image_shape=image_shape,
-        dtype=dtype,
-        num_classes=logits[1] if num_classes is None else num_classes,
-        final_classifier=classifier,
-        classifier_is_new=replaced or encoder,
-        head_is_added=encoder,
+        batch_dims=batch_dims,
+        boundaries=boundaries.usable,
+        rejected=boundaries.rejected,
+        profile=_cost_profile(name or trace.name, trace, costs, boundaries.usable),
+        image_shape=captured.image_shape,
+        dtype=captured.dtype,
+        num_classes=classifier.num_classes,
+        final_classifier=classifier.path,
+        classifier_is_new=classifier.is_new,
+        head_is_added=classifier.is_added,
     )
 
 
-def _profile(name: str, traced: Trace, costs: NodeCosts, found: Boundaries) -> CostProfile:
-    params = _cumulative_params(traced)
+def _measure_again(captured: CapturedModel, classifier: Classifier) -> NodeCosts:
+    """Return the costs of a model whose classifier is new.
+
+    Raises:
+        InputError: a layer after the classifier does not take the number of classes.
+    """
+    trace = classifier.trace
+    try:
+        meta = meta_copy(trace.root)
+        return measure(trace.graph, meta, captured.image_shape, captured.dtype)
+    except Exception as error:
+        shape = captured.costs.shape(captured.trace.logits)
+        raise InputError(
+            f"num_classes={classifier.num_classes}: what follows '{classifier.path}' in "
+            f"{trace.name} takes {shape[1] if shape else '?'} classes only; replace its "
+            "classifier first."
+        ) from error
+
+
+def _cost_profile(
+    name: str, trace: Trace, costs: NodeCosts, boundaries: tuple[Boundary, ...]
+) -> CostProfile:
+    params = _cumulative_params(trace)
     candidates = tuple(
         Candidate(
             name=boundary.name,
@@ -136,33 +155,36 @@ def _profile(name: str, traced: Trace, costs: NodeCosts, found: Boundaries) -> C
             bytes=costs.bytes[boundary.position],
             live_bytes=sum(costs.value_bytes[node] for node in boundary.live),
         )
-        for boundary in found.usable
+        for boundary in boundaries
     )
     return CostProfile(name, candidates, costs.flops[-1], params[-1], costs.bytes[-1])
 
 
-def _cumulative_params(traced: Trace) -> list[int]:
-    """Parameters the plain network has used after each node, each counted once."""
+def _cumulative_params(trace: Trace) -> list[int]:
+    """Return the number of parameters used up to each node, each parameter counted once."""
     seen: set[int] = set()
     total = 0
-    after: list[int] = []
-    for node in traced.graph.nodes:
-        for parameter in _parameters(node, traced.root):
+    cumulative: list[int] = []
+    for node in trace.graph.nodes:
+        for parameter in _parameters(node, trace.root):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 total += parameter.numel()
-        after.append(total)
-    return after
+        cumulative.append(total)
+    return cumulative
 
 
 def _parameters(node: fx.Node, root: nn.Module) -> list[nn.Parameter]:
-    """Parameters that a node reads, by its module or by name; torch.export names all in front."""
-    found: list[nn.Parameter] = []
+    """Return the parameters that a node uses, as a module or as inputs.
+
+    They are counted where they are used: torch.export reads all of them at the start of the graph.
+    """
+    parameters: list[nn.Parameter] = []
     if node.op == "call_module":
-        found += root.get_submodule(str(node.target)).parameters()
+        parameters += root.get_submodule(str(node.target)).parameters()
     for source in node.all_input_nodes:
         if source.op == "get_attr":
             path, _, attribute = str(source.target).rpartition(".")
             value = getattr(root.get_submodule(path), attribute)
-            found += [value] if isinstance(value, nn.Parameter) else []
-    return found
+            parameters += [value] if isinstance(value, nn.Parameter) else []
+    return parameters

@@ -1,4 +1,4 @@
-"""torch.fx tracing of any model, with training flags kept symbolic."""
+"""Tracing with torch.fx, with `self.training` kept symbolic."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from leenet_fx.graph.signature import select_logits, take_images_only
 logger = logging.getLogger("leenet_fx")
 
 CONSTANT = "_tensor_constant"
-"""How torch.fx names the constants it finds."""
+"""Prefix of the names that torch.fx gives to constants."""
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,19 @@ class Trace:
         graph: one placeholder (the images) to one output (the logits).
         logits: the node that computes the logits.
         name: the model's class name.
-        captured: by "fx", or by "export" (`torch.export`), which knows evaluation mode and one
-            image size only.
+        tracer: "fx" (torch.fx) or "export" (torch.export, for evaluation mode and one image size
+            only).
     """
 
     root: nn.Module
     graph: fx.Graph
     logits: fx.Node
     name: str
-    tracer_kind: Literal["fx", "export"] = "fx"
+    tracer: Literal["fx", "export"] = "fx"
 
 
 def clone(model: nn.Module, tensors: Literal["copy", "share", "meta"]) -> nn.Module:
-    """A copy of the module tree whose tensors are copied, shared, or replaced by meta tensors.
+    """Copy a module tree, with its tensors copied, shared, or replaced by meta tensors.
 
     Raises:
         TraceError: the model cannot be copied.
@@ -60,7 +60,7 @@ def clone(model: nn.Module, tensors: Literal["copy", "share", "meta"]) -> nn.Mod
         detached = computed.detach()
         memo[id(computed)] = _to_meta(detached) if tensors == "meta" else detached.clone()
     for module in model.modules():
-        # Most of what a module tree holds is places for hooks, which deepcopy is slow to copy.
+        # Empty dictionaries for hooks are most of a module tree, and deepcopy is slow on them.
         for value in module.__dict__.values():
             if type(value) is OrderedDict and not value:
                 memo[id(value)] = OrderedDict()
@@ -76,21 +76,21 @@ def trace(
     leaf_modules: Iterable[type[nn.Module]] = (),
     concrete_args: Mapping[str, Any] | None = None,
 ) -> Trace:
-    """Traces a module tree with torch.fx; constants made on the way become buffers of `root`.
+    """Trace a module tree with torch.fx.
 
     The images are the only argument: others have the value of `concrete_args` or their default.
-    Parameters and buffers are read by name, so the graph follows `.to()` and loading.
-    `self.training` handed to an operator stays symbolic; a module that branches on it becomes a
-    leaf and keeps both behaviours. A module that holds most of the network is not swallowed so: its
-    branch is traced as in evaluation, with a warning if training would do something else.
+    Parameters and buffers are read by name, so that the graph follows `.to()` and
+    `load_state_dict`. `self.training` as an argument of an operator stays symbolic. A module that
+    branches on it becomes a leaf and keeps both behaviours, unless it holds most of the network:
+    then it is traced in evaluation mode, with a warning if training mode gives another graph.
 
     Args:
-        root: the module tree; it gets buffers for constants.
+        root: the module tree; constants become buffers of it.
         leaf_modules: classes to keep whole.
-        concrete_args: values of the arguments of `forward` that are not images, by name.
+        concrete_args: values of the arguments of `forward` other than the images, by name.
 
     Raises:
-        TraceError: names the module and source line at fault, and what can be done.
+        TraceError: the model cannot be traced; names the module, the source line and a remedy.
     """
     name = type(root).__name__
     leaves = tuple(leaf_modules)
@@ -98,18 +98,18 @@ def trace(
     mode_readers: set[str] = set()
     while True:
         scratch, tracer, graph = _trace_once(root, leaves, mode_readers, concrete_args)
-        found = tracer.branched_on_mode - large - mode_readers
-        if not found:
+        new_readers = tracer.branched_on_mode - large - mode_readers
+        if not new_readers:
             break
-        mode_readers |= found
+        mode_readers |= new_readers
     differing = tracer.branched_on_mode & large
     if differing and _same_in_training(root, graph, leaves, mode_readers, concrete_args):
         differing = set()
     for path in sorted(differing):
         where = f"module '{path}'" if path else name
         logger.warning(
-            "%s branches on self.training in its forward: what it does in training only, such as "
-            "auxiliary heads, is not kept.",
+            "%s branches on self.training in its forward: parts that run in training mode only, "
+            "such as auxiliary heads, are dropped.",
             where,
         )
     for key, value in scratch.__dict__.items():
@@ -132,7 +132,7 @@ def _trace_once(
     concrete_args: Mapping[str, Any] | None,
     as_training: bool = False,
 ) -> tuple[nn.Module, _Tracer, fx.Graph]:
-    # Some models keep what they computed while traced: each pass gets a tree of its own.
+    # Some models cache values computed while tracing, so each trace gets its own copy.
     scratch = clone(root, "share")
     take_images_only(scratch, concrete_args)
     tracer = _Tracer(leaves, frozenset(leaf_paths), as_training)
@@ -149,7 +149,7 @@ def _same_in_training(
     leaf_paths: Iterable[str],
     concrete_args: Mapping[str, Any] | None,
 ) -> bool:
-    """Whether the branches that training would take lead to the same graph."""
+    """Return whether training mode leads to the same graph."""
     try:
         other = _trace_once(root, leaves, leaf_paths, concrete_args, as_training=True)[2]
     except TraceError:
@@ -158,7 +158,7 @@ def _same_in_training(
 
 
 class _Proxy(fx.Proxy):
-    """A value whose augmented assignments stay in place, for another name may hold it."""
+    """A proxy whose augmented assignments stay in place: other names may refer to the value."""
 
 
 def _augmented(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -169,7 +169,7 @@ def _augmented(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _READ_VALUES = ("item", "tolist", "numpy", "nonzero", "argwhere", "unique", "masked_select")
-"""Operations whose result, or its shape, has to be looked at while the model runs."""
+"""Operations whose result, or its shape, depends on the values of a tensor."""
 
 IN_PLACE: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.iadd: operator.add,
@@ -179,14 +179,14 @@ IN_PLACE: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.ifloordiv: operator.floordiv,
     operator.ipow: operator.pow,
 }
-"""Augmented assignments, and what makes a new value instead."""
+"""Augmented assignments, and their counterparts that return a new value."""
 
 for _function in IN_PLACE:
     setattr(_Proxy, f"__{_function.__name__}__", _augmented(_function))
 
 
 class _TensorProxy(_Proxy):
-    """A parameter or buffer: its value is symbolic, its shape is known."""
+    """A proxy of a parameter or buffer: its value is symbolic, its shape is concrete."""
 
     def __init__(self, node: fx.Node, tracer: fx.Tracer, tensor: torch.Tensor) -> None:
         super().__init__(node, tracer)
@@ -214,6 +214,8 @@ class _TensorProxy(_Proxy):
 
 
 class _Tracer(fx.Tracer):
+    """Keeps `self.training` symbolic, and timm's and the user's leaf modules whole."""
+
     def __init__(
         self,
         leaves: tuple[type[nn.Module], ...],
@@ -249,13 +251,13 @@ class _Tracer(fx.Tracer):
         return graph
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-        answer = super().create_args_for_root(root_fn, is_module, concrete_args)
+        arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
         for path, module in self.root.named_modules():
             target = f"{path}.training" if path else "training"
             flag = self.create_proxy("get_attr", target, (), {})
             self._flags[flag.node] = path
             module.__dict__["training"] = flag
-        return answer
+        return arguments
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
@@ -267,7 +269,7 @@ class _Tracer(fx.Tracer):
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         name = target if isinstance(target, str) else getattr(target, "__name__", "")
         if kind in ("call_method", "call_function") and name in _READ_VALUES:
-            raise ValueError(f"'{name}' makes what follows depend on the values of a tensor")
+            raise ValueError(f"'{name}' makes the graph depend on the values of a tensor")
         return super().create_node(kind, target, *args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -295,17 +297,16 @@ class _Tracer(fx.Tracer):
 
 
 def _computed_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Results of computations that modules keep as attributes; deepcopy refuses them."""
+    """Yield attributes of modules that are results of computations; deepcopy rejects them."""
     for module in model.modules():
         for value in module.__dict__.values():
-            kept = value.values() if isinstance(value, dict) else (value,)
-            for item in kept:
+            for item in value.values() if isinstance(value, dict) else (value,):
                 if isinstance(item, torch.Tensor) and item.grad_fn is not None:
                     yield item
 
 
 def _register_plain_tensors(root: nn.Module, graph: fx.Graph) -> None:
-    """Tensors that the graph reads and that are no parameter follow `.to()` as buffers."""
+    """Register tensor attributes that the graph reads as buffers, so that they follow `.to()`."""
     for node in graph.nodes:
         if node.op != "get_attr":
             continue
@@ -324,7 +325,7 @@ def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _large_modules(root: nn.Module) -> set[str]:
-    """Modules holding over half of the parameters."""
+    """Return the paths of modules with more than half of the parameters."""
     total = sum(p.numel() for p in root.parameters())
     return {
         path
@@ -339,7 +340,7 @@ _ARITHMETIC: frozenset[Any] = frozenset(
 
 
 def hoist_shape_queries(graph: fx.Graph) -> None:
-    """Reads shapes where the tensor is made, so that no tensor stays alive only to be measured."""
+    """Move queries of a shape to the node that returns the tensor, which shortens its lifetime."""
     hoisted: set[fx.Node] = set()
     for node in list(graph.nodes):
         derived = node.op == "call_function" and node.target in _ARITHMETIC
@@ -377,13 +378,13 @@ def _explain(name: str, tracer: _Tracer, error: Exception) -> TraceError:
     reason = first_line(error)
     return TraceError(
         f"{name} cannot be traced: {where}{line}: {reason}. If the module's control flow depends "
-        "on the shape of its input only, name its class in leaf_modules=(…,) to keep it whole; if "
-        "on another argument, give its value in concrete_args={…}; if on values of the images, a "
+        "on the shape of its input only, add its class to leaf_modules=(…,) to keep it whole; if "
+        "on another argument, pass its value in concrete_args={…}; if on values of the images, a "
         "graph would be wrong for other images."
     )
 
 
 def check_module(model: object) -> None:
-    """Raises InputError unless `model` is an nn.Module."""
+    """Raise InputError unless `model` is an nn.Module."""
     if not isinstance(model, nn.Module):
         raise InputError(f"Expected a torch.nn.Module, got {type(model).__name__}.")

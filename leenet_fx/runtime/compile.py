@@ -75,7 +75,7 @@ def compile(
                 _mark(value, how)
             for value in args[:at]:
                 if isinstance(value, Tensor) and value.ndim:
-                    _mark(value, BatchDim("rows"))
+                    _mark(value, BatchDim("samples"))
             return compiled(*args)
 
         return call
@@ -91,7 +91,9 @@ def _mark(value: Any, how: BatchDim) -> None:
         for item, of_item in zip(value, how.items, strict=True):
             _mark(item, of_item)
     elif (
-        how.kind == "rows" and isinstance(value, Tensor) and value.shape[how.axis] > how.per_sample
+        how.kind == "samples"
+        and isinstance(value, Tensor)
+        and value.shape[how.axis] > how.per_sample
     ):
         mark_dynamic_axis(value, how.axis)
 

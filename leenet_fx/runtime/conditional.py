@@ -19,7 +19,7 @@ from leenet_fx.runtime.stages import Cut, split
 Wrap: TypeAlias = Callable[[Callable[..., Any], Sequence[BatchDim]], Callable[..., Any]]
 """(function, how its last arguments, the live values, follow the batch) → the function to run."""
 
-_IMAGES = (BatchDim("rows"),)
+_IMAGES = (BatchDim("samples"),)
 
 
 class StagePlan:

@@ -112,7 +112,7 @@ def test_errors_are_one_message_on_stderr(capsys, monkeypatch, arguments, code, 
 def test_a_factory_that_makes_no_module(capsys, monkeypatch, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(FACTORY)
-    assert "made a int" in fails(capsys, monkeypatch, "inspect", f"{file}:number")[1]
+    assert "returned a int" in fails(capsys, monkeypatch, "inspect", f"{file}:number")[1]
     assert "failed: KeyError" in fails(capsys, monkeypatch, "inspect", f"{file}:broken")[1]
     picture = ("inspect", "torchvision/alexnet", "--plot", str(tmp_path / "a.xyz"))
     assert "Unknown picture format 'xyz'" in fails(capsys, monkeypatch, *picture)[1]

@@ -1,36 +1,17 @@
-"""Models that are hard to turn into a graph, each against the model itself."""
+"""Capture of models that are hard to trace, each compared with the model itself."""
 
 import copy
-import pickle
 
 import pytest
 import timm
 import torch
-from networks import Block, TinyNet, close, images, oracle, tiny
+from captured import EXAMPLE, Encoder, check
+from networks import TinyNet, close, images, oracle, tiny
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import leenet_fx
 from leenet_fx import InputError, ModeError, TraceError, UnknownNameError
-
-EXAMPLE = images(1, 3, 16, 16)
-
-
-def check(model, ee, expected=None, size=16, pickles=True):
-    """What the result promises: equal with shut gates, to its oracle, after copying; same keys."""
-    expected = expected or model
-    with torch.no_grad():
-        for batch in (1, 2, 5):
-            x = images(batch, 3, size, size, seed=batch)
-            assert close(ee(x), expected(x), 1e-5)
-    x = images(5, 3, size, size)
-    n = ee.num_exits
-    index = torch.tensor([0, n, 0, n - 1, n])
-    twins = [ee, copy.deepcopy(ee), *([pickle.loads(pickle.dumps(ee))] if pickles else [])]
-    for twin in twins:
-        assert close(twin.predict(x, exit_index=index).logits, oracle(ee, x, index), 1e-5)
-    ours = {key for key in ee.state_dict() if not key.startswith("exits.")}
-    assert ours == set(model.state_dict())
 
 
 class ShapeFlow(TinyNet):
@@ -48,10 +29,10 @@ class ShapeFlow(TinyNet):
         return {"features": x, "logits": self.fc(self.dropout(x))}
 
 
-def test_torch_export_takes_over_where_fx_cannot(caplog):
+def test_torch_export_captures_what_fx_cannot(caplog):
     model = ShapeFlow().eval()
     ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE)
-    assert ee.spec.tracer_kind == "export"
+    assert ee.spec.tracer == "export"
     by_fx = leenet_fx.attach(tiny(), "every", example_inputs=EXAMPLE)
     assert [row.params for row in ee.costs] == [row.params for row in by_fx.costs]
     assert "cannot be trained" in caplog.text
@@ -61,7 +42,7 @@ def test_torch_export_takes_over_where_fx_cannot(caplog):
     assert on_meta(EXAMPLE.to("meta")).device.type == "meta"
 
 
-def test_an_exported_backbone_stays_as_in_evaluation_mode():
+def test_an_exported_backbone_is_fixed_in_evaluation_mode():
     model = ShapeFlow().eval()
     ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE)
     x = images(4, 3, 16, 16)
@@ -73,16 +54,16 @@ def test_an_exported_backbone_stays_as_in_evaluation_mode():
 
 
 @pytest.mark.parametrize("kind", ["exported", "encoder"])
-def test_fit_trains_what_is_new(kind):
+def test_fit_trains_only_new_modules(kind):
     model = (ShapeFlow() if kind == "exported" else Encoder()).eval()
     ee = leenet_fx.attach(model, [1], example_inputs=EXAMPLE, num_classes=5)
     before = {key: value.clone() for key, value in ee.state_dict().items()}
     batches = [(images(8, 3, 16, 16, seed=i), torch.arange(8) % 5) for i in range(2)]
     leenet_fx.fit(ee, batches, epochs=1, alpha=0.5, method="leenet")
-    moved = {key for key, value in ee.state_dict().items() if not torch.equal(value, before[key])}
-    assert {"exits.0.head.linear.weight", "exits.0.gate.linear.weight"} <= moved
-    assert ("exits.final.linear.weight" in moved) == (kind == "encoder")
-    assert not {key for key in moved if not key.startswith("exits.")}
+    changed = {key for key, value in ee.state_dict().items() if not torch.equal(value, before[key])}
+    assert {"exits.0.head.linear.weight", "exits.0.gate.linear.weight"} <= changed
+    assert ("exits.final.linear.weight" in changed) == (kind == "encoder")
+    assert not {key for key in changed if not key.startswith("exits.")}
 
 
 def test_an_exported_backbone_takes_one_image_size():
@@ -91,44 +72,44 @@ def test_an_exported_backbone_takes_one_image_size():
         ee(images(1, 3, 24, 24))
 
 
-def test_backbone_parameters_are_all_but_the_exits():
+def test_backbone_parameters_exclude_the_exits():
     model = tiny()
     ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE)
     assert len(ee.backbone_parameters()) == len(list(model.parameters()))
 
 
 class Aliased(TinyNet):
-    """Augmented assignments that a second name sees, and some that none does."""
+    """Augmented assignments to values that have a second name, and to values that have none."""
 
     def forward(self, x):
         x = self.stem(x)
         for block in self.blocks:
-            kept = x
+            shortcut = x
             x += 0.25
-            x = block(x) + kept
+            x = block(x) + shortcut
             x *= 0.5
-        values = rows = x.shape[0]
-        values *= 5
-        return self.fc(x.mean((2, 3))).reshape(values).reshape(rows, -1)
+        size = batch_size = x.shape[0]
+        size *= 5
+        return self.fc(x.mean((2, 3))).reshape(size).reshape(batch_size, -1)
 
 
-def test_what_is_changed_in_place_is_seen_under_every_name():
+def test_in_place_arithmetic_affects_all_names_of_a_value():
     model = Aliased().eval()
     check(model, leenet_fx.attach(model, "every", example_inputs=EXAMPLE))
 
 
 class Types(TinyNet):
-    """Takes another way for what is no tensor: a trace that never asks would bake that in."""
+    """Branches on the type of its input, which is a proxy during tracing."""
 
     def forward(self, x):
         x = x if isinstance(x, torch.Tensor) else x * 2
         return super().forward(x)
 
 
-def test_a_trace_that_went_another_way_is_noticed():
+def test_a_graph_that_differs_from_the_model_is_detected():
     model = Types().eval()
     ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE)
-    assert ee.spec.tracer_kind == "export"
+    assert ee.spec.tracer == "export"
     check(model, ee)
 
 
@@ -143,13 +124,13 @@ class ValueFlow(TinyNet):
 
 
 @pytest.mark.parametrize("cls", [Item, ValueFlow])
-def test_a_model_that_depends_on_values_is_refused(cls):
+def test_a_model_that_depends_on_values_is_rejected(cls):
     with pytest.raises(TraceError, match=rf"{cls.__name__} .*test_capture\.py:\d+"):
         leenet_fx.attach(cls().eval(), "every", example_inputs=EXAMPLE)
 
 
 class Several(TinyNet):
-    """Images come second, behind a scale; a mask is optional."""
+    """The images are the second argument, after a scale; a mask is optional."""
 
     def forward(self, scale, pixels, mask=None, *, shift):
         if mask is not None:
@@ -157,15 +138,15 @@ class Several(TinyNet):
         return super().forward(pixels * scale) + shift
 
 
-def test_other_inputs_get_a_value():
+def test_concrete_args_are_the_values_of_other_arguments():
     model = Several().eval()
     mask = images(1, 1, 16, 16)
-    given = {"scale": 2.0, "mask": mask, "shift": torch.arange(5.0)}
-    ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE, concrete_args=given)
-    check(model, ee, expected=lambda x: model(pixels=x, **given))
+    concrete_args = {"scale": 2.0, "mask": mask, "shift": torch.arange(5.0)}
+    ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE, concrete_args=concrete_args)
+    check(model, ee, expected=lambda x: model(pixels=x, **concrete_args))
 
 
-def test_other_inputs_without_a_value_are_named():
+def test_arguments_without_a_value_are_named_in_the_error():
     with pytest.raises(TraceError, match=r"takes scale, pixels, shift: .*concrete_args"):
         leenet_fx.attach(Several().eval(), example_inputs=EXAMPLE)
     with pytest.raises(UnknownNameError, match="Did you mean 'scale'"):
@@ -173,7 +154,7 @@ def test_other_inputs_without_a_value_are_named():
 
 
 class TrainsOtherwise(TinyNet):
-    """A dict in training, logits in evaluation, as detectors and distilled models have it."""
+    """Returns a dict in training mode and logits in evaluation mode, as distilled models do."""
 
     def forward(self, x):
         x = self.blocks(self.stem(x)).mean((2, 3))
@@ -181,16 +162,16 @@ class TrainsOtherwise(TinyNet):
         return {"aux": x, "logits": logits} if self.training else logits
 
 
-def test_a_dict_in_training_mode():
+def test_a_model_that_returns_a_dict_in_training_mode():
     model = TrainsOtherwise().eval()
     ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE)
     check(model, ee)
     x = images(3, 3, 16, 16)
-    found = ee.train()(x).logits[-1]
-    assert close(found, model.train()(x)["logits"], 1e-5)
+    logits = ee.train()(x).logits[-1]
+    assert close(logits, model.train()(x)["logits"], 1e-5)
 
 
-def test_a_distilled_pair():
+def test_a_model_with_two_classifiers_for_distillation():
     model = timm.create_model("levit_128s", img_size=64)
     model.set_distilled_training(True)
     ee = leenet_fx.attach(model.eval(), "every", example_inputs=images(1, 3, 64, 64))
@@ -198,7 +179,7 @@ def test_a_distilled_pair():
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_branches_that_come_to_the_same_raise_no_warning(caplog, training):
+def test_training_branches_with_the_same_graph_log_no_warning(caplog, training):
     model = TinyNet()
     cls = type("Branching", (TinyNet,), {"forward": _forward_with_branch})
     model.__class__ = cls
@@ -212,7 +193,7 @@ def _forward_with_branch(self, x):
     return TinyNet.forward(self, x)
 
 
-def test_pruned_weights():
+def test_pruned_weights_are_supported():
     model = tiny()
     for block in model.blocks:
         prune.l1_unstructured(block.conv1, "weight", amount=0.5)
@@ -221,7 +202,7 @@ def test_pruned_weights():
 
 
 @pytest.mark.parametrize("form", ["parametrization", "hook"])
-def test_normed_weights(form):
+def test_normalised_weights_are_supported(form):
     model = tiny()
     for block in model.blocks:
         if form == "parametrization":
@@ -230,30 +211,30 @@ def test_normed_weights(form):
         else:
             with pytest.warns(FutureWarning):
                 nn.utils.weight_norm(block.conv1)
-    # Parametrised modules refuse to be pickled.
+    # Parametrised modules cannot be pickled.
     check(model, leenet_fx.attach(model, "every", example_inputs=EXAMPLE), pickles=form == "hook")
 
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:UserWarning")
-def test_dynamically_quantised_layers():
-    plain = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=5).eval()
-    model = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear}, dtype=torch.qint8)
+def test_dynamically_quantised_layers_are_supported():
+    original = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=5).eval()
+    model = torch.ao.quantization.quantize_dynamic(original, {nn.Linear}, dtype=torch.qint8)
     ee = leenet_fx.attach(model, "every", example_inputs=images(1, 3, 32, 32))
     x = images(4, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(ee(x), model(x))
-    # Activations are quantised by the range of the batch: a smaller batch rounds otherwise.
+    # Activations are quantised by the range of the batch: a smaller batch is rounded differently.
     index = torch.tensor([0, 12, 5, 12])
     assert close(ee.predict(x, exit_index=index).logits, oracle(ee, x, index), 0.1)
-    plain_costs = leenet_fx.attach(plain, "every", example_inputs=x).costs
-    assert ee.costs.backbone.flops == plain_costs.backbone.flops
+    original_costs = leenet_fx.attach(original, "every", example_inputs=x).costs
+    assert ee.costs.backbone.flops == original_costs.backbone.flops
     assert set(model.state_dict()) <= set(ee.state_dict())
 
 
 @pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_recurrent_layers_cost_what_their_steps_cost(recurrent, bidirectional):
-    class FeatureBatch(nn.Module):
+def test_recurrent_layers_cost_as_much_as_their_steps(recurrent, bidirectional):
+    class RowByRow(nn.Module):
         """Reads an image row by row."""
 
         def __init__(self):
@@ -270,68 +251,14 @@ def test_recurrent_layers_cost_what_their_steps_cost(recurrent, bidirectional):
                 x = block(x)[0]
             return self.fc(x[:, -1])
 
-    model = FeatureBatch().eval()
+    model = RowByRow().eval()
     example = images(1, 3, 4, 4)
     ee = leenet_fx.attach(model, "every", example_inputs=example)
     gates = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[recurrent]
-    ways, steps = 1 + bidirectional, 4
-    widths = [12, 8 * ways, 8 * ways, 8 * ways]
-    macs = sum(ways * steps * gates * 8 * (width + 8) for width in widths) + 8 * ways * 5
+    directions, steps = 1 + bidirectional, 4
+    widths = [12, 8 * directions, 8 * directions, 8 * directions]
+    macs = (
+        sum(directions * steps * gates * 8 * (width + 8) for width in widths) + 8 * directions * 5
+    )
     assert ee.costs.backbone.flops == 2 * macs
     check(model, ee, size=4)
-
-
-class Encoder(TinyNet):
-    num_classes = 0
-
-    def forward(self, x):
-        return self.blocks(self.stem(x))
-
-
-@pytest.mark.parametrize("shape", ["maps", "tokens", "vectors"])
-def test_an_encoder_gets_a_class_head(shape):
-    class Shaped(Encoder):
-        def forward(self, x):
-            x = super().forward(x)
-            if shape == "tokens":
-                return x.flatten(2).transpose(1, 2)
-            return x.mean((2, 3)) if shape == "vectors" else x
-
-    model = Shaped().eval()
-    with pytest.raises(InputError, match="pass num_classes"):
-        leenet_fx.attach(model, "every", example_inputs=EXAMPLE)
-    ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE, num_classes=7)
-    head = ee.get_submodule(ee.spec.final_classifier)
-    assert ee.spec.classifier_is_new
-    assert (head.in_features, head.out_features) == (8, 7)
-    pooled = Encoder.forward
-    check(model, ee, expected=lambda x: head(pooled(model, x).mean((2, 3))))
-    assert len(ee.exits) == 4
-    assert all(key.startswith("exits.") for key in ee.state_dict().keys() - model.state_dict())
-
-
-def test_an_encoder_of_timm_gets_the_head_that_timm_would_give_it():
-    model = timm.create_model("resnet18", num_classes=0).eval()
-    ee = leenet_fx.attach(model, "every", example_inputs=images(1, 3, 64, 64), num_classes=6)
-    theirs = timm.create_model("resnet18", num_classes=6).eval()
-    theirs.load_state_dict(model.state_dict(), strict=False)
-    head = ee.get_submodule(ee.spec.final_classifier)
-    theirs.fc.load_state_dict(head.state_dict())
-    check(model, ee, expected=theirs, size=64)
-
-
-def test_blocks_are_what_the_user_says():
-    model = tiny()
-    by_name = leenet_fx.attach(
-        model, "every", example_inputs=EXAMPLE, blocks=["stem", "blocks.[02]", "blocks.1.*1"]
-    )
-    assert by_name.spec.placement.names == ("stem", "blocks.0", "blocks.1.conv1", "blocks.2")
-    by_class = leenet_fx.attach(model, "every", example_inputs=EXAMPLE, blocks=[Block])
-    assert by_class.spec.placement.names == tuple(f"blocks.{i}" for i in range(4))
-    check(model, by_name)
-
-
-@pytest.mark.parametrize("blocks", [["blocks.9"], ["blocs.0"], [nn.LSTM]])
-def test_blocks_that_do_not_exist(blocks):
-    with pytest.raises(UnknownNameError, match="Unknown block"):
-        leenet_fx.attach(tiny(), "every", example_inputs=EXAMPLE, blocks=blocks)

@@ -1,4 +1,4 @@
-"""Networks drawn at random: whatever crosses a cut, samples get what they would have got."""
+"""Random networks: each sample gets the same logits with conditional execution as without."""
 
 import copy
 import pickle
@@ -14,12 +14,12 @@ import leenet_fx
 SIZE = 8
 KINDS = (
     *("residual", "in place", "dense", "branching", "by batch size", "windows", "tokens"),
-    *("keeps", "keeps folded", "uses", "takes part"),
+    *("stores", "stores folded", "uses", "chunks"),
 )
 
 
 class Block(nn.Module):
-    """(features, something kept) → the same; what it does in between goes by its kind."""
+    """Maps (features, a value for later blocks) to the same, with one of several operations."""
 
     def __init__(self, kind, width, dropout):
         super().__init__()
@@ -33,56 +33,56 @@ class Block(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.act = nn.ReLU(inplace=True)
 
-    def forward(self, x, kept, rows):
-        way = getattr(self, "_" + self.kind.replace(" ", "_"))
-        return way(self.drop(x), kept, rows)
+    def forward(self, x, stored, size):
+        method = getattr(self, "_" + self.kind.replace(" ", "_"))
+        return method(self.drop(x), stored, size)
 
-    def _residual(self, x, kept, rows):
-        return self.act(x + self.two(self.act(self.norm(self.one(x))))), kept
+    def _residual(self, x, stored, size):
+        return self.act(x + self.two(self.act(self.norm(self.one(x))))), stored
 
-    def _in_place(self, x, kept, rows):
+    def _in_place(self, x, stored, size):
         y = self.two(self.one(x).relu_())
         y += x
         y *= 0.5
-        return y, kept
+        return y, stored
 
-    def _dense(self, x, kept, rows):
-        return self.join(torch.cat([x, self.two(self.act(self.one(x)))], 1)), kept
+    def _dense(self, x, stored, size):
+        return self.join(torch.cat([x, self.two(self.act(self.one(x)))], 1)), stored
 
-    def _branching(self, x, kept, rows):
-        return self.norm(self.one(x) + self.two(x)), kept
+    def _branching(self, x, stored, size):
+        return self.norm(self.one(x) + self.two(x)), stored
 
-    def _by_batch_size(self, x, kept, rows):
+    def _by_batch_size(self, x, stored, size):
         _, channels, height, width = x.shape
-        y = x.reshape(rows * 2, channels // 2, height, width)
-        y = self.slim(y).view(rows, channels, height, width)
-        return x + self.one(y), kept
+        y = x.reshape(size * 2, channels // 2, height, width)
+        y = self.slim(y).view(size, channels, height, width)
+        return x + self.one(y), stored
 
-    def _windows(self, x, kept, rows):
+    def _windows(self, x, stored, size):
         batch, channels, height, width = x.shape
         y = x.view(batch, channels, height // 2, 2, width // 2, 2)
         y = y.permute(0, 2, 4, 3, 5, 1).reshape(-1, 4, channels)
         y = self.line(y.softmax(1))
         y = y.view(batch, height // 2, width // 2, 2, 2, channels)
-        return x + y.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, height, width), kept
+        return x + y.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, height, width), stored
 
-    def _tokens(self, x, kept, rows):
+    def _tokens(self, x, stored, size):
         y = self.line(x.flatten(2).transpose(1, 2)).transpose(1, 2)
-        return self.one(y.reshape(x.shape)), kept
+        return self.one(y.reshape(x.shape)), stored
 
-    def _keeps(self, x, kept, rows):
+    def _stores(self, x, stored, size):
         return self.two(self.one(x)), x
 
-    def _keeps_folded(self, x, kept, rows):
+    def _stores_folded(self, x, stored, size):
         return self.two(self.one(x)), x.flatten(0, 1)
 
-    def _uses(self, x, kept, rows):
+    def _uses(self, x, stored, size):
         x = self.two(self.one(x))
-        return (x if kept is None else x + kept.view(x.shape)), None
+        return (x if stored is None else x + stored.view(x.shape)), None
 
-    def _takes_part(self, x, kept, rows):
+    def _chunks(self, x, stored, size):
         one, two = self.join(torch.cat([x, x], 1)).chunk(2, 1)
-        return self.one(torch.cat([two, one * 2], 1)), kept
+        return self.one(torch.cat([two, one * 2], 1)), stored
 
 
 class RandomNet(nn.Module):
@@ -98,45 +98,45 @@ class RandomNet(nn.Module):
             norm.running_var.uniform_(0.6, 1.4)
 
     def forward(self, x):
-        rows = x.shape[0]
-        x, kept = self.stem(x), None
+        size = x.shape[0]
+        x, stored = self.stem(x), None
         for index in self.order:
-            x, kept = self.blocks[index](x, kept, rows)
+            x, stored = self.blocks[index](x, stored, size)
         return self.fc(x.mean((2, 3)))
 
 
 @st.composite
 def networks(draw):
     kinds = draw(st.lists(st.sampled_from(KINDS), min_size=2, max_size=5))
-    every = list(range(len(kinds)))
-    # Some modules are called again.
-    again = draw(st.lists(st.sampled_from(every), max_size=2))
+    order = list(range(len(kinds)))
+    # Some modules are called twice.
+    again = draw(st.lists(st.sampled_from(order), max_size=2))
     width, dropout = draw(st.sampled_from([4, 8])), draw(st.sampled_from([0.0, 0.3]))
-    return RandomNet(kinds, every + again, width, dropout, draw(st.integers(0, 99)))
+    return RandomNet(kinds, order + again, width, dropout, draw(st.integers(0, 99)))
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(networks(), st.data())
-def test_random_networks(model, data):
+def test_random_networks_agree_with_the_original_and_the_oracle(model, data):
     model = model.eval()
     before = copy.deepcopy(model.state_dict())
     ee = leenet_fx.attach(model, "every", example_inputs=images(1, 3, SIZE, SIZE))
-    assert ee.spec.tracer_kind == "fx"
+    assert ee.spec.tracer == "fx"
     assert len(ee.spec.profile.candidates) + len(ee.spec.rejected) == len(model.order)
     assert ee.spec.rejected == {}
 
-    rows = data.draw(st.integers(1, 6))
-    x = images(rows, 3, SIZE, SIZE)
+    size = data.draw(st.integers(1, 6))
+    x = images(size, 3, SIZE, SIZE)
     with torch.no_grad():
         assert close(ee(x), model(x), 1e-6)
         wider = images(2, 3, 2 * SIZE, SIZE)
         assert close(ee(wider), model(wider), 1e-6)
-    outlets = st.integers(0, ee.num_exits)
-    index = torch.tensor(data.draw(st.lists(outlets, min_size=rows, max_size=rows)))
+    exits = st.integers(0, ee.num_exits)
+    index = torch.tensor(data.draw(st.lists(exits, min_size=size, max_size=size)))
     for twin in (ee, copy.deepcopy(ee), pickle.loads(pickle.dumps(ee))):
-        found = twin.predict(x, exit_index=index)
-        assert torch.equal(found.exit_index, index)
-        assert close(found.logits, oracle(ee, x, index), 1e-5)
+        prediction = twin.predict(x, exit_index=index)
+        assert torch.equal(prediction.exit_index, index)
+        assert close(prediction.logits, oracle(ee, x, index), 1e-5)
 
     ours = {key: v for key, v in ee.state_dict().items() if not key.startswith("exits.")}
     assert ours.keys() == before.keys()

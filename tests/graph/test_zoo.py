@@ -1,4 +1,4 @@
-"""Known architectures with exits, against the models they were made from."""
+"""Known architectures with exits, compared with the original models."""
 
 import copy
 import pickle
@@ -40,7 +40,7 @@ def test_one_candidate_for_each_block(attached):
     assert ee.spec.rejected == {}
 
 
-def test_shut_it_predicts_what_the_original_predicts(attached):
+def test_predictions_with_early_exits_disabled_are_those_of_the_original(attached):
     _, model, ee, size, other = attached
     with torch.no_grad():
         for batch in (1, 2, 7):
@@ -51,29 +51,29 @@ def test_shut_it_predicts_what_the_original_predicts(attached):
             assert close(ee(x), model(x), SAME)
 
 
-def test_samples_leave_one_by_one_as_an_oracle_says(attached):
+def test_samples_that_exit_early_get_the_logits_of_the_oracle(attached):
     _, _, ee, size, _ = attached
     x = images(7, 3, size, size)
     for exits in ([0, 3, 1, 2, 0, 1, 3], [2, 2, 2, 2, 2, 2, 2], [3, 0, 3, 0, 3, 0, 3]):
         index = torch.tensor(exits)
-        found = ee.predict(x, exit_index=index)
-        assert torch.equal(found.exit_index, index)
-        assert close(found.logits, oracle(ee, x, index), ORACLE)
+        prediction = ee.predict(x, exit_index=index)
+        assert torch.equal(prediction.exit_index, index)
+        assert close(prediction.logits, oracle(ee, x, index), ORACLE)
 
 
-def test_keys_and_values_are_the_originals(attached):
+def test_the_state_dict_of_the_backbone_is_that_of_the_original(attached):
     _, model, ee, _, _ = attached
     ours = {key: v for key, v in ee.state_dict().items() if not key.startswith("exits.")}
-    theirs = model.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    original = model.state_dict()
+    assert ours.keys() == original.keys()
+    assert all(torch.equal(ours[key], original[key]) for key in original)
     model.load_state_dict(ours)
-    missing, unexpected = ee.load_state_dict(theirs, strict=False)
+    missing, unexpected = ee.load_state_dict(original, strict=False)
     assert unexpected == []
     assert all(key.startswith("exits.") for key in missing)
 
 
-def test_copies_keep_both_forms_costs_and_policy(attached):
+def test_copies_keep_graph_costs_and_policy(attached):
     _, _, ee, size, _ = attached
     ee = copy.deepcopy(ee)
     ee.policy = GateThreshold(0.1)
@@ -90,9 +90,9 @@ def test_copies_keep_both_forms_costs_and_policy(attached):
                 assert torch.equal(a, b)
 
 
-# GoogLeNet's auxiliary classifiers draw dropout of their own in training.
+# GoogLeNet's auxiliary classifiers use random numbers for dropout in training mode.
 @torch.no_grad()
-def test_training_behaves_as_in_the_original(attached):
+def test_training_mode_behaves_like_the_original(attached):
     name, model, ee, size, _ = attached
     model, ee = copy.deepcopy(model).train(), copy.deepcopy(ee).train()
     if name == "torchvision/googlenet":
@@ -104,7 +104,7 @@ def test_training_behaves_as_in_the_original(attached):
     torch.manual_seed(1)
     outputs = ee(x)
     assert close(outputs.logits[-1], expected, SAME)
-    assert [tuple(at.shape) for at in outputs.logits] == [(4, 1000)] * 4
+    assert [tuple(logits.shape) for logits in outputs.logits] == [(4, 1000)] * 4
     assert outputs.gate_logits.shape == (4, 3)
     trained, ours = model.state_dict(), ee.state_dict()
     for key, value in trained.items():

@@ -29,7 +29,7 @@ def cifar_resnet(depth: int, counter: str) -> CostProfile:
     if counter == "with norms":
         shares = [0.128, 0.245, 0.361, 0.451, 0.566, 0.681, 0.771, 0.886, 0.999]
         return profile_of([round(1000 * share) for share in shares], 1000)
-    spent = 3 * 16 * 9 * 32 * 32
+    flops = 3 * 16 * 9 * 32 * 32
     ends = []
     width, size = 16, 32
     for layer in range(3):
@@ -37,9 +37,9 @@ def cifar_resnet(depth: int, counter: str) -> CostProfile:
             inner = width
             if layer and not block:
                 width, size = 2 * width, size // 2
-            spent += 9 * (inner * width + width * width) * size * size
-            ends.append(spent)
-    return profile_of(ends, spent + 64 * 10)
+            flops += 9 * (inner * width + width * width) * size * size
+            ends.append(flops)
+    return profile_of(ends, flops + 64 * 10)
 
 
 def profile_of(ends: list[int], total: int) -> CostProfile:
@@ -84,7 +84,7 @@ def test_each_exit_is_the_first_free_boundary_past_its_threshold(ends, strategy,
 
 
 @given(increasing)
-def test_the_default_number_of_exits_always_fits_or_falls(ends):
+def test_the_default_number_of_exits_is_reduced_until_they_fit(ends):
     profile = profile_of(ends, ends[-1] + 1)
     for strategy in ("fine", "linear"):
         try:
@@ -102,14 +102,14 @@ def test_default_number_of_exits(blocks, exits):
     assert placement.default_num_exits(profile) == exits
 
 
-def test_every_takes_each_boundary():
+def test_every_places_an_exit_at_each_boundary():
     profile = profile_of([1, 2, 3], 4)
     assert placement.place(profile, "every").indices == (0, 1, 2)
     with pytest.raises(PlacementError, match="places 3 exits"):
         placement.place(profile, "every", 2)
 
 
-def test_fixed_takes_names_indices_and_shares():
+def test_fixed_accepts_names_indices_and_shares():
     profile = profile_of([10, 20, 30, 40], 100)
     assert placement.place(profile, ["block4", 0, 0.15]).indices == (0, 1, 3)
     assert placement.place(profile, [-1]).names == ("block4",)
@@ -127,9 +127,9 @@ def test_fixed_takes_names_indices_and_shares():
         ([True], "name, an index or a FLOP share"),
     ],
 )
-def test_fixed_refuses_bad_positions(positions, message):
+def test_fixed_rejects_invalid_positions(positions, message):
     profile = profile_of([10, 20, 30, 40], 100)
-    with pytest.raises(placement.EarlyExitError, match=message):
+    with pytest.raises(PlacementError, match=message):
         placement.place(profile, positions)
 
 
@@ -141,18 +141,18 @@ def test_unknown_strategy_names_the_nearest():
 @pytest.mark.parametrize(
     ("exits", "message"), [(5, "only 4 block boundaries"), (0, "whole number"), (True, "whole")]
 )
-def test_impossible_numbers_of_exits(exits, message):
+def test_impossible_numbers_of_exits_are_rejected(exits, message):
     with pytest.raises(PlacementError, match=message):
         placement.place(profile_of([10, 20, 30, 40], 100), "fine", exits)
 
 
-def test_no_boundary_at_all():
+def test_a_network_without_boundaries_is_rejected():
     with pytest.raises(PlacementError, match="no block boundary"):
         placement.place(CostProfile("network", (), 10, 10, 10), "fine")
 
 
 @given(increasing)
-def test_profile_and_placement_survive_json(ends):
+def test_profile_and_placement_round_trip_through_json(ends):
     profile = profile_of(ends, ends[-1] + 1)
     assert CostProfile.from_json(profile.to_json()) == profile
     assert json.loads(profile.to_json())["unit"] == placement.UNIT
@@ -162,29 +162,29 @@ def test_profile_and_placement_survive_json(ends):
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "nonsense", '{"schema": 99, "unit": ""}'])
-def test_bad_json_is_refused(text):
+def test_invalid_json_is_rejected(text):
     with pytest.raises(PlacementError):
         CostProfile.from_json(text)
     with pytest.raises(PlacementError):
         placement.Placement.from_json(text)
 
 
-def test_profile_refuses_nonsense():
+def test_profile_rejects_repeated_names_and_decreasing_costs():
     with pytest.raises(PlacementError, match="more than once"):
         CostProfile("n", (Candidate("a", 1, 1, 1), Candidate("a", 2, 2, 2)), 3, 3, 3)
-    with pytest.raises(PlacementError, match="must not fall"):
+    with pytest.raises(PlacementError, match="must not decrease"):
         CostProfile("n", (Candidate("a", 5, 1, 1),), 3, 3, 3)
 
 
-def test_segments_of_the_chain_add_up():
+def test_edges_of_the_chain_sum_to_the_total():
     profile = profile_of([10, 25, 30], 100)
     chain = profile.to_networkx()
-    steps = [data["flops"] for _, _, data in chain.edges(data=True)]
-    assert steps == [10, 15, 5, 70]
-    assert sum(steps) == profile.flops
+    differences = [data["flops"] for _, _, data in chain.edges(data=True)]
+    assert differences == [10, 15, 5, 70]
+    assert sum(differences) == profile.flops
 
 
-def test_third_party_strategies_register_once():
+def test_a_strategy_name_can_be_registered_once():
     name = "test-last"
 
     @placement.register_strategy(name)
@@ -197,8 +197,8 @@ def test_third_party_strategies_register_once():
         placement.register_strategy(name)(last)
 
 
-def test_entry_points_add_strategies_and_do_not_replace_ours(tmp_path, monkeypatch):
-    """A distribution on the path, as pip leaves it."""
+def test_entry_points_add_strategies_but_do_not_replace_existing_ones(tmp_path, monkeypatch):
+    """A distribution on the import path, as pip installs it."""
     (tmp_path / "their_strategies.py").write_text(
         "import placement\n"
         "def first(profile, num_exits=None):\n"
@@ -208,11 +208,10 @@ def test_entry_points_add_strategies_and_do_not_replace_ours(tmp_path, monkeypat
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[test.strategies]\nfirst = their_strategies:first\nours = their_strategies:first\n"
+        "[placement.strategies]\n"
+        "test-first = their_strategies:first\nfine = their_strategies:first\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    registry = placement.Registry("strategy", "test.strategies")
-    registry.register("ours")(placement.fine)
-    assert registry.names() == ["first", "ours"]
-    assert registry.get("ours") is placement.fine
-    assert registry.get("first")(profile_of([1, 2], 4)).indices == (0,)
+    assert "test-first" in placement.list_strategies()
+    assert placement.get_strategy("fine") is placement.fine
+    assert placement.place(profile_of([1, 2], 4), "test-first").indices == (0,)
