@@ -41,12 +41,9 @@ PRESETS = {
     "ztw": (["exits", "ensembles"], MaxProbability(0.9)),
 }
 
-
 JOINT = {"boostnet", "branchynet", "diffbranch", "eenets", "msdnet", "pabee"}
 
-
 FROZEN = sorted(set(PRESETS) - JOINT)
-
 
 GATED = {"diffbranch", "eenets", "jei-dnn", "leenet", "leenet-alpha", "pteenet"}
 
@@ -111,11 +108,11 @@ def all_equal(first, second):
 class InterruptedLoader(DataLoader):
     """Loader that raises KeyboardInterrupt after a number of passes."""
 
-    left = 0
+    allowed = 0
 
     def __iter__(self):
-        self.left -= 1
-        if self.left < 0:
+        self.allowed -= 1
+        if self.allowed < 0:
             raise KeyboardInterrupt
         return super().__iter__()
 
@@ -123,9 +120,9 @@ class InterruptedLoader(DataLoader):
 def interrupted_loader(passes):
     """Shuffled by a generator of its own, so that the order of batches matters."""
     generator = torch.Generator().manual_seed(8)
-    made = InterruptedLoader(TensorDataset(*data(80)), 16, shuffle=True, generator=generator)
-    made.left = passes
-    return made
+    interrupted = InterruptedLoader(TensorDataset(*data(80)), 16, shuffle=True, generator=generator)
+    interrupted.allowed = passes
+    return interrupted
 
 
 def softmax(z):

@@ -60,11 +60,11 @@ def test_a_common_threshold_spends_as_much_of_the_budget_as_it_can(uncertain, po
     assert type(found) is type(policy)
     assert len(set(found.thresholds)) == 1
     assert float(ee.predict(x).cost.mean()) <= budget + 1e-6
-    seen = confidence(policy, all_exits(ee, x))
+    confidences = confidence(policy, all_exits(ee, x))
     threshold = found.sign * found.thresholds[0]
-    assert mean_cost(seen, threshold - 1e-6, costs) <= budget
-    stricter = seen[seen > threshold + 1e-6]
-    assert mean_cost(seen, stricter.min() if len(stricter) else math.inf, costs) > budget
+    assert mean_cost(confidences, threshold - 1e-6, costs) <= budget
+    higher = confidences[confidences > threshold + 1e-6]
+    assert mean_cost(confidences, higher.min() if len(higher) else math.inf, costs) > budget
 
 
 def test_a_budget_of_the_full_cost_disables_early_exits(uncertain):
@@ -125,9 +125,9 @@ def test_budgets_read_no_labels(uncertain):
     ):
         ee.policy = MaxProbability(0.9)
         found.append(set_budget(ee, train, 0.6))
-    with cache_features(ee, DataLoader(x, 20), labelled=False) as kept:
+    with cache_features(ee, DataLoader(x, 20), labelled=False) as cached:
         ee.policy = MaxProbability(0.1)
-        found.append(set_budget(ee, kept, 0.6))
+        found.append(set_budget(ee, cached, 0.6))
     thresholds = [policy.thresholds[0] for policy in found]
     assert thresholds == pytest.approx([thresholds[0]] * 4, abs=1e-6)
 

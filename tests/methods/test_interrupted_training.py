@@ -32,19 +32,19 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(method, tmp_path):
     options, passes, (phase, epoch) = INTERRUPTED[method]
     options = {"method": leenet_fx.get_method(method, **options), "epochs": 3, "seed": 2}
     ends = []
-    for left in (99, passes):
+    for allowed in (99, passes):
         ee = attach_for(method, tiny(dropout=0.5))
         torch.manual_seed(7)
-        if left == passes:
+        if allowed == passes:
             with pytest.raises(KeyboardInterrupt):
-                leenet_fx.fit(ee, interrupted_loader(left), out=tmp_path, **options)
-            reached = load_checkpoint(tmp_path)["history"][-1]
-            assert (reached["step"], reached["epoch"]) == (phase, epoch)
+                leenet_fx.fit(ee, interrupted_loader(allowed), out=tmp_path, **options)
+            last = load_checkpoint(tmp_path)["history"][-1]
+            assert (last["step"], last["epoch"]) == (phase, epoch)
             ee = attach_for(method, tiny(dropout=0.5))
             torch.manual_seed(99)
             leenet_fx.fit(ee, interrupted_loader(99), out=tmp_path, resume=True, **options)
         else:
-            leenet_fx.fit(ee, interrupted_loader(left), **options)
+            leenet_fx.fit(ee, interrupted_loader(allowed), **options)
         ends.append(ee)
     assert same_state(*ends)
     assert ends[0].policy == ends[1].policy

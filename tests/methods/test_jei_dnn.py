@@ -32,9 +32,9 @@ def test_jei_dnn_alternates_between_heads_and_gates(tmp_path):
                 epochs={"exits": 2, "alternating": 5},
                 out=tmp_path / str(epochs),
             )
-        kept = load_checkpoint(tmp_path / str(epochs))["run"]
-        assert kept["done"] == epochs
-        values = dict(zip(names, kept["state"], strict=False))
+        checkpoint = load_checkpoint(tmp_path / str(epochs))["run"]
+        assert checkpoint["done"] == epochs
+        values = dict(zip(names, checkpoint["state"], strict=False))
         heads.append({name: at for name, at in values.items() if ".head." in name})
         gates.append({name: at for name, at in values.items() if ".gate." in name})
     assert heads[0]

@@ -12,9 +12,7 @@ from leenet_fx.policies import AlphaConditionedGate
 
 EXAMPLE = images(1, 3, 16, 16)
 
-
 BATCH = images(20, 3, 16, 16, seed=3)
-
 
 STEM, BLOCK = 2 * 3 * 8 * 9 * 256, 2 * 2 * 8 * 8 * 9 * 256
 

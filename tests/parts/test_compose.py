@@ -37,7 +37,6 @@ NECKS = [
     *(("conv", {"blocks": n}) for n in (0, 1, 2)),
 ]
 
-
 PARTS = [
     ("linear", "features"),
     ("projection", None),
@@ -45,7 +44,6 @@ PARTS = [
         ("linear", "cascade", "additive", "means"), ("confidence", "history", "alpha")
     ),
 ]
-
 
 COMBINATIONS = [
     pytest.param(
@@ -140,7 +138,6 @@ def test_copies_and_saved_networks_predict_equally(branch, options, tmp_path):
 # FLOPs and parameters at an exit that is passed: features pooled to 4 x 4 cells, 128 values.
 LINEAR = 2 * 128 * 5
 
-
 HEADS = {
     "linear": ([LINEAR] * 4, [128 * 5 + 5] * 4),
     "additive": ([LINEAR] * 4, [128 * 5 + 5] * 4),
@@ -151,7 +148,6 @@ HEADS = {
     ),
 }
 
-
 GATES = {"confidence": (2 * 4, 5), "history": (2 * 6, 7), "alpha": (2 * 6 * 3, 7 * 3)}
 
 
@@ -160,16 +156,16 @@ GATES = {"confidence": (2 * 4, 5), "history": (2 * 6, 7), "alpha": (2 * 6 * 3, 7
 def test_cost_of_heads_and_gates_by_hand(head, gate):
     ee = attached(head=head, gate=gate)
     (flops, params), (gate_flops, gate_params) = HEADS[head], GATES[gate]
-    plain = ee.costs.backbone
+    backbone = ee.costs.backbone
     for by_gate in (True, False):
         ee.policy = GateThreshold() if by_gate else MaxProbability(0.5)
         passed = [n + by_gate * gate_flops for n in flops]
         for i, row in enumerate(ee.costs):
-            before = STEM + (i + 1) * BLOCK if i < 4 else plain.flops
+            before = STEM + (i + 1) * BLOCK if i < 4 else backbone.flops
             assert row.flops == before + sum(passed[: i + 1])
-            assert row.relative_flops == row.flops / plain.flops
-        held = sum(params) + by_gate * 4 * gate_params
-        assert ee.costs[-1].params == plain.params + held
+            assert row.relative_flops == row.flops / backbone.flops
+        added = sum(params) + by_gate * 4 * gate_params
+        assert ee.costs[-1].params == backbone.params + added
 
 
 @pytest.mark.parametrize(

@@ -31,19 +31,19 @@ def test_cost_of_convolutions_equals_a_count_by_hand(options, convolutions, widt
     ee = attached("conv", gate="features", **options)
     hidden = sum(2 * i * o * 9 * side * side for i, o, side in convolutions)
     gate, head = 2 * width, 2 * width * 5
-    plain = STEM + 4 * BLOCK + 2 * 8 * 5
+    backbone_flops = STEM + 4 * BLOCK + 2 * 8 * 5
     for i, row in enumerate(ee.costs[:-1]):
         assert row.flops == STEM + (i + 1) * (BLOCK + hidden + gate) + head
-    assert ee.costs[-1].flops == plain + 4 * (hidden + gate)
+    assert ee.costs[-1].flops == backbone_flops + 4 * (hidden + gate)
     # Each convolution has no bias, and a BatchNorm of two parameters a channel.
-    held = sum(i * o * 9 + 2 * o for i, o, _ in convolutions)
-    assert ee.costs[-1].params == ee.costs.backbone.params + 4 * (held + width + 1)
+    added = sum(i * o * 9 + 2 * o for i, o, _ in convolutions)
+    assert ee.costs[-1].params == ee.costs.backbone.params + 4 * (added + width + 1)
     stem, block = 3 * 8 * 9 + 8, 2 * (8 * 8 * 9 + 8) + 2 * 8
-    first_exit = stem + block + held + (width + 1) + (width * 5 + 5)
+    first_exit = stem + block + added + (width + 1) + (width * 5 + 5)
     assert ee.costs[0].params == first_exit
     ee.policy = MaxProbability(0.9)
-    assert ee.costs[-1].flops == plain + 4 * (hidden + head)
-    assert ee.costs[-1].params == ee.costs.backbone.params + 4 * (held + width * 5 + 5)
+    assert ee.costs[-1].flops == backbone_flops + 4 * (hidden + head)
+    assert ee.costs[-1].params == ee.costs.backbone.params + 4 * (added + width * 5 + 5)
 
 
 @pytest.mark.parametrize("axis", [1, 3])
@@ -54,8 +54,8 @@ def test_normpool_normalizes_channels_then_averages(axis):
     mean = maps.mean((0, 2, 3), keepdims=True)
     deviation = np.sqrt(maps.var((0, 2, 3), keepdims=True) + 1e-5)
     cells = ((maps - mean) / deviation).reshape(5, 6, 2, 4, 2, 4).mean((3, 5)).reshape(5, -1)
-    given = torch.tensor(np.moveaxis(maps, 1, axis), dtype=torch.float32)
-    found = neck.train()(*neck.pool(given)).detach().numpy()
+    features = torch.tensor(np.moveaxis(maps, 1, axis), dtype=torch.float32)
+    found = neck.train()(*neck.pool(features)).detach().numpy()
     assert np.allclose(found, cells / np.sqrt(24), atol=1e-5)
     assert torch.allclose(neck.norms[0].running_mean, torch.tensor(0.1 * mean.ravel()).float())
 
