@@ -60,7 +60,7 @@ ALPHAS = (0.0, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 1.0)
 LAMBDAS = (0.0, 0.2, 0.5, 1.0, 2.0, 4.0)
 """Weights of the cost that methods are trained for: an α, or a λ."""
 
-POINTS = {"threshold": 100, "shares": 16}
+POINTS = {"threshold": 100, "exit_shares": 16}
 """Budgets that thresholds are solved for."""
 
 
@@ -480,7 +480,7 @@ def _run(
         "progress": False,
     }
     lengths = _lengths(method, epochs, ee.spec.classifier_is_new)
-    by_weight = method.trade_off == "weight"
+    by_weight = method.trade_off == "cost_weight"
     settings: tuple[float, ...] = (method.cost_weight,)
     last = list(lengths)[-1]
     trained = 0.0
@@ -496,7 +496,14 @@ def _run(
         # one's.
         _draw_from(seed, work.loaders)
         began = time.perf_counter()
-        fit(ee, images, gates=gates, alpha=setting if method.gated else None, epochs=now, **options)
+        fit(
+            ee,
+            images,
+            gates=gates,
+            alpha=setting if method.has_gates else None,
+            epochs=now,
+            **options,
+        )
         trained += time.perf_counter() - began
 
     if by_weight:
@@ -560,7 +567,7 @@ def _frontier(
 ) -> Iterable[FrontierPoint]:
     """Operating points of a fitted network, each chosen on `tuned` and measured on `asked`."""
     policy = ee.policy
-    if method.trade_off == "dial":
+    if method.trade_off == "alpha":
         for alpha in ALPHAS:
             yield _point(ee, policy.with_alpha(alpha), asked, alpha)
         return
@@ -569,7 +576,7 @@ def _frontier(
             yield _point(ee, Patience(patience), asked, patience)
         return
     assert isinstance(policy, ThresholdPolicy)
-    solve = get_solver("exponential" if method.trade_off == "shares" else "common")
+    solve = get_solver("exponential" if method.trade_off == "exit_shares" else "common")
     sure = confidences(ee, policy, tuned)
     costs = monotone_costs(ee)
     count = POINTS[method.trade_off]

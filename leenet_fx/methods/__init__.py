@@ -1,12 +1,28 @@
-"""Published early-exit systems as presets of parts."""
+"""Published early-exit systems: branch architecture, training recipe and exit policy."""
 
-from leenet_fx.methods import gated as _gated  # noqa: F401
-from leenet_fx.methods import ungated as _ungated  # noqa: F401
+# Importing a module registers its method.
+from leenet_fx.methods import (  # noqa: F401
+    boostnet,
+    branchynet,
+    diffbranch,
+    distilled,
+    e2cm,
+    eenets,
+    jei_dnn,
+    leenet,
+    leenet_alpha,
+    msdnet,
+    pabee,
+    pteenet,
+    shallow_deep,
+    ztw,
+)
 from leenet_fx.methods.method import (
     CUSTOM,
     DEFAULT,
     Method,
     MethodConfig,
+    TradeOff,
     as_method,
     get_method,
     list_method_options,
@@ -14,12 +30,16 @@ from leenet_fx.methods.method import (
     register_method,
 )
 
+get = get_method
+
 __all__ = [
     "CUSTOM",
     "DEFAULT",
     "Method",
     "MethodConfig",
+    "TradeOff",
     "as_method",
+    "get",
     "get_method",
     "list_method_options",
     "list_methods",

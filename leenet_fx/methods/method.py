@@ -1,4 +1,4 @@
-"""What a method is: parts, a recipe, and the policy it trains for."""
+"""Methods: branch architecture, training recipe and exit policy of an early-exit system."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from leenet_fx.methods.phases import Phase
 from leenet_fx.policies import Policy
 from leenet_fx.registry import Registry, unknown_name
 
-Knob: TypeAlias = Literal["weight", "threshold", "shares", "patience", "dial"]
-"""What moves a method along its frontier of accuracy and cost: the weight of the cost, for which
-gates are trained anew; a threshold common to all exits; thresholds by exponential shares; the
-patience; the dial of gates that know every weight."""
+TradeOff: TypeAlias = Literal["cost_weight", "threshold", "exit_shares", "patience", "alpha"]
+"""Parameter that trades accuracy against cost: the cost weight, for which gates are retrained; one
+threshold for all exits; thresholds per exit, for exponentially distributed exit shares; the
+patience; the α of gates that are conditioned on it."""
 
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """Name and options of a method: what a network remembers of how it is trained, and saves.
+    """Name and options of a method: what a network stores about its training, and saves.
 
     Attributes:
         name: a registered name, or `CUSTOM` for a `Method` that is not registered.
@@ -50,20 +50,20 @@ CUSTOM = "custom"
 
 @dataclass(frozen=True)
 class Method:
-    """A preset.
+    """An early-exit system as a combination of parts.
 
     Attributes:
-        phases: the recipe, in order.
-        policy: who leaves once the recipe is done; or what makes that of the number of exits.
+        phases: training phases, in order.
+        policy: exit policy after training, or a function from the number of exits to the policy.
         source: the paper.
-        branch: what `attach(method=…)` hangs on exits.
-        branch_options: with what options.
-        requires: options of branches that the method cannot do without.
-        knob: what moves it along its frontier.
-        weight: of the cost, where the user gives none.
-        highest_weight: 1 for an α, infinity for a λ.
-        label_free: whether it trains without labels.
-        config: name and options it was made with.
+        branch: branch architecture that `attach(method=…)` uses.
+        branch_options: options of these branches.
+        requires: branch options without which the method does not work.
+        trade_off: parameter that trades accuracy against cost.
+        cost_weight: default cost weight.
+        max_cost_weight: 1 for an α, infinity for a λ.
+        label_free: whether training reads no labels.
+        config: name and options from which the method was built.
     """
 
     phases: tuple[Phase, ...]
@@ -72,7 +72,7 @@ class Method:
     branch: str = "pool"
     branch_options: Mapping[str, Any] = field(default_factory=dict)
     requires: Mapping[str, Any] = field(default_factory=dict)
-    trade_off: Knob = "threshold"
+    trade_off: TradeOff = "threshold"
     cost_weight: float = 0.5
     max_cost_weight: float = 1.0
     label_free: bool = False
@@ -80,61 +80,65 @@ class Method:
 
     @property
     def name(self) -> str:
-        """Registered name; `CUSTOM` where it has none."""
+        """Registered name, or `CUSTOM`."""
         return self.config.name
 
     def policy_for(self, num_exits: int) -> Policy:
-        """Who leaves, in a network with so many exits."""
+        """Return the exit policy for a network with `num_exits` exits."""
         return self.policy if isinstance(self.policy, Policy) else self.policy(num_exits)
 
     @property
-    def gated(self) -> bool:
-        """Whether it trains gates, and so has a weight of the cost."""
-        return any("gates" in step.parameter_groups for step in self.phases)
+    def has_gates(self) -> bool:
+        """Whether gates are trained, and hence a cost weight applies."""
+        return any("gates" in phase.parameter_groups for phase in self.phases)
 
     def check_cost_weight(self, cost_weight: float | None) -> float:
-        """Raises InputError where `weight` is no weight of the cost for this method.
+        """Return a valid cost weight.
 
         Args:
-            cost_weight: None takes the method's own.
+            cost_weight: None selects the method's default.
+
+        Raises:
+            InputError: the method trains no gates, or the value is out of range.
         """
         if cost_weight is None:
             return self.cost_weight
-        if not self.gated:
+        if not self.has_gates:
             raise InputError(
-                f"Method '{self.name}' trains no gates, so nothing weighs the cost: got alpha="
-                f"{cost_weight!r}. Give it to a method with gates, such as method='leenet'."
+                f"Method '{self.name}' trains no gates, so it has no cost weight: got alpha="
+                f"{cost_weight!r}. alpha is for methods with gates, such as method='leenet'."
             )
         top = self.max_cost_weight
-        good = isinstance(cost_weight, (int, float)) and not isinstance(cost_weight, bool)
-        if not good or not 0 <= cost_weight <= top or not math.isfinite(cost_weight):
-            expected = f"lie in [0, {top:g}]" if math.isfinite(top) else "be 0 or more, and finite"
-            raise InputError(
-                f"alpha, the weight of the cost, must {expected}, got {cost_weight!r}."
-            )
+        is_number = isinstance(cost_weight, (int, float)) and not isinstance(cost_weight, bool)
+        if not is_number or not 0 <= cost_weight <= top or not math.isfinite(cost_weight):
+            expected = f"lie in [0, {top:g}]" if math.isfinite(top) else "be ≥ 0 and finite"
+            raise InputError(f"alpha, the cost weight, must {expected}, got {cost_weight!r}.")
         return float(cost_weight)
 
     def check_parts(self, branch: str, options: Mapping[str, Any]) -> None:
-        """Raises InputError where branches lack what the method cannot do without.
+        """Check the branch options that the method requires.
 
         Args:
-            branch: name of the branches' type.
-            options: what they were made with.
+            branch: name of the branch architecture.
+            options: branch options of the network.
+
+        Raises:
+            InputError: an option differs from the required value.
         """
         for option, expected in self.requires.items():
             found = options.get(option)
             if found != expected:
                 raise InputError(
-                    f"Method '{self.name}' needs branches with {option}={expected!r}, these have "
-                    f"{option}={found!r} ('{branch}'): attach with method='{self.name}'."
+                    f"Method '{self.name}' requires branches with {option}={expected!r}, but these "
+                    f"have {option}={found!r} ('{branch}'): attach with method='{self.name}'."
                 )
 
 
 DEFAULT = "shallow-deep"
-"""What `fit` trains by where no method is named."""
+"""Name of the method that `fit` uses by default."""
 
 MethodFactory: TypeAlias = Callable[..., Method]
-"""Keyword options with defaults → the preset."""
+"""Keyword options with defaults → method."""
 
 _methods: Registry[MethodFactory] = Registry("method", "leenet_fx.methods")
 register_method = _methods.register
@@ -142,26 +146,26 @@ list_methods = _methods.names
 
 
 def get_method(name: str, /, **options: Any) -> Method:
-    """The preset of a name.
+    """Build a registered method.
 
     Args:
-        name: a registered method.
-        overrides: options in the place of the method's own.
+        name: registered name; see `list_methods`.
+        options: the method's options; see `list_method_options`.
 
     Raises:
-        UnknownNameError: no such method, or an option that it does not take.
-        InputError: an option's value that does not fit.
+        UnknownNameError: no such method, or it has no such option.
+        InputError: the value of an option does not fit.
     """
     factory = _methods.get(name)
-    takes = list_method_options(name)
+    known = list_method_options(name)
     for option in options:
-        if option not in takes:
-            raise unknown_name(f"option of method '{name}'", option, takes)
+        if option not in known:
+            raise unknown_name(f"option of method '{name}'", option, known)
     return replace(factory(**options), config=MethodConfig(name, options))
 
 
 def as_method(method: str | Method) -> Method:
-    """Return a method given by its registered name or as a `Method`.
+    """Return a method that is given by its registered name or as a `Method`.
 
     Raises:
         UnknownNameError: no method of that name.
@@ -175,7 +179,7 @@ def as_method(method: str | Method) -> Method:
 
 
 def list_method_options(name: str) -> list[str]:
-    """The options a method takes, by name.
+    """Return the names of a method's options.
 
     Raises:
         UnknownNameError: no such method.

@@ -1,26 +1,26 @@
-"""Recipes: in which order the parts of a network with exits are trained."""
+"""Training phases and training regimes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from leenet_fx.errors import InputError
-from leenet_fx.objectives import FinalClassifier, Objective
+from leenet_fx.objectives import FinalClassifier, Objective, SumOfExits
 
 Group: TypeAlias = Literal["classifiers", "ensembles", "means", "gates", "final", "backbone"]
-"""What may move: the exits' classifiers with their bodies; ensembles of classifiers; class means;
-gates; the final classifier; all of the backbone, the final classifier included."""
+"""Parameter group: the exits' necks and heads; the weights of ensembles; class means; gates; the
+final classifier; the backbone including the final classifier."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What moves, and by what.
+    """Parameters and the objective that trains them.
 
     Attributes:
-        trains: the groups that move.
-        objective: what is minimised; None for class means, which are counted.
+        parameter_groups: groups that are trained.
+        objective: the loss; None for class means, which are computed without gradients.
     """
 
     parameter_groups: tuple[Group, ...]
@@ -29,20 +29,20 @@ class Update:
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase of training.
+    """A phase of training, with optimizers and a learning-rate schedule of its own.
 
     Attributes:
-        name: what users call it, for instance in `epochs={"gates": 5}`.
-        turns: what moves, `period` batches each in turn.
-        lr: Adam's learning rate where the user gives none, of what is linear in scaled inputs.
-        deep_lr: SGD's learning rate, for the backbone and for bodies with weights; with a learning
-            rate of the user's it keeps its ratio to `lr`.
-        tempered: whether logits held constant are tempered first (Guo et al. 2017): a classifier
-            that knows its training images by heart is too sure of itself, and its cross-entropy
-            says more of that than of its errors.
+        name: key of `epochs={"gates": 5}`, and name in logs.
+        updates: applied alternately, for `period` batches each.
+        lr: default peak learning rate of Adam, for linear layers on standardized inputs.
+        sgd_lr: default peak learning rate of SGD, for the backbone and for necks with weights; a
+            user's learning rate replaces `lr` and scales this by the same factor.
+        temperature_scaled: whether logits that are held constant are temperature-scaled first (Guo
+            et al. 2017): a classifier that has overfitted is overconfident on its training images,
+            and its cross-entropy there no longer measures its errors.
         labels: "given", or "backbone": the class that the backbone predicts.
-        dials: whether each sample draws a weight of the cost of its own.
-        period: batches of a turn, where there are several.
+        random_alpha: whether the cost weight is drawn at random for each sample.
+        period: batches of each update before the next, if there are several.
     """
 
     name: str
@@ -56,56 +56,88 @@ class Phase:
 
     @property
     def parameter_groups(self) -> frozenset[Group]:
-        """All that moves."""
-        return frozenset(group for turn in self.updates for group in turn.parameter_groups)
+        """Groups that any of the updates trains."""
+        return frozenset(group for update in self.updates for group in update.parameter_groups)
 
 
 def single_update_phase(
     name: str,
     parameter_groups: Group | Sequence[Group],
     objective: Objective | None,
-    **options: object,
+    **options: Any,
 ) -> Phase:
-    """A step with one turn.
+    """Return a phase with one update.
 
     Args:
-        name: of the step.
-        trains: the groups that move.
-        objective: what is minimised.
-        options: the other fields of `Step`.
+        name: of the phase.
+        parameter_groups: one or more groups that are trained.
+        objective: the loss.
+        options: other fields of `Phase`.
     """
     groups: tuple[Group, ...] = (
         (parameter_groups,) if isinstance(parameter_groups, str) else tuple(parameter_groups)
     )
-    return Phase(name, (Update(groups, objective),), **options)  # type: ignore[arg-type]
+    return Phase(name, (Update(groups, objective),), **options)
 
+
+EXITS = single_update_phase("exits", "classifiers", SumOfExits())
+"""Training of the exits' classifiers by cross-entropy."""
+
+FINAL = single_update_phase("final", "final", FinalClassifier())
+"""Training of the final classifier by cross-entropy."""
 
 RECIPES = ("disjoint", "joint", "mixed")
-"""Training regimes (Kubaty et al. 2025). "disjoint": the backbone is frozen. "joint": it trains
-with its exits. "mixed": exits are fitted on the frozen backbone first, then all train together."""
+"""Training regimes (Kubaty et al. 2025). "disjoint": the backbone is frozen. "joint": backbone and
+exits are trained together. "mixed": exits are first trained on the frozen backbone, then all
+together."""
 
 
-def classifier_phases(recipe: str, exits: Objective, together: Objective) -> tuple[Phase, ...]:
-    """How exits without gates are trained.
+def classifier_phases(recipe: str, exits: Objective, joint: Objective) -> tuple[Phase, ...]:
+    """Return the training phases of exits without gates.
 
     Args:
         recipe: one of `RECIPES`.
-        exits: the exits' objective on a frozen backbone.
-        together: the objective of all N+1 outlets where the backbone trains too.
+        exits: objective of the exits on a frozen backbone.
+        joint: objective of all N+1 classifiers when the backbone is trained.
 
     Raises:
-        InputError: another recipe.
+        InputError: no such recipe.
     """
     check_recipe(recipe)
-    alone = single_update_phase("exits", "classifiers", exits)
-    final = single_update_phase("final", "final", FinalClassifier())
-    joint = single_update_phase(
-        "together", ("classifiers", "backbone"), together, lr=0.03, sgd_lr=0.01
+    frozen = single_update_phase("exits", "classifiers", exits)
+    together = single_update_phase(
+        "joint", ("classifiers", "backbone"), joint, lr=0.03, sgd_lr=0.01
     )
-    return {"disjoint": (alone, final), "joint": (joint,), "mixed": (alone, final, joint)}[recipe]
+    phases = {
+        "disjoint": (frozen, FINAL),
+        "joint": (together,),
+        "mixed": (frozen, FINAL, together),
+    }
+    return phases[recipe]
+
+
+def end_to_end_phase(name: str, recipe: str, objective: Objective, *, gates: bool = True) -> Phase:
+    """Return a phase that trains classifiers, gates and the backbone, unless it is frozen.
+
+    Args:
+        name: of the phase.
+        recipe: one of `RECIPES`; "disjoint" freezes the backbone.
+        objective: the loss.
+        gates: whether gates are trained.
+
+    Raises:
+        InputError: no such recipe.
+    """
+    check_recipe(recipe)
+    groups: list[Group] = ["classifiers"]
+    if gates:
+        groups.append("gates")
+    if recipe != "disjoint":
+        groups.append("backbone")
+    return single_update_phase(name, groups, objective, lr=0.03, sgd_lr=0.01)
 
 
 def check_recipe(recipe: str) -> None:
-    """Raises InputError for a recipe that is not one."""
+    """Raise InputError unless `recipe` is one of `RECIPES`."""
     if recipe not in RECIPES:
         raise InputError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}.")

@@ -1,36 +1,33 @@
-"""Branches: what hangs on an exit: a body, a head, a gate."""
+"""Branches: neck, head and gate of an exit."""
 
 from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from leenet_fx.errors import InputError
 from leenet_fx.parts.exit_site import ExitSite, FeatureShape
-from leenet_fx.parts.gates import Gate, get_gate, reset_row
-from leenet_fx.parts.heads import Head, LinearHead, MeansHead, get_head
-from leenet_fx.parts.necks import Conv, Flatten, Neck, NeckFactory, NormPoolNeck, Pool
 from leenet_fx.registry import Registry, unknown_name
 
 __all__ = ["Branch", "ExitSite", "FeatureShape"]
 
 
 class Branch(nn.Module, ABC):
-    """An exit in steps, so that each runs only for the samples that need it.
+    """Base of exit branches, in stages that the runtime executes for as few samples as possible.
 
-    reduce → embed → evidence → score, and embed → classify. A branch of one's own takes a `Site`
-    (and options by name, if any) and defines `embed`, `score`, `classify` and the groups of
-    parameters.
+    The stages are `pool` → `hidden` → `gate_inputs` → `gate_logit` and `hidden` → `classify`.
+    A subclass takes an `ExitSite` (and keyword options, if any) and defines `hidden`, `gate_logit`,
+    `classify`, `gate_parameters`, `classifier_parameters` and `reset_gate`.
 
     Attributes:
-        site: where it stands.
-        reads_earlier: whether `embed` and `evidence` need what earlier exits said.
+        site: features and position that the branch is built for.
+        reads_previous_logits: whether `hidden` and `gate_inputs` read the logits that earlier exits
+            pass on; always false at the first exit.
     """
 
     def __init__(self, site: ExitSite, *, reads_previous_logits: bool = False) -> None:
@@ -40,134 +37,158 @@ class Branch(nn.Module, ABC):
 
     @property
     def features(self) -> tuple[FeatureShape, ...]:
-        """The tensors it reads."""
+        """Shapes of the tensors that the branch reads."""
         return self.site.features
 
     @property
     def pooling(self) -> str:
-        """What `reduce` does, in words: branches that agree in it can share what was kept."""
+        """Description of `pool`; branches with equal descriptions can share a feature cache."""
         return type(self).__qualname__
 
     def pool(self, *features: Tensor) -> tuple[Tensor, ...]:
-        """What the branch needs of its features, each batch first; uses no parameter.
+        """Reduce the features to what `hidden` reads, without parameters.
 
-        With a frozen backbone this is what training keeps, so the smaller, the better.
+        With a frozen backbone, feature caches store the result, so it should be small.
+
+        Args:
+            features: tensors of the site's shapes, with a batch of B.
+
+        Returns:
+            Tensors (B, …).
         """
         return features
 
     @abstractmethod
     def hidden(self, *pooled: Tensor, previous_logits: Tensor | None = None) -> Tensor:
-        """The state of each sample.
+        """Compute the hidden tensor (B, n), from which gate inputs and class logits are read.
 
         Args:
-            reduced: what `reduce` left.
-            earlier: (B, position, m) what earlier exits `said`, where `reads_earlier`.
-
-        Returns:
-            (B, n).
+            pooled: output of `pool`.
+            previous_logits: `passed_logits` of earlier exits (B, position, m), if
+                `reads_previous_logits`.
         """
 
     def gate_inputs(self, hidden: Tensor, previous_logits: Tensor | None = None) -> Tensor:
-        """What the gate judges by, (B, k); uses no parameter that gates train."""
+        """Compute the gate inputs (B, k), without parameters that the gates' objective trains.
+
+        Args:
+            hidden: (B, n).
+            previous_logits: as for `hidden`.
+        """
         del previous_logits
         return hidden
 
     @abstractmethod
     def gate_logit(self, gate_inputs: Tensor, alpha: Tensor | float | None = None) -> Tensor:
-        """(B, k) → gate logits (B,), before the sigmoid.
+        """Compute the gate logits (B,), before the sigmoid.
 
         Args:
-            evidence: what `evidence` gave.
-            alpha: weight of the cost, for gates with a dial: a number, or one for each sample.
+            gate_inputs: (B, k).
+            alpha: cost weight, one number or one per sample (B,), for gates conditioned on it.
         """
 
     @abstractmethod
     def classify(self, hidden: Tensor) -> Tensor:
-        """(B, n) → class logits (B, num_classes)."""
+        """Compute class logits: (B, n) → (B, num_classes)."""
 
     def passed_logits(self, hidden: Tensor) -> Tensor:
-        """(B, n) → what later exits are told (B, num_classes)."""
+        """Compute the logits passed on to later exits: (B, n) → (B, num_classes)."""
         return self.classify(hidden)
 
     @abstractmethod
     def gate_parameters(self) -> list[nn.Parameter]:
-        """Parameters trained by the gates' objective."""
+        """Return the parameters that the gates' objective trains."""
 
     @abstractmethod
     def classifier_parameters(self) -> list[nn.Parameter]:
-        """Parameters trained by the classifiers' objective."""
+        """Return the parameters that the classifiers' objective trains."""
 
     def neck_parameters(self) -> list[nn.Parameter]:
-        """Those of the classifiers' that learn at the rate of a deep network."""
+        """Return the classifier parameters that are trained by SGD, as the backbone is."""
         return []
 
     def ensemble_parameters(self) -> list[nn.Parameter]:
-        """Parameters trained once classifiers are."""
+        """Return the parameters of ensembles, which are trained after the classifiers."""
         return []
 
     @abstractmethod
-    def reset_gate(self, generator: torch.Generator, chance: float) -> None:
-        """Draws the gate anew, so that it opens for about a share of `chance` of the samples."""
-
-    def fit_input_statistics(self, *pooled: Tensor) -> None:
-        """Lets the branch scale what `reduce` leaves by what it is on training images; optional.
-
-        Called before classifiers are trained; a branch that has trained keeps the scale it has.
+    def reset_gate(self, generator: torch.Generator, probability: float) -> None:
+        """Reinitialise the gate so that it opens for about a share `probability` of the samples.
 
         Args:
-            reduced: each (n, …).
+            generator: random generator.
+            probability: in (0, 1).
+        """
+
+    def fit_input_statistics(self, *pooled: Tensor) -> None:
+        """Fit the standardisation of pooled features to training images; optional.
+
+        Called before classifiers are trained; a branch that is fitted keeps its statistics.
+
+        Args:
+            pooled: output of `pool`, each (samples, …).
         """
 
     def fit_gate_statistics(self, gate_inputs: Tensor) -> None:
-        """Lets the gate scale its inputs by what they are on training images; optional.
+        """Fit the standardisation of gate inputs to training images; optional.
 
         Args:
-            evidence: (n, k).
+            gate_inputs: (samples, k).
         """
 
     def begin_phase(self, group: str) -> None:
-        """Told before a step which group of `leenet_fx.methods.phases.Group` it trains; optional."""
-
-    def count(self, labels: Tensor, *pooled: Tensor) -> None:
-        """Takes a batch into account, for branches whose classifier is counted, not trained.
+        """Prepare for a training phase of a parameter group; optional.
 
         Args:
-            labels: (B,).
-            reduced: what `reduce` left.
+            group: a `leenet_fx.methods.phases.Group`.
+        """
+
+    def accumulate_class_means(self, labels: Tensor, *pooled: Tensor) -> None:
+        """Add a batch to the sums behind class means.
+
+        Args:
+            labels: class indices (B,).
+            pooled: output of `pool`.
 
         Raises:
-            InputError: the branch counts nothing.
+            InputError: the branch has no class means.
         """
         raise InputError(
             f"{type(self).__name__} has no class means: attach with branch_options={{'head': "
             "'means'}."
         )
 
-    def counted(self, summed: Callable[[Tensor], Tensor]) -> None:
-        """Told once every batch was counted.
+    def finish_class_means(self, sum_over_processes: Callable[[Tensor], Tensor]) -> None:
+        """Set the class means from the sums of all batches, if the branch has class means.
 
         Args:
-            summed: sums a tensor over processes.
+            sum_over_processes: returns the sum of a tensor over all processes.
+
+        Raises:
+            InputError: a class has no image.
         """
 
     def forward(
-        self, *features: Tensor, previous_logits: Sequence[tuple[Tensor, ...]] = ()
+        self, *features: Tensor, previous_exits: Sequence[tuple[Tensor, ...]] = ()
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features → class logits (B, m), gate logits (B,), what later exits are told (B, m).
+        """Run all stages.
 
         Args:
-            features: what the exit reads.
-            earlier: what this method gave at each exit before.
+            features: tensors of the site's shapes, with a batch of B.
+            previous_exits: results of `forward` at all earlier exits, if `reads_previous_logits`.
+
+        Returns:
+            Class logits (B, m), gate logits (B,), and the logits passed on to later exits (B, m).
         """
-        heard = (
-            torch.stack([passed_logits for _, _, passed_logits in previous_logits], 1)
-            if previous_logits
+        previous_logits = (
+            torch.stack([passed_logits for _, _, passed_logits in previous_exits], 1)
+            if previous_exits
             else None
         )
-        hidden = self.hidden(*self.pool(*features), previous_logits=heard)
+        hidden = self.hidden(*self.pool(*features), previous_logits=previous_logits)
         return (
             self.classify(hidden),
-            self.gate_logit(self.gate_inputs(hidden, heard)),
+            self.gate_logit(self.gate_inputs(hidden, previous_logits)),
             self.passed_logits(hidden),
         )
 
@@ -181,212 +202,56 @@ list_branches = _branches.names
 get_branch = _branches.get
 
 
-class _Composed(Branch):
-    """What all branches on a body share."""
-
-    def __init__(self, neck: Neck, *, reads_previous_logits: bool = False) -> None:
-        super().__init__(neck.site, reads_previous_logits=reads_previous_logits)
-        self.neck = neck
-
-    @property
-    def pooling(self) -> str:
-        return self.neck.pooling
-
-    def pool(self, *features: Tensor) -> tuple[Tensor, ...]:
-        return self.neck.pool(*features)
-
-    def neck_parameters(self) -> list[nn.Parameter]:
-        return list(self.neck.parameters())
-
-    def fit_input_statistics(self, *pooled: Tensor) -> None:
-        self.neck.measure(*pooled)
-
-
-class _Gated(_Composed):
-    """What branches with a gate of its own share."""
-
-    def __init__(
-        self, neck: Neck, head: Head, gate: Gate, *, reads_previous_logits: bool = False
-    ) -> None:
-        super().__init__(neck, reads_previous_logits=reads_previous_logits)
-        self.head, self.gate = head, gate
-
-    def gate_logit(self, gate_inputs: Tensor, alpha: Tensor | float | None = None) -> Tensor:
-        scores: Tensor = self.gate(gate_inputs, alpha)
-        return scores
-
-    def gate_parameters(self) -> list[nn.Parameter]:
-        return list(self.gate.parameters())
-
-    def classifier_parameters(self) -> list[nn.Parameter]:
-        return [*self.neck.parameters(), *self.head.classifier_parameters()]
-
-    def reset_gate(self, generator: torch.Generator, chance: float) -> None:
-        self.gate.reset(generator, chance)
-
-    def fit_gate_statistics(self, gate_inputs: Tensor) -> None:
-        self.gate.measure(gate_inputs)
-
-
-class FeatureGatedBranch(_Gated):
-    """Body, then a gate and a linear head side by side: the head runs only for who leaves."""
-
-    def hidden(self, *pooled: Tensor, previous_logits: Tensor | None = None) -> Tensor:
-        embedded: Tensor = self.neck(*pooled)
-        return embedded
-
-    def classify(self, hidden: Tensor) -> Tensor:
-        return self.head.classify(self.head(hidden, None))
-
-
-class LogitGatedBranch(_Gated):
-    """Body, head, then a gate on the head's answer: the head runs for all that arrive."""
-
-    def __init__(self, neck: Neck, head: Head, gate: Gate) -> None:
-        previous_logits = head.reads_previous_logits or gate.reads_previous_logits
-        super().__init__(neck, head, gate, reads_previous_logits=previous_logits)
-
-    def hidden(self, *pooled: Tensor, previous_logits: Tensor | None = None) -> Tensor:
-        hidden: Tensor = self.head(self.neck(*pooled), previous_logits)
-        return hidden
-
-    def gate_inputs(self, hidden: Tensor, previous_logits: Tensor | None = None) -> Tensor:
-        return self.gate.gate_inputs(self.classify(hidden), previous_logits)
-
-    def classify(self, hidden: Tensor) -> Tensor:
-        return self.head.classify(hidden)
-
-    def passed_logits(self, hidden: Tensor) -> Tensor:
-        return self.head.passed_logits(hidden)
-
-    def ensemble_parameters(self) -> list[nn.Parameter]:
-        return self.head.ensemble_parameters()
-
-    def begin_phase(self, group: str) -> None:
-        self.head.begin_phase(group)
-
-    def count(self, labels: Tensor, *pooled: Tensor) -> None:
-        if not isinstance(self.head, MeansHead):
-            super().count(labels, *pooled)
-        else:
-            self.head.count(self.neck(*pooled), labels)
-
-    def counted(self, summed: Callable[[Tensor], Tensor]) -> None:
-        if isinstance(self.head, MeansHead):
-            self.head.counted(summed)
-
-
-class ProjectionBranch(_Composed):
-    """A body, then one projection n→m+1, gate first (LEENet's proposal)."""
-
-    def __init__(self, neck: Neck) -> None:
-        super().__init__(neck)
-        self.projection = nn.Linear(neck.width, neck.site.num_classes + 1)
-
-    def hidden(self, *pooled: Tensor, previous_logits: Tensor | None = None) -> Tensor:
-        hidden: Tensor = self.projection(self.neck(*pooled))
-        return hidden
-
-    def gate_logit(self, gate_inputs: Tensor, alpha: Tensor | float | None = None) -> Tensor:
-        return gate_inputs[:, 0]
-
-    def classify(self, hidden: Tensor) -> Tensor:
-        return hidden[:, 1:]
-
-    def gate_parameters(self) -> list[nn.Parameter]:
-        return list(self.projection.parameters())
-
-    def classifier_parameters(self) -> list[nn.Parameter]:
-        return [*self.neck.parameters(), *self.projection.parameters()]
-
-    def reset_gate(self, generator: torch.Generator, chance: float) -> None:
-        reset_row(self.projection.weight[:1], self.projection.bias[:1], generator, chance)
-
-
-def compose(
-    neck: NeckFactory,
-    site: ExitSite,
-    *,
-    head: str = "linear",
-    gate: str | None = None,
-    **options: Any,
-) -> Branch:
-    """A branch of parts.
+def make_branch(factory: BranchFactory, site: ExitSite, options: Mapping[str, Any]) -> Branch:
+    """Call a branch factory after checking the names of its options.
 
     Args:
-        body: makes the body.
-        site: where the branch stands.
-        head: a registered head, or "projection": one map n→m+1 with the gate in it.
-        gate: a registered gate; None takes "confidence". A gate on features goes with a linear
-            head, which then runs only for samples that leave.
-        options: for the body.
+        factory: a registered branch, or any factory.
+        site: features and position.
+        options: keyword options for the factory.
 
     Raises:
-        InputError: parts that do not go together, an option that the body does not take.
-        UnknownNameError: no such head or gate.
+        UnknownNameError: the factory has no such option.
+        InputError: the value of an option does not fit.
     """
-    known = list(inspect.signature(neck).parameters)[1:]
-    for name in options:
-        if name not in known:
-            raise unknown_name("branch option", name, ("head", "gate", *known))
-    if head == "projection":
-        if gate is not None:
-            raise InputError(f"head='projection' has a gate of its own: leave out gate={gate!r}.")
-        return ProjectionBranch(neck(site, **options))
-    made = neck(site, **options)
-    head_type, gate_type = get_head(head), get_gate("confidence" if gate is None else gate)
-    made_head = head_type(site, made.width)
-    made_gate = gate_type(site, made.width)
-    if gate_type.reads == "features":
-        if not isinstance(made_head, LinearHead):
-            raise InputError(
-                f"gate='{gate}' reads features, and goes with head='linear'; with head='{head}' "
-                "take a gate that reads the head's answer: 'confidence' or 'history'."
-            )
-        return FeatureGatedBranch(made, made_head, made_gate)
-    return LogitGatedBranch(made, made_head, made_gate)
-
-
-for _name, _body in (
-    ("pool", Pool),
-    ("flatten", Flatten),
-    ("bnpool", NormPoolNeck),
-    ("conv", Conv),
-):
-    register_branch(_name)(partial(compose, _body))
-
-
-def make_branch(factory: BranchFactory, site: ExitSite, options: Mapping[str, Any]) -> Branch:
-    """A branch; options that its factory does not take are named.
-
-    Raises:
-        InputError, UnknownNameError: options that do not fit.
-    """
-    takes = inspect.signature(factory).parameters
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
+    parameters = inspect.signature(factory).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         for name in options:
-            if name not in takes:
-                raise unknown_name("branch option", name, list(takes)[1:])
+            if name not in parameters:
+                raise unknown_name("branch option", name, list(parameters)[1:])
     return factory(site, **options)
+
+
+class BranchOutputs(NamedTuple):
+    """Outputs of a branch's first stages.
+
+    Attributes:
+        hidden: (B, n).
+        previous_logits: logits that earlier exits pass on (B, position, m), if the branch reads
+            them.
+        gate_inputs: (B, k).
+    """
+
+    hidden: Tensor
+    previous_logits: Tensor | None
+    gate_inputs: Tensor
 
 
 def run_branches(
     branches: Iterable[Branch], pooled: Iterable[Sequence[Tensor]]
-) -> list[tuple[Tensor, Tensor | None, Tensor]]:
-    """Every exit's state, what earlier exits said, and its evidence, for samples that pass all.
+) -> list[BranchOutputs]:
+    """Compute hidden tensors and gate inputs of all exits, for samples that pass all of them.
 
     Args:
-        branches: in order.
-        reduced: what `reduce` left at each.
-
-    Returns:
-        For each exit (state, earlier, evidence).
+        branches: in order of depth.
+        pooled: output of `pool` for each branch.
     """
-    heard: list[Tensor] = []
-    answers = []
-    for branch, read in zip(branches, pooled, strict=True):
-        previous_logits = torch.stack(heard, 1) if branch.reads_previous_logits else None
-        hidden = branch.hidden(*read, previous_logits=previous_logits)
-        heard.append(branch.passed_logits(hidden))
-        answers.append((hidden, previous_logits, branch.gate_inputs(hidden, previous_logits)))
-    return answers
+    passed_logits: list[Tensor] = []
+    outputs = []
+    for branch, tensors in zip(branches, pooled, strict=True):
+        previous_logits = torch.stack(passed_logits, 1) if branch.reads_previous_logits else None
+        hidden = branch.hidden(*tensors, previous_logits=previous_logits)
+        passed_logits.append(branch.passed_logits(hidden))
+        gate_inputs = branch.gate_inputs(hidden, previous_logits)
+        outputs.append(BranchOutputs(hidden, previous_logits, gate_inputs))
+    return outputs

@@ -1,4 +1,4 @@
-"""Where a branch stands, and what it reads there."""
+"""The features and the position that a branch is built for, and pooling of such features."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 GRIDS = (4, 2, 1)
-MOST_WEIGHTS = 100_000
-"""Of a classifier on pooled features; see `finest_grid`."""
+"""Cells along each side of a pooling grid, finest first."""
+
+MAX_CLASSIFIER_WEIGHTS = 100_000
+"""Largest number of weights of a linear classifier on pooled features; see `finest_grid`."""
 
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """A tensor an exit reads: its shape for one image, batch axis included; its channel axis."""
+    """Shape of a feature tensor that an exit reads.
+
+    Attributes:
+        shape: for a batch of one image, batch axis first.
+        channel_axis: index of the channel axis.
+    """
 
     shape: tuple[int, ...]
     channel_axis: int
@@ -29,12 +36,12 @@ class FeatureShape:
 
     @property
     def numel(self) -> int:
-        """Values for one image."""
+        """Number of values per image."""
         return math.prod(self.shape[1:])
 
     @property
     def is_map(self) -> bool:
-        """Whether it has two axes of space."""
+        """Whether the tensor has two spatial axes."""
         return len(self.shape) == 4
 
     @property
@@ -45,12 +52,12 @@ class FeatureShape:
 
 @dataclass(frozen=True)
 class ExitSite:
-    """Where a branch stands.
+    """Description of the place in the network that a branch is built for.
 
     Attributes:
-        features: the tensors it reads.
+        features: shapes of the tensors that the branch reads.
         num_classes: number of classes.
-        position: how many exits come before.
+        position: number of earlier exits.
     """
 
     features: tuple[FeatureShape, ...]
@@ -59,9 +66,13 @@ class ExitSite:
 
 
 def finest_grid(site: ExitSite) -> int:
-    """The finest of 4 x 4, 2 x 2 and 1 x 1 cells that keeps a classifier within 100,000 weights.
+    """Return the finest pooling grid that keeps a linear classifier within 100,000 weights.
 
-    Few classes afford a finer look, 1000 classes get the global average.
+    The grid is 4 x 4, 2 x 2 or 1 x 1 cells: fewer classes allow a finer grid, 1000 classes get the
+    global average.
+
+    Returns:
+        Cells along each side.
     """
     smallest = min((min(f.size) for f in site.features if f.is_map), default=1)
     return next(
@@ -69,19 +80,28 @@ def finest_grid(site: ExitSite) -> int:
             grid
             for grid in GRIDS
             if grid <= smallest
-            and pooled_width(site.features, grid) * site.num_classes <= MOST_WEIGHTS
+            and pooled_width(site.features, grid) * site.num_classes <= MAX_CLASSIFIER_WEIGHTS
         ),
         1,
     )
 
 
 def pooled_width(features: Sequence[FeatureShape], grid: int) -> int:
-    """Values that `pool` leaves of one image."""
+    """Return the number of values per image that `average_pool` produces."""
     return sum(f.channels * (grid * grid if f.is_map else 1) for f in features)
 
 
-def pool(features: Sequence[Tensor], shapes: Sequence[FeatureShape], grid: int) -> Tensor:
-    """Averages: of maps over the cells of a grid, of tokens over all; joined to (B, width)."""
+def average_pool(features: Sequence[Tensor], shapes: Sequence[FeatureShape], grid: int) -> Tensor:
+    """Average maps over the cells of a grid and tokens over all positions, and concatenate.
+
+    Args:
+        features: tensors of these shapes, with a batch of B.
+        shapes: one per feature.
+        grid: cells along each side.
+
+    Returns:
+        (B, width), with width as `pooled_width` computes it.
+    """
     pooled = []
     for feature, spec in zip(features, shapes, strict=True):
         rank = len(spec.shape)
@@ -91,9 +111,9 @@ def pool(features: Sequence[Tensor], shapes: Sequence[FeatureShape], grid: int) 
         else:
             axes = [a for a in range(1, rank) if a != spec.channel_axis]
             pooled.append(feature.mean(axes) if axes else feature)
-    return join(pooled)
+    return concatenate(pooled)
 
 
-def join(vectors: Sequence[Tensor]) -> Tensor:
-    """(B, n) each, side by side."""
-    return vectors[0] if len(vectors) == 1 else torch.cat(list(vectors), 1)
+def concatenate(tensors: Sequence[Tensor]) -> Tensor:
+    """Concatenate tensors along axis 1; a single tensor is returned as it is."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), 1)

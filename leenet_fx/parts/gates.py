@@ -1,4 +1,4 @@
-"""Gates: how likely a sample is to leave."""
+"""Gates: from features or class logits to the logit of exiting early."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ from leenet_fx.registry import Registry
 
 
 class Gate(nn.Module, ABC):
-    """evidence, which uses no parameter, then a gate logit.
+    """Base of gates: `gate_inputs`, which uses no parameter, then `forward`.
 
     Attributes:
-        reads: "features": the body's vector, so that the head runs only for samples that leave;
-            "logits": the head's answer.
-        reads_earlier: whether it needs what earlier exits said.
+        reads: "features": the neck's vector, so that the head runs only for samples that exit;
+            "logits": the head's class logits.
+        reads_previous_logits: whether `gate_inputs` reads the logits of earlier exits.
+        site: features and position that the gate is built for.
+
+    Args:
+        site: features and position.
+        width: k, the number of gate inputs; subclasses take the neck's width instead.
     """
 
     reads: ClassVar[Literal["features", "logits"]] = "logits"
@@ -33,33 +38,33 @@ class Gate(nn.Module, ABC):
         self.linear = nn.Linear(width, 1)
 
     @abstractmethod
-    def gate_inputs(self, read: Tensor, previous_logits: Tensor | None) -> Tensor:
-        """What the gate judges by.
+    def gate_inputs(self, inputs: Tensor, previous_logits: Tensor | None) -> Tensor:
+        """Compute the gate inputs (B, k).
 
         Args:
-            read: (B, n) features or (B, m) class logits.
-            earlier: (B, position, m) class logits of earlier exits; None where it does not read
-                them, and at the first exit.
+            inputs: features (B, n) or class logits (B, m), as `reads` states.
+            previous_logits: logits of earlier exits (B, position, m); None at the first exit, or
+                if `reads_previous_logits` is false.
         """
 
     def forward(self, gate_inputs: Tensor, alpha: Tensor | float | None = None) -> Tensor:
-        """Evidence → gate logits (B,).
+        """Compute gate logits (B,).
 
         Args:
-            evidence: (B, k).
-            alpha: weight of the cost, for gates with a dial.
+            gate_inputs: (B, k).
+            alpha: cost weight, for gates that are conditioned on it.
         """
         del alpha
         return torch.squeeze(self.linear(self.inputs(gate_inputs)), 1)
 
-    def measure(self, gate_inputs: Tensor) -> None:
-        """Scales by what evidence is on training images."""
-        self.inputs.measure(gate_inputs)
+    def fit_statistics(self, gate_inputs: Tensor) -> None:
+        """Fit the standardisation to the gate inputs (samples, k) of training images."""
+        self.inputs.fit_statistics(gate_inputs)
 
     @torch.no_grad()
-    def reset(self, generator: torch.Generator, chance: float) -> None:
-        """Draws the weights anew; the gate opens for about `chance` of the samples."""
-        reset_row(self.linear.weight, self.linear.bias, generator, chance)
+    def reset(self, generator: torch.Generator, probability: float) -> None:
+        """Reinitialise the gate so that it opens with about `probability`."""
+        reset_linear_gate(self.linear.weight, self.linear.bias, generator, probability)
 
 
 _gates: Registry[type[Gate]] = Registry("gate", "leenet_fx.gates")
@@ -70,42 +75,36 @@ get_gate = _gates.get
 
 @register_gate("features")
 class FeatureGate(Gate):
-    """A linear map on the body's vector (LEENet; EENets; PTEEnet).
-
-    Weights move no faster than the bias: a sigmoid that has saturated learns no more.
-    """
+    """Linear map of the neck's vector (LEENet; EENets; PTEEnet)."""
 
     reads = "features"
 
-    def __init__(self, site: ExitSite, width: int) -> None:
-        super().__init__(site, width)
-
-    def gate_inputs(self, read: Tensor, previous_logits: Tensor | None) -> Tensor:
-        return read
+    def gate_inputs(self, inputs: Tensor, previous_logits: Tensor | None) -> Tensor:
+        return inputs
 
 
 @register_gate("confidence")
 class ConfidenceGate(Gate):
-    """A linear map on how sure the head is (JEI-DNN, Regol et al. 2024).
+    """Linear map of uncertainty statistics of the class probabilities (JEI-DNN, Regol et al. 2024).
 
-    It reads the largest class probability, the margin to the second, the entropy, and the log-odds
-    of the largest (in the place of the paper's power entropy).
+    The statistics are the largest class probability, the margin to the second largest, the entropy,
+    and the log-odds of the largest (in place of the paper's power entropy).
     """
 
     def __init__(self, site: ExitSite, width: int) -> None:
         super().__init__(site, 4)
 
-    def gate_inputs(self, read: Tensor, previous_logits: Tensor | None) -> Tensor:
-        return uncertainty(read, self.site.num_classes)
+    def gate_inputs(self, inputs: Tensor, previous_logits: Tensor | None) -> Tensor:
+        return uncertainty(inputs, self.site.num_classes)
 
 
 @register_gate("history")
 class HistoryGate(Gate):
-    """As `confidence`, and whether earlier exits agree.
+    """Linear map of the statistics of `confidence` and of the agreement with earlier exits.
 
-    EENet (Ilhan et al. 2024) reads the scores of earlier exits too. Besides how sure the head is,
-    this gate reads the probability that this exit and the one before mean the same class, and the
-    largest of the class probabilities averaged over all exits until here.
+    EENet (Ilhan et al. 2024) also reads the scores of earlier exits. The two additional inputs are
+    the probability that this exit and the previous one predict the same class, Σₖ pᵢ[k]·pᵢ₋₁[k],
+    and the largest of the class probabilities averaged over exits 0 to i.
     """
 
     reads_previous_logits = True
@@ -113,22 +112,22 @@ class HistoryGate(Gate):
     def __init__(self, site: ExitSite, width: int) -> None:
         super().__init__(site, 6)
 
-    def gate_inputs(self, read: Tensor, previous_logits: Tensor | None) -> Tensor:
-        sure, own = uncertainty(read, self.site.num_classes), read.softmax(1)
+    def gate_inputs(self, inputs: Tensor, previous_logits: Tensor | None) -> Tensor:
+        statistics, own = uncertainty(inputs, self.site.num_classes), inputs.softmax(1)
         if previous_logits is None:
-            return torch.cat([sure, torch.zeros_like(sure[:, :2])], 1)
-        before = previous_logits.softmax(2)
-        agree = (own * before[:, -1]).sum(1)
-        average = (before.sum(1) + own) / (before.shape[1] + 1)
-        return torch.cat([sure, torch.stack([agree, average.amax(1)], 1)], 1)
+            return torch.cat([statistics, torch.zeros_like(statistics[:, :2])], 1)
+        previous = previous_logits.softmax(2)
+        agreement = (own * previous[:, -1]).sum(1)
+        average = (previous.sum(1) + own) / (previous.shape[1] + 1)
+        return torch.cat([statistics, torch.stack([agreement, average.amax(1)], 1)], 1)
 
 
-@register_gate("dial")
+@register_gate("alpha")
 class AlphaGate(HistoryGate):
-    """As `history`, for every weight α of the cost at once: `leenet-dial`.
+    """Gate on the inputs of `history`, conditioned on the cost weight α (method `leenet-alpha`).
 
-    z = a(α)·s + b(α) on the scaled evidence s, with a and b quadratic in the dial d = 2α − 1, so
-    that one gate stands for a family; leenet-fx's own.
+    z = a(α)·s + b(α) on the standardized gate inputs s, with a and b quadratic in t = 2α − 1, so
+    that one gate represents the gates for all α (leenet-fx).
     """
 
     def __init__(self, site: ExitSite, width: int) -> None:
@@ -136,42 +135,57 @@ class AlphaGate(HistoryGate):
         self.linear = nn.Linear(self.linear.in_features, 3)
 
     def forward(self, gate_inputs: Tensor, alpha: Tensor | float | None = None) -> Tensor:
-        terms = self.linear(self.inputs(gate_inputs))
-        dial = torch.as_tensor(0.5 if alpha is None else alpha, dtype=terms.dtype) * 2 - 1
-        dial = dial.to(terms.device).reshape(-1)
-        powers = torch.stack([torch.ones_like(dial), dial, dial * dial], 1)
-        scores: Tensor = (terms * powers).sum(1)
-        return scores
+        """Compute gate logits (B,).
+
+        Args:
+            gate_inputs: (B, k).
+            alpha: cost weight in [0, 1], one number or one per sample (B,); None is 0.5.
+        """
+        coefficients = self.linear(self.inputs(gate_inputs))
+        t = torch.as_tensor(0.5 if alpha is None else alpha, dtype=coefficients.dtype) * 2 - 1
+        t = t.to(coefficients.device).reshape(-1)
+        powers = torch.stack([torch.ones_like(t), t, t * t], 1)
+        gate_logits: Tensor = (coefficients * powers).sum(1)
+        return gate_logits
 
     @torch.no_grad()
-    def reset(self, generator: torch.Generator, chance: float) -> None:
+    def reset(self, generator: torch.Generator, probability: float) -> None:
         self.linear.weight.zero_()
         self.linear.bias.zero_()
-        reset_row(self.linear.weight[:1], self.linear.bias[:1], generator, chance)
+        reset_linear_gate(self.linear.weight[:1], self.linear.bias[:1], generator, probability)
 
 
-def uncertainty(logits: Tensor, classes: int) -> Tensor:
-    """Class logits (B, m) → (B, 4): largest probability, margin, entropy, log-odds.
+def uncertainty(logits: Tensor, num_classes: int) -> Tensor:
+    """Return largest probability, margin, entropy and log-odds of the largest: (B, 4).
 
     Args:
-        logits: (B, m).
-        classes: m, which a symbolic trace cannot ask the logits for.
+        logits: class logits (B, m).
+        num_classes: m; an argument because a symbolic trace has no shapes.
     """
     logs = logits.log_softmax(1)
     probabilities = logs.exp()
     ordered = logs.sort(1, descending=True).values
     first = ordered[:, 0]
-    second = ordered[:, 1] if classes > 1 else torch.full_like(first, -torch.inf)
-    rest = ordered[:, 1:].logsumexp(1) if classes > 1 else torch.zeros_like(first)
+    second = ordered[:, 1] if num_classes > 1 else torch.full_like(first, -torch.inf)
+    rest = ordered[:, 1:].logsumexp(1) if num_classes > 1 else torch.zeros_like(first)
     entropy = -(probabilities * logs).sum(1)
     return torch.stack([first.exp(), first.exp() - second.exp(), entropy, first - rest], 1)
 
 
 @torch.no_grad()
-def reset_row(weight: Tensor, bias: Tensor, generator: torch.Generator, chance: float) -> None:
-    """Draws a gate's weights and sets its bias, so that it opens for about a share `chance`."""
-    # Drawn where the generator lives and copied, so that a seed means the same on every device.
+def reset_linear_gate(
+    weight: Tensor, bias: Tensor, generator: torch.Generator, probability: float
+) -> None:
+    """Reinitialise a linear gate so that it opens with about `probability`.
+
+    Args:
+        weight: (1, k), drawn uniformly from ±1/√k.
+        bias: (1,), set to the logit of `probability`.
+        generator: random generator.
+        probability: in (0, 1).
+    """
+    # Draw on the generator's device and copy, so that a seed gives equal weights on every device.
     bound = 1 / math.sqrt(weight.shape[1])
     drawn = torch.empty(weight.shape, device=generator.device)
     weight.copy_(drawn.uniform_(-bound, bound, generator=generator))
-    bias.fill_(math.log(chance / (1 - chance)))
+    bias.fill_(math.log(probability / (1 - probability)))

@@ -1,4 +1,4 @@
-"""Heads: from a body's vector to class logits, for all samples that arrive."""
+"""Heads: from a neck's vector to class logits."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from leenet_fx.registry import Registry
 
 
 class Head(nn.Module, ABC):
-    """A body's vector, and what earlier exits said, → a state; the answer is read from it.
+    """Base of heads: `forward` computes a hidden tensor, `classify` reads class logits from it.
 
     Attributes:
-        reads_earlier: whether it needs what earlier exits said.
+        reads_previous_logits: whether `forward` reads the logits that earlier exits pass on.
+        site: features and position that the head is built for.
+        width: n, the length of the neck's vector.
     """
 
     reads_previous_logits = False
@@ -29,34 +31,35 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, inputs: Tensor, previous_logits: Tensor | None) -> Tensor:
-        """The state.
+        """Compute the hidden tensor (B, k).
 
         Args:
-            inputs: (B, n).
-            earlier: (B, position, m) what earlier heads `said`; None at the first exit, or where
-                `reads_earlier` is false.
-
-        Returns:
-            (B, k).
+            inputs: the neck's vectors (B, n).
+            previous_logits: `passed_logits` of earlier heads (B, position, m); None at the first
+                exit, or if `reads_previous_logits` is false.
         """
 
     def classify(self, hidden: Tensor) -> Tensor:
-        """(B, k) → class logits (B, m)."""
+        """Return class logits: (B, k) → (B, m)."""
         return hidden
 
     def passed_logits(self, hidden: Tensor) -> Tensor:
-        """(B, k) → what later exits are told (B, m)."""
+        """Return the logits passed on to later exits: (B, k) → (B, m)."""
         return hidden
 
     def begin_phase(self, group: str) -> None:
-        """Told before a step which group it trains; optional."""
+        """Prepare for a training phase of a parameter group; optional.
+
+        Args:
+            group: a `leenet_fx.methods.phases.Group`.
+        """
 
     def classifier_parameters(self) -> list[nn.Parameter]:
-        """Parameters trained by the classifiers' objective."""
+        """Return the parameters that the classifiers' objective trains."""
         return list(self.parameters())
 
     def ensemble_parameters(self) -> list[nn.Parameter]:
-        """Parameters trained once classifiers are."""
+        """Return the parameters of ensembles, which are trained after the classifiers."""
         return []
 
 
@@ -68,7 +71,7 @@ get_head = _heads.get
 
 @register_head("linear")
 class LinearHead(Head):
-    """One linear map."""
+    """Linear classifier."""
 
     def __init__(self, site: ExitSite, width: int) -> None:
         super().__init__(site, width)
@@ -81,11 +84,13 @@ class LinearHead(Head):
 
 @register_head("cascade")
 class CascadeHead(Head):
-    """Zero Time Waste (Wołczyk et al. 2021): a head that sees the one before, and an ensemble.
+    """Cascaded head with a geometric ensemble (Zero Time Waste, Wołczyk et al. 2021).
 
-    zᵢ = W·x + V·zᵢ₋₁, with zᵢ₋₁ detached. Once the heads are trained, exit i answers with the
-    geometric ensemble log qᵢ = (1/(i+1)) Σ_{j≤i} e^{w_j}·log p_j + b, whose w and b are trained on
-    the heads as they are.
+    zᵢ = W·x + V·zᵢ₋₁, with zᵢ₋₁ detached. After the heads, the ensembles are trained on their fixed
+    outputs, and exit i classifies by log qᵢ = (1/(i+1)) Σ_{j≤i} e^{w_j}·log p_j + b.
+
+    Attributes:
+        ensembles: whether `classify` returns the ensemble's logits; before, those of the head.
     """
 
     reads_previous_logits = True
@@ -107,14 +112,14 @@ class CascadeHead(Head):
         if previous_logits is not None:
             previous_logits = previous_logits.detach()
             own = own + self.before(previous_logits[:, -1])
-        heard = (
+        logits = (
             own.unsqueeze(1)
             if previous_logits is None
             else torch.cat([previous_logits, own.unsqueeze(1)], 1)
         )
-        logs = heard.log_softmax(2)
-        mixed = (self.weights.exp().view(-1, 1) * logs).mean(1) + self.bias
-        return torch.cat([own, torch.where(self.ensembles, mixed, own)], 1)
+        logs = logits.log_softmax(2)
+        ensemble = (self.weights.exp().view(-1, 1) * logs).mean(1) + self.bias
+        return torch.cat([own, torch.where(self.ensembles, ensemble, own)], 1)
 
     def classify(self, hidden: Tensor) -> Tensor:
         return hidden[:, self.site.num_classes :]
@@ -123,8 +128,8 @@ class CascadeHead(Head):
         return hidden[:, : self.site.num_classes]
 
     def classifier_parameters(self) -> list[nn.Parameter]:
-        held = {id(self.weights), id(self.bias)}
-        return [parameter for parameter in self.parameters() if id(parameter) not in held]
+        excluded = {id(self.weights), id(self.bias)}
+        return [parameter for parameter in self.parameters() if id(parameter) not in excluded]
 
     def ensemble_parameters(self) -> list[nn.Parameter]:
         return [self.weights, self.bias]
@@ -136,9 +141,9 @@ class CascadeHead(Head):
 
 @register_head("additive")
 class AdditiveHead(Head):
-    """BoostNet (Yu et al. 2023): zᵢ = W·x + zᵢ₋₁, with zᵢ₋₁ detached.
+    """Additive head (BoostNet, Yu et al. 2023): zᵢ = W·x + zᵢ₋₁, with zᵢ₋₁ detached.
 
-    Each head learns what the ones before it leave over, as in gradient boosting.
+    Each head fits the residual of the earlier ones, as in gradient boosting.
     """
 
     reads_previous_logits = True
@@ -154,10 +159,14 @@ class AdditiveHead(Head):
 
 @register_head("means")
 class MeansHead(Head):
-    """E2CM (Görmez et al. 2022): distance to each class's mean feature; nothing is trained.
+    """Distance to the mean feature of each class (E2CM, Görmez et al. 2022); without parameters.
 
     zᵢ[k] = −‖x − μₖ‖² / s, with s the mean of ‖x − μ_y‖² over training images. The paper does not
-    say by what distances are normalised; s makes the typical one 1.
+    specify the normalisation of distances; with s, the mean distance to the own class is 1.
+
+    Attributes:
+        means: μ (classes, width).
+        spread: s, a scalar.
     """
 
     means: Tensor
@@ -170,7 +179,7 @@ class MeansHead(Head):
         self._sums: Tensor | None = None
 
     def forward(self, inputs: Tensor, previous_logits: Tensor | None) -> Tensor:
-        # ‖x‖² is the same for all classes, but distances are compared between exits too.
+        # ‖x‖² is equal for all classes, but distances are also compared between exits.
         squares = (inputs * inputs).sum(1, keepdim=True) + (self.means * self.means).sum(1)
         return (2 * inputs @ self.means.T - squares).clamp(max=0) / self.spread
 
@@ -180,12 +189,12 @@ class MeansHead(Head):
             self._sums = self.means.new_zeros(classes, width + 2, dtype=torch.float64)
 
     @torch.no_grad()
-    def count(self, inputs: Tensor, labels: Tensor) -> None:
-        """Takes a batch into account.
+    def accumulate_class_means(self, labels: Tensor, inputs: Tensor) -> None:
+        """Add a batch to the sums behind the class means.
 
         Args:
-            inputs: (B, width).
-            labels: (B,) class indices.
+            labels: class indices (B,).
+            inputs: the neck's vectors (B, width).
         """
         assert self._sums is not None
         values = inputs.double()
@@ -194,26 +203,26 @@ class MeansHead(Head):
         self._sums.index_add_(0, labels, torch.cat([values, ones, squares], 1))
 
     @torch.no_grad()
-    def counted(self, summed: Callable[[Tensor], Tensor]) -> None:
-        """Sets the means by all batches.
+    def finish_class_means(self, sum_over_processes: Callable[[Tensor], Tensor]) -> None:
+        """Set the class means from the sums of all batches.
 
         Args:
-            summed: sums a tensor over processes.
+            sum_over_processes: returns the sum of a tensor over all processes.
 
         Raises:
             InputError: a class has no image.
         """
         assert self._sums is not None
-        sums, counts, squares = summed(self._sums).split([self.width, 1, 1], 1)
+        sums, counts, squares = sum_over_processes(self._sums).split([self.width, 1, 1], 1)
         self._sums = None
         if not bool((counts > 0).all()):
             absent = int((counts == 0).nonzero()[0, 0])
             raise InputError(
-                f"Class {absent} has no training image, so it has no mean: head 'means' needs all "
-                f"{len(counts)} classes."
+                f"Class {absent} has no training image, hence no mean: head 'means' needs images "
+                f"of all {len(counts)} classes."
             )
         means = sums / counts
         self.means.copy_(means)
         # Σ‖x − μ_y‖² = Σ‖x‖² − Σ_k n_k·‖μ_k‖².
-        apart = (squares.sum() - (counts * means * means).sum()) / counts.sum()
-        self.spread.copy_(torch.where(apart > 0, apart, 1))
+        spread = (squares.sum() - (counts * means * means).sum()) / counts.sum()
+        self.spread.copy_(torch.where(spread > 0, spread, 1))

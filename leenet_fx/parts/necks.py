@@ -1,4 +1,4 @@
-"""Bodies: from the features an exit reads to one vector a sample."""
+"""Necks: from the features that an exit reads to one vector per sample."""
 
 from __future__ import annotations
 
@@ -10,20 +10,28 @@ from typing import Any, TypeAlias
 from torch import Tensor, fx, nn
 
 from leenet_fx.errors import InputError
-from leenet_fx.parts.exit_site import ExitSite, finest_grid, join, pool, pooled_width
+from leenet_fx.parts.exit_site import (
+    ExitSite,
+    average_pool,
+    concatenate,
+    finest_grid,
+    pooled_width,
+)
 from leenet_fx.parts.standardize import Standardize
 
-GAIN = 16.0
-"""Spread of what convolutions say, over that of what is only pooled: by so much faster a head
-learns, and the convolutions with it. Two heads on ResNet-20 after five epochs of CIFAR-10: 70.8 and
-79.9 % right for 0.2, 76.4 and 81.7 % for 4, 77.3 and 82.2 % for 8, 77.0 and 83.2 % for 16."""
+CONV_GAIN = 16.0
+"""Factor on the output of convolutional necks, relative to that of pooling necks. The larger it is,
+the faster the head trains, and the convolutions with it. Accuracy of two heads on ResNet-20 after
+five epochs of CIFAR-10: 70.8 and 79.9 % for 0.2, 76.4 and 81.7 % for 4, 77.3 and 82.2 % for 8, 77.0
+and 83.2 % for 16."""
 
 
 class Neck(nn.Module, ABC):
-    """reduce, which uses no parameter, then forward.
+    """Base of necks: `pool`, which uses no parameter, then `forward`.
 
     Attributes:
-        width: n, the length of the vector.
+        site: features and position that the neck is built for.
+        width: n, the length of the output vector.
     """
 
     def __init__(self, site: ExitSite, width: int) -> None:
@@ -33,48 +41,71 @@ class Neck(nn.Module, ABC):
 
     @property
     def pooling(self) -> str:
-        """What `reduce` does, in words."""
-        return "nothing"
+        """Description of `pool`; necks with equal descriptions pool equally."""
+        return "none"
 
     @abstractmethod
     def pool(self, *features: Tensor) -> tuple[Tensor, ...]:
-        """What the body needs of the features; training on a frozen backbone keeps this."""
+        """Reduce the features to what `forward` reads, without parameters.
+
+        Feature caches store the result.
+
+        Args:
+            features: tensors of the site's shapes, with a batch of B.
+
+        Returns:
+            Tensors (B, …).
+        """
 
     @abstractmethod
     def forward(self, *pooled: Tensor) -> Tensor:
-        """What `reduce` left → (B, n), of spread about n^−½, or `GAIN` times that of convolutions:
-        rates of heads count on it."""
+        """Map the output of `pool` to vectors (B, n).
 
-    def measure(self, *pooled: Tensor) -> None:
-        """Scales by what `reduce` leaves of training images; one that was scaled stays so."""
+        Their standard deviation should be about n^−½, or `CONV_GAIN` times that behind
+        convolutions: the heads' learning rates assume it.
+        """
+
+    def fit_statistics(self, *pooled: Tensor) -> None:
+        """Fit input statistics to training images; a neck that is fitted keeps its statistics.
+
+        Args:
+            pooled: output of `pool` for the training images, each (samples, …).
+        """
 
 
 NeckFactory: TypeAlias = Callable[..., Neck]
+"""(site, **options) → neck."""
 
 
-class _Scaled(Neck):
+class StandardizedNeck(Neck):
+    """Base of necks whose pooled features are standardized."""
+
     def __init__(self, site: ExitSite, width: int) -> None:
         super().__init__(site, width)
         self.inputs = Standardize(width, power=0.5)
 
     def forward(self, *pooled: Tensor) -> Tensor:
-        scaled: Tensor = self.inputs(*pooled)
-        return scaled
+        standardized: Tensor = self.inputs(*pooled)
+        return standardized
 
-    def measure(self, *pooled: Tensor) -> None:
-        if not self.inputs.measured:
-            self.inputs.measure(*pooled)
+    def fit_statistics(self, *pooled: Tensor) -> None:
+        if not self.inputs.is_fitted:
+            self.inputs.fit_statistics(*pooled)
 
 
-class Pool(_Scaled):
+class PoolNeck(StandardizedNeck):
     """Average pooling (EENets' `pool`).
 
-    Maps are pooled to a grid of 4 x 4, 2 x 2 or 1 x 1 cells, the finest that keeps a classifier
-    within 100,000 weights. Tokens are averaged. Several features are pooled each and joined.
+    Maps are pooled to a grid of 4 x 4, 2 x 2 or 1 x 1 cells, the finest that keeps a linear
+    classifier within 100,000 weights. Tokens are averaged. Several features are pooled separately
+    and concatenated.
 
     Args:
-        site: where it stands.
-        grid: cells along each side; None takes the finest.
+        site: features and position.
+        grid: cells along each side; None selects the finest.
+
+    Raises:
+        InputError: `grid` is not a positive integer.
     """
 
     def __init__(self, site: ExitSite, grid: int | None = None) -> None:
@@ -84,32 +115,36 @@ class Pool(_Scaled):
 
     @property
     def pooling(self) -> str:
-        return f"pooled to {self.grid}"
+        return f"average pooling, grid {self.grid}"
 
     def pool(self, *features: Tensor) -> tuple[Tensor, ...]:
-        return (pool(features, self.site.features, self.grid),)
+        return (average_pool(features, self.site.features, self.grid),)
 
 
-class Flatten(_Scaled):
-    """Every value of the features, flattened, as LEENet published it (EENets' `plain`)."""
+class FlattenNeck(StandardizedNeck):
+    """All values of the features, flattened and concatenated (LEENet; EENets' `plain`)."""
 
     def __init__(self, site: ExitSite) -> None:
         super().__init__(site, sum(f.numel for f in site.features))
 
     @property
     def pooling(self) -> str:
-        return "flattened"
+        return "flatten"
 
     def pool(self, *features: Tensor) -> tuple[Tensor, ...]:
-        return (_of_width(join([feature.flatten(1) for feature in features]), self.width),)
+        flat = concatenate([feature.flatten(1) for feature in features])
+        return (_check_width(flat, self.width),)
 
 
 class NormPoolNeck(Neck):
     """BatchNorm over the channels, then average pooling (EENets' `bnpool`).
 
     Args:
-        site: where it stands.
-        grid: cells along each side; None takes the finest, as `Pool`.
+        site: features and position.
+        grid: cells along each side; None selects the finest, as for `PoolNeck`.
+
+    Raises:
+        InputError: `grid` is not a positive integer.
     """
 
     def __init__(self, site: ExitSite, grid: int | None = None) -> None:
@@ -122,54 +157,50 @@ class NormPoolNeck(Neck):
         return features
 
     def forward(self, *pooled: Tensor) -> Tensor:
-        normed = []
+        normalized = []
         for feature, spec, norm in zip(pooled, self.site.features, self.norms, strict=True):
             channels_second = feature.movedim(spec.channel_axis, 1)
             flat = norm(channels_second.flatten(2) if len(spec.shape) > 2 else channels_second)
-            normed.append(flat.view(channels_second.shape).movedim(1, spec.channel_axis))
-        averages: Tensor = pool(normed, self.site.features, self.grid)
+            normalized.append(flat.view(channels_second.shape).movedim(1, spec.channel_axis))
+        averages: Tensor = average_pool(normalized, self.site.features, self.grid)
         return averages / math.sqrt(self.width)
 
 
-class Conv(Neck):
-    """X blocks of 3x3 convolution, BatchNorm and ReLU, then average pooling (PTEEnet's ConvX).
+class ConvNeck(Neck):
+    """Blocks of 3x3 convolution, BatchNorm and ReLU, then average pooling (PTEEnet's ConvX).
 
-    The paper does not give the channels. Here maps that are finer than `size` are halved by
-    convolutions of stride 2 that double the channels, and `blocks` more keep both; the last map is
-    pooled to 2 x 2 cells.
+    The paper does not give the channels. Here stride-2 convolutions that double the channels halve
+    the map until its longest side is at most `size`; `blocks` more convolutions keep both; the last
+    map is pooled to 2 x 2 cells.
 
     Args:
-        site: where it stands; it needs maps.
-        blocks: X, convolutions behind those that halve the map.
-        size: longest side of the map that they see.
-        channels: most channels; None allows four times those of the feature.
+        site: features and position; the features must be maps (B, C, H, W) of one size.
+        blocks: X, the number of convolutions after the strided ones.
+        size: longest side of the map that these convolutions read.
+        channels: maximum number of channels; None allows four times those of the features.
+
+    Raises:
+        InputError: an option is not an integer in its range, or the features are no such maps.
     """
 
     def __init__(
         self, site: ExitSite, blocks: int = 1, size: int = 8, channels: int | None = None
     ) -> None:
-        for name, value in (("blocks", blocks), ("size", size), ("channels", channels)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise InputError(f"{name} of a 'conv' branch must be a whole number: {value!r}.")
-        if blocks < 0 or size < 1 or (channels is not None and channels < 1):
-            raise InputError(
-                f"A 'conv' branch needs blocks ≥ 0, size ≥ 1, channels ≥ 1, got {blocks}, {size}, "
-                f"{channels}."
-            )
+        _check_conv_options(blocks, size, channels)
         if not all(f.is_map for f in site.features) or len({f.size for f in site.features}) > 1:
             shapes = [f.shape for f in site.features]
             raise InputError(
-                f"A 'conv' branch reads maps (B, C, H, W) of one size, got {shapes}: 'pool' reads "
+                f"A 'conv' branch reads maps (B, C, H, W) of one size, got {shapes}; 'pool' reads "
                 "any features."
             )
         width = sum(f.channels for f in site.features)
-        most = 4 * width if channels is None else channels
+        max_channels = 4 * width if channels is None else channels
         longest = max(site.features[0].size)
         layers: list[nn.Module] = []
         while longest > size:
             longest = (longest + 1) // 2
-            layers += _convolution(width, min(2 * width, most), stride=2)
-            width = min(2 * width, most)
+            layers += _convolution(width, min(2 * width, max_channels), stride=2)
+            width = min(2 * width, max_channels)
         for _ in range(blocks):
             layers += _convolution(width, width, stride=1)
         super().__init__(site, width * 4)
@@ -179,22 +210,23 @@ class Conv(Neck):
         return features
 
     def forward(self, *pooled: Tensor) -> Tensor:
-        specs = self.site.features
-        maps = [f.movedim(s.channel_axis, 1) for f, s in zip(pooled, specs, strict=True)]
-        out: Tensor = self.layers(join(maps))
-        return GAIN * out / math.sqrt(self.width)
+        shapes = self.site.features
+        maps = [f.movedim(s.channel_axis, 1) for f, s in zip(pooled, shapes, strict=True)]
+        outputs: Tensor = self.layers(concatenate(maps))
+        return CONV_GAIN * outputs / math.sqrt(self.width)
 
 
-def _of_width(joined: Any, width: int) -> Any:
-    if isinstance(joined, fx.Proxy):
-        # Traced code asks when it runs.
-        return joined.tracer.create_proxy("call_function", _of_width, (joined, width), {})
-    if joined.shape[1] != width:
+def _check_width(flat: Any, width: int) -> Any:
+    """Return `flat`, or raise InputError where its length is not `width`."""
+    if isinstance(flat, fx.Proxy):
+        # Insert the check into the traced graph, to run on real tensors.
+        return flat.tracer.create_proxy("call_function", _check_width, (flat, width), {})
+    if flat.shape[1] != width:
         raise InputError(
-            f"A 'flatten' branch made for {width} values got {joined.shape[1]}: it fits one image "
-            "size only; 'pool' fits any."
+            f"A 'flatten' branch built for {width} values got {flat.shape[1]}: it accepts one "
+            "image size only; 'pool' accepts any."
         )
-    return joined
+    return flat
 
 
 def _convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
@@ -202,9 +234,20 @@ def _convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
     return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
+def _check_conv_options(blocks: int, size: int, channels: int | None) -> None:
+    for name, value in (("blocks", blocks), ("size", size), ("channels", channels)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise InputError(f"{name} of a 'conv' branch must be an integer, got {value!r}.")
+    if blocks < 0 or size < 1 or (channels is not None and channels < 1):
+        raise InputError(
+            f"A 'conv' branch needs blocks ≥ 0, size ≥ 1, channels ≥ 1, got {blocks}, {size}, "
+            f"{channels}."
+        )
+
+
 def _checked_grid(site: ExitSite, grid: int | None) -> int:
     if grid is None:
         return finest_grid(site)
     if isinstance(grid, bool) or not isinstance(grid, int) or grid < 1:
-        raise InputError(f"grid must be a whole number from 1, got {grid!r}.")
+        raise InputError(f"grid must be a positive integer, got {grid!r}.")
     return grid

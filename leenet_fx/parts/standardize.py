@@ -1,4 +1,4 @@
-"""Inputs brought to one scale, as measured on training images."""
+"""Standardisation of inputs by statistics of the training images."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from torch import Tensor, nn
 
 
 class Standardize(nn.Module):
-    """Brings n inputs to mean 0 and spread n^−power, as measured on training images.
+    """Affine map of n inputs to mean 0 and standard deviation n^−power on training images.
 
-    Features of unlike scale train slowly, and leave a gate that sends all samples one way. The
-    width n counts, for a step of the optimizer moves a sum of n inputs up to n times as far.
+    Inputs of unequal scale train slowly and can drive a gate to one decision for all samples. The
+    standard deviation depends on n because one optimizer step changes a sum of n inputs by an
+    amount that grows with n.
+
+    Until `fit_statistics` is called, the map is the identity.
+
+    Args:
+        width: n, the number of inputs.
+        power: exponent of 1/n in the standard deviation of the outputs.
     """
 
     mean: Tensor
@@ -24,21 +31,25 @@ class Standardize(nn.Module):
         self.power = power
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
-        # −mean·scale, so that scaling is a single operation: on a small network each one shows.
+        # −mean·scale, precomputed: on a small network every additional operation costs latency.
         self.register_buffer("shift", torch.zeros(width), persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(B, n) → (B, n)."""
+        """Standardize inputs: (B, n) → (B, n)."""
         return torch.addcmul(self.shift, inputs, self.scale)
 
     @property
-    def measured(self) -> bool:
-        """Whether `measure` was called."""
+    def is_fitted(self) -> bool:
+        """Whether `fit_statistics` was called."""
         return bool((self.mean != 0).any()) or bool((self.scale != 1).any())
 
     @torch.no_grad()
-    def measure(self, inputs: Tensor) -> None:
-        """Sets mean and scale by (samples, n) inputs; constant inputs count for nothing."""
+    def fit_statistics(self, inputs: Tensor) -> None:
+        """Set mean and scale from training inputs; constant inputs are mapped to 0.
+
+        Args:
+            inputs: (samples, n).
+        """
         spread = inputs.std(0, correction=0) * inputs.shape[1] ** self.power
         self.mean.copy_(inputs.mean(0))
         self.scale.copy_(torch.where(spread > 1e-6, 1 / spread.clamp(min=1e-6), 0))

@@ -1,23 +1,24 @@
-"""Policies: which samples exit early."""
+"""Policies: the decision which samples exit early."""
 
 from leenet_fx.policies.apply import exit_indices, policy_scores
-from leenet_fx.policies.policy import (
+from leenet_fx.policies.base import (
+    NeverExit,
+    Policy,
+    get_policy,
+    list_policies,
+    policy_from_dict,
+    policy_to_dict,
+    register_policy,
+)
+from leenet_fx.policies.counting import Patience, Vote
+from leenet_fx.policies.threshold import (
     AlphaConditionedGate,
     ClassMeanDistance,
     Entropy,
     GateThreshold,
     Margin,
     MaxProbability,
-    NeverExit,
-    Patience,
-    Policy,
     ThresholdPolicy,
-    Vote,
-    get_policy,
-    list_policies,
-    policy_from_dict,
-    policy_to_dict,
-    register_policy,
 )
 
 __all__ = [

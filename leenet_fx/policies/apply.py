@@ -1,4 +1,4 @@
-"""Policies applied to the outputs of all exits at once."""
+"""Application of a policy to the outputs of all exits."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from leenet_fx.policies.policy import Policy
+from leenet_fx.policies.base import Policy
 
 
 def exit_indices(policy: Policy, logits: Sequence[Tensor], gate_logits: Tensor) -> Tensor:
-    """Where each sample leaves if every exit was computed for all.
+    """Return the exit of each sample, given the outputs of all exits for all samples.
 
     Args:
-        policy: who leaves.
-        logits: N+1 tensors (B, classes).
-        gates: (B, N) gate logits.
+        policy: decides which samples exit early.
+        logits: class logits of N exits and the final classifier, N+1 tensors (B, classes).
+        gate_logits: (B, N).
 
     Returns:
         (B,) exit indices; N is the final classifier.
@@ -32,7 +32,14 @@ def exit_indices(policy: Policy, logits: Sequence[Tensor], gate_logits: Tensor) 
 def policy_scores(
     policy: Policy, index: int, logits: Sequence[Tensor], gate_logits: Tensor
 ) -> Tensor:
-    """What a policy reads at an exit: of `logits` (B, classes) each, and `gates` (B, N)."""
+    """Return the scores that a policy reads at exit `index`; see `Policy.should_exit`.
+
+    Args:
+        policy: reads gate logits, class logits or their history.
+        index: of the exit.
+        logits: class logits, tensors (B, classes).
+        gate_logits: (B, N).
+    """
     if policy.reads == "history":
         return torch.stack(list(logits[: index + 1]), 1)
     return logits[index] if policy.reads == "logits" else gate_logits[:, index]

@@ -203,7 +203,7 @@ def fit(
                 one.close()
         policy = recipe.policy_for(ee.num_exits)
         if policy.reads != "gate" or "gates" in plan.parameter_groups:
-            ee.policy = policy.with_alpha(plan.alpha) if recipe.trade_off == "dial" else policy
+            ee.policy = policy.with_alpha(plan.alpha) if recipe.trade_off == "alpha" else policy
         if "final" in plan.parameter_groups:
             _note_changed(ee, str(plan.final_path))
         if backbone:

@@ -406,9 +406,9 @@ class PhaseTrainer:
         for rows in train.features(final=self.step.labels == "backbone"):
             rows = self._relabelled(rows)
             for branch, read in zip(self.branches, rows.pooled, strict=True):
-                branch.count(rows.labels, *read)
+                branch.accumulate_class_means(rows.labels, *read)
         for branch in self.branches:
-            branch.counted(self._summed)
+            branch.finish_class_means(self._summed)
 
     def _summed(self, values: Tensor) -> Tensor:
         if self.fabric.world_size == 1:

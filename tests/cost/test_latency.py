@@ -115,7 +115,7 @@ def test_distributions_that_are_none_are_refused():
         known.of_shares([1.0, 0.0, 0.0], 0)
 
 
-@pytest.mark.parametrize("options", [{}, {"method": "ztw"}, {"branch_options": {"gate": "dial"}}])
+@pytest.mark.parametrize("options", [{}, {"method": "ztw"}, {"branch_options": {"gate": "alpha"}}])
 def test_profile_measures_every_piece_and_keeps_it_in_the_cost_table(options):
     ee = attached(**options)
     assert ee.costs.latency is None

@@ -165,7 +165,7 @@ def parts():
 
 
 VARIANTS = [
-    *frozen(["shallow-deep", "leenet", "pabee", "leenet-dial", "pteenet"]),
+    *frozen(["shallow-deep", "leenet", "pabee", "leenet-alpha", "pteenet"]),
     MethodSpec("branchynet, joint", "branchynet", {"recipe": "joint"}),
 ]
 
@@ -202,9 +202,9 @@ def test_a_comparison_has_every_variant_and_seed(whole):
     knobs = {run.label: (run.trade_off, len(run.points)) for run in found.runs}
     assert knobs == {
         "shallow-deep": ("threshold", 101),
-        "leenet": ("weight", len(ALPHAS)),
+        "leenet": ("cost_weight", len(ALPHAS)),
         "pabee": ("patience", 3),
-        "leenet-dial": ("dial", len(ALPHAS)),
+        "leenet-alpha": ("alpha", len(ALPHAS)),
         "pteenet": ("threshold", 101),
         "branchynet, joint": ("threshold", 101),
     }

@@ -111,7 +111,7 @@ def test_an_exit_that_is_replaced_decides():
 @pytest.mark.parametrize(
     ("head", "gate"),
     [
-        *itertools.product(("linear", "cascade", "additive"), ("confidence", "history", "dial")),
+        *itertools.product(("linear", "cascade", "additive"), ("confidence", "history", "alpha")),
         ("linear", "features"),
         ("means", "confidence"),
         ("projection", None),
@@ -134,7 +134,7 @@ def test_every_composition_of_parts_decides_as_its_parts_do(body, head, gate):
         for scores, by_gate in ((gates.T, True), (sure, False)):
             middle = scores.quantile(0.5, dim=1)
             at = middle.tolist()
-            of_gate = AlphaConditionedGate(0.5, at) if gate == "dial" else GateThreshold(at)
+            of_gate = AlphaConditionedGate(0.5, at) if gate == "alpha" else GateThreshold(at)
             policy = of_gate if by_gate else MaxProbability(at)
             check_leaving(ee, policy, scores >= middle.unsqueeze(1), logits, x)
     heard = []
@@ -201,7 +201,7 @@ def fresh_compiler():
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("options", [{}, {"method": "ztw"}, {"branch_options": {"gate": "dial"}}])
+@pytest.mark.parametrize("options", [{}, {"method": "ztw"}, {"branch_options": {"gate": "alpha"}}])
 def test_survivors_of_any_number_are_compiled_for_once(options):
     ee = half_leave(attached(**options), images(64, 3, 16, 16))
     x = images(64, 3, 16, 16, seed=1)

@@ -1,4 +1,4 @@
-"""Every preset end to end: a backbone trained on digits, exits, a frontier on images held out."""
+"""Every method end to end: backbone trained on digits, exits, and a frontier on test images."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from leenet_fx.evaluation.compare import MethodSpec, frozen
 PRESETS = [name for name in leenet_fx.list_methods() if not name.startswith("test-")]
 
 TRAINS_SLOWLY = {"pteenet", "jei-dnn"}
-"""Gates and classifiers learn together, and a quick run is over before both have."""
+"""Methods that train gates and classifiers together, for which the quick run is too short."""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def backbone(digits):
 
 @pytest.fixture(scope="module")
 def found(digits, backbone):
-    """A comparison of all presets on the frozen backbone, quick: three epochs, one seed."""
+    """A comparison of all methods on the frozen backbone: three epochs, one seed."""
     variants = frozen([name for name in PRESETS if name != "jei-dnn"])
     return leenet_fx.compare(
         backbone,
@@ -42,7 +42,7 @@ def found(digits, backbone):
     )
 
 
-def test_all_presets_have_a_frontier(found):
+def test_all_methods_have_a_frontier(found):
     assert {run.label for run in found.runs} == set(PRESETS)
     assert not found.skipped
     assert found.backbone_accuracy > 0.75
@@ -50,21 +50,20 @@ def test_all_presets_have_a_frontier(found):
         assert run.backbone_accuracy == found.backbone_accuracy
         shares = torch.tensor([at.shares for at in run.points])
         assert torch.allclose(shares.sum(1), torch.ones(len(shares)))
-        # What is spent is what the shares that leave cost.
         costs = torch.tensor([at.relative_flops for at in run.points])
         assert (costs > 0.3).all()
         assert len({round(float(cost), 3) for cost in costs}) > 1
 
 
 @pytest.mark.parametrize("name", sorted(set(PRESETS) - TRAINS_SLOWLY))
-def test_fifteen_percent_of_the_flops_cost_two_points_at_most(found, name):
+def test_saving_15_percent_of_the_flops_costs_at_most_two_points_of_accuracy(found, name):
     (run,) = (run for run in found.runs if run.label == name)
     saved = run.accuracy_within(0.85)
     assert saved is not None
     assert saved >= found.backbone_accuracy - 0.02
 
 
-def test_no_preset_is_worse_than_a_coin_between_guessing_and_the_plain_model(found):
-    coin = (1 / 10 + found.backbone_accuracy) / 2
+def test_every_method_beats_random_choice_between_guessing_and_the_backbone(found):
+    random_choice = (1 / 10 + found.backbone_accuracy) / 2
     for run in found.runs:
-        assert run.area(10, found.backbone_accuracy) >= coin
+        assert run.area(10, found.backbone_accuracy) >= random_choice

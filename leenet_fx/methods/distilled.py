@@ -1,0 +1,35 @@
+"""Exits distilled from the final classifier."""
+
+from __future__ import annotations
+
+from leenet_fx.methods.method import Method, register_method
+from leenet_fx.methods.phases import classifier_phases
+from leenet_fx.objectives import Distillation, FinalClassifier, SumOfObjectives
+from leenet_fx.policies import MaxProbability
+
+
+@register_method("distilled")
+def distilled(
+    recipe: str = "disjoint", mix: float = 0.5, temperature: float = 2.0, threshold: float = 0.9
+) -> Method:
+    """Exits trained on labels and distilled from the final classifier; exit iff max p ≥ threshold.
+
+    (1−mix)·CEᵢ + mix·T²·KL(softmax(ŷ_N/T) ‖ softmax(ŷᵢ/T)) (Hinton et al. 2015; Phuong & Lampert
+    2019 for exits).
+
+    Args:
+        recipe: "disjoint", "joint" or "mixed".
+        mix: weight of the distillation loss, in [0, 1].
+        temperature: T > 0.
+        threshold: least class probability that exits.
+
+    Raises:
+        InputError: an option does not fit.
+    """
+    distillation = Distillation(mix=mix, temperature=temperature)
+    joint = SumOfObjectives((distillation, FinalClassifier()))
+    return Method(
+        phases=classifier_phases(recipe, distillation, joint),
+        policy=MaxProbability(threshold),
+        source="Phuong & Lampert 2019, Distillation-based Training for Multi-exit Architectures",
+    )

@@ -1,0 +1,26 @@
+"""E2CM."""
+
+from __future__ import annotations
+
+from leenet_fx.methods.method import Method, register_method
+from leenet_fx.methods.phases import single_update_phase
+from leenet_fx.policies import MaxProbability
+
+
+@register_method("e2cm")
+def e2cm(threshold: float = 0.5) -> Method:
+    """E2CM (Görmez et al. 2022): distances to class means, without training by gradients.
+
+    Args:
+        threshold: least class probability that exits, softmax of the negative distances.
+
+    Raises:
+        InputError: `threshold` is not a number.
+    """
+    return Method(
+        phases=(single_update_phase("means", "means", None),),
+        policy=MaxProbability(threshold),
+        source="Görmez et al. 2022, E2CM: Early Exit via Class Means",
+        branch_options={"head": "means"},
+        requires={"head": "means"},
+    )
