@@ -21,14 +21,14 @@ class BatchDim:
     """How a value follows the batch when samples leave.
 
     kind:
-        "rows": a tensor with `each` consecutive slices a sample along `axis`.
+        "samples": a tensor with `each` consecutive slices a sample along `axis`.
         "size": an integer proportional to the batch size.
         "constant": the same for every batch.
         "nested": a tuple or list, each item described in `items`.
         "unusable": anything else; a cut may not carry it.
     """
 
-    kind: Literal["rows", "size", "constant", "nested", "unusable"]
+    kind: Literal["samples", "size", "constant", "nested", "unusable"]
     axis: int = 0
     per_sample: int = 1
     items: tuple[BatchDim, ...] = ()
@@ -74,7 +74,7 @@ def classify(one: Summary, other: Summary) -> BatchDim:
         if not moved:
             return BatchDim("constant")
         if len(moved) == 1 and a[moved[0]] * large == b[moved[0]] * small:
-            return BatchDim("rows", moved[0], per_sample=a[moved[0]] // small)
+            return BatchDim("samples", moved[0], per_sample=a[moved[0]] // small)
         return BatchDim("unusable")
     if kind == "plain" and type(a) is type(b) and a == b:
         return BatchDim("constant")
@@ -104,7 +104,7 @@ def select_samples(value: Any, batch_dims: BatchDim, rows: torch.Tensor, before:
     Raises:
         InputError: at this image size the value no longer has its slices for each sample.
     """
-    if batch_dims.kind == "rows":
+    if batch_dims.kind == "samples":
         check_samples(value, batch_dims, before)
         if batch_dims.per_sample > 1:
             within = torch.arange(batch_dims.per_sample, device=rows.device)
@@ -131,7 +131,7 @@ def concat_samples(values: Sequence[Any], batch_dims: BatchDim) -> Any:
         values: what crosses the same cut, of each batch.
         carried: how it follows the batch.
     """
-    if batch_dims.kind == "rows":
+    if batch_dims.kind == "samples":
         return torch.cat(list(values), batch_dims.axis)
     if batch_dims.kind == "size":
         return sum(values)
@@ -210,13 +210,13 @@ def _name(node: fx.Node) -> str:
 
 
 def _holds_rows(batch_dims: BatchDim) -> bool:
-    return batch_dims.kind == "rows" or any(_holds_rows(item) for item in batch_dims.items)
+    return batch_dims.kind == "samples" or any(_holds_rows(item) for item in batch_dims.items)
 
 
 def _folded(batch_dims: BatchDim) -> bool:
     if batch_dims.kind == "nested":
         return any(_folded(item) for item in batch_dims.items)
-    return batch_dims.kind == "rows" and batch_dims.per_sample > 1
+    return batch_dims.kind == "samples" and batch_dims.per_sample > 1
 
 
 def _keeps_order(
@@ -230,12 +230,12 @@ def _keeps_order(
     name = _name(node)
     if not tensors:
         return name in _REPEATS
-    if name in _RESHAPES and tensors[0].kind == "rows":
+    if name in _RESHAPES and tensors[0].kind == "samples":
         before = math.prod(shapes[sources[0]][1][: tensors[0].axis])
         return bool(before == math.prod(shapes[node][1][: how.axis]))
     if name == "repeat_interleave":
         return len(tensors) == 1 and tensors[0].axis == how.axis
-    if any(source.kind == "rows" and source.per_sample != how.per_sample for source in tensors):
+    if any(source.kind == "samples" and source.per_sample != how.per_sample for source in tensors):
         return False
     if name.startswith("expand"):
         return tensors[0].axis == how.axis

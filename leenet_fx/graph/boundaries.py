@@ -116,7 +116,7 @@ def find_boundaries(
         features = tuple(
             Feature(node, shape, channel_axis(node, shape, traced.root, costs))
             for node, how in zip(live, batch_dims, strict=True)
-            if how.kind == "rows"
+            if how.kind == "samples"
             and how.axis == 0
             and how.per_sample == 1
             and node in costs.floating
@@ -172,7 +172,7 @@ class _Liveness:
         )
 
     def live_samples(self, position: int) -> list[fx.Node]:
-        return [n for n in self.live(position) if self.costs.batch_dims[n].kind == "rows"]
+        return [n for n in self.live(position) if self.costs.batch_dims[n].kind == "samples"]
 
 
 @dataclass

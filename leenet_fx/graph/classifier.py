@@ -39,7 +39,7 @@ def is_encoder(traced: Trace, costs: NodeCosts) -> bool:
         TraceError: it returns nothing that has one row a sample.
     """
     shape, how = costs.shape(traced.logits), costs.batch_dims[traced.logits]
-    rows = how.kind == "rows" and how.axis == 0 and how.per_sample == 1
+    rows = how.kind == "samples" and how.axis == 0 and how.per_sample == 1
     if shape is None or len(shape) < 2 or not rows or traced.logits not in costs.floating:
         mixed = f" '{costs.mixing[0].name}' may mix the samples." if costs.mixing else ""
         raise TraceError(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, MutableMapping
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+Hooks: TypeAlias = MutableMapping[int, Callable[..., Any]]
 
 
 def is_symbolic_tracing() -> bool:
@@ -34,3 +37,34 @@ def mark_dynamic_axis(tensor: Tensor, axis: int) -> None:
     mark = getattr(getattr(torch, "_dynamo", None), "maybe_mark_dynamic", None)
     if mark is not None:
         mark(tensor, axis)
+
+
+def forward_hooks(module: nn.Module) -> tuple[Hooks, Hooks]:
+    """Return the forward pre-hooks and the forward hooks of one module, by the id of their handle.
+
+    Both mappings are the module's own: deleting an item removes the hook.
+
+    Fallback: two empty mappings; torch has no public access to hooks.
+    """
+    pre_hooks = getattr(module, "_forward_pre_hooks", None)
+    hooks = getattr(module, "_forward_hooks", None)
+    return ({} if pre_hooks is None else pre_hooks, {} if hooks is None else hooks)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether a forward hook or a forward pre-hook is registered on this module.
+
+    Fallback: True, because a hook cannot be excluded.
+    """
+    names = ("_forward_hooks", "_forward_pre_hooks")
+    return any(getattr(module, name, None) is None or len(getattr(module, name)) for name in names)
+
+
+def has_global_hooks() -> bool:
+    """Return whether a forward hook or a forward pre-hook is registered for all modules.
+
+    Fallback: True, because a hook cannot be excluded.
+    """
+    names = ("_global_forward_hooks", "_global_forward_pre_hooks")
+    found = [getattr(nn.modules.module, name, None) for name in names]
+    return any(hooks is None or len(hooks) > 0 for hooks in found)
