@@ -134,7 +134,7 @@ def _inspect(name: str, model: nn.Module) -> dict[str, Any]:
     if missed:
         raise RuntimeError(f"no boundary for {len(missed)} blocks: {', '.join(missed[:3])}")
     return {
-        "captured": ee.spec.tracer_kind,
+        "captured": ee.spec.tracer,
         "encoder": "final" in ee.exits._modules,
         "attach_s": round(seconds, 3),
         "nodes": len(ee.graph.nodes),
@@ -391,7 +391,7 @@ def _pickled(ee: EarlyExitModule) -> EarlyExitModule:
 
 def _training(model: nn.Module, ee: EarlyExitModule, images: Tensor) -> float | str:
     """How far training mode, with the same random numbers, is from the original's."""
-    if ee.spec.tracer_kind == "export":
+    if ee.spec.tracer == "export":
         return "frozen"
     state = {k: v.clone() for k, v in model.state_dict().items() if "running" in k}
     try:

@@ -163,7 +163,7 @@ def describe(ee: EarlyExitModule) -> dict[str, Any]:
         "num_classes": spec.num_classes,
         "classifier_is_new": spec.classifier_is_new,
         "changed": list(spec.changed),
-        "captured": spec.tracer_kind,
+        "captured": spec.tracer,
         "branch": spec.branch,
         "branch_options": spec.branch_options,
         "blocks": None if spec.blocks is None else list(spec.blocks),

@@ -41,9 +41,9 @@ def table(exits: int, seed: int = 0) -> Latency:
         reference=2,
         backbone=draw(1)[0],
         stages=draw(exits + 1),
-        passing=draw(exits),
-        leaving=draw(exits),
-        moving=draw(exits),
+        stage_and_exit=draw(exits),
+        classification=draw(exits),
+        regrouping=draw(exits),
     )
 
 
@@ -57,9 +57,9 @@ def by_hand(known: Latency, leaving_at: list[int]) -> float:
     for index in range(known.num_exits):
         arrive = sum(e >= index for e in leaving_at)
         leave = sum(e == index for e in leaving_at)
-        spent += at(known.passing[index], arrive) + at(known.leaving[index], leave)
+        spent += at(known.stage_and_exit[index], arrive) + at(known.classification[index], leave)
         if leave:
-            spent += at(known.moving[index], arrive - leave)
+            spent += at(known.regrouping[index], arrive - leave)
     return spent + at(known.stages[-1], sum(e == known.num_exits for e in leaving_at))
 
 
@@ -67,7 +67,7 @@ def by_hand(known: Latency, leaving_at: list[int]) -> float:
 def test_the_time_of_a_batch_is_the_sum_of_what_it_runs(leaving_at, seed):
     known = table(3, seed)
     counts = [leaving_at.count(outlet) for outlet in range(4)]
-    assert known.of_batch(counts) == pytest.approx(by_hand(known, leaving_at))
+    assert known.batch_seconds(counts) == pytest.approx(by_hand(known, leaving_at))
 
 
 @given(
@@ -84,7 +84,7 @@ def test_the_mean_time_is_that_of_all_batches_there_are(weights, size, seed):
         for outlet in leaving_at:
             chance *= shares[outlet]
         expected += chance * by_hand(known, list(leaving_at))
-    assert known.of_shares(shares, size) == pytest.approx(expected)
+    assert known.expected_seconds(shares, size) == pytest.approx(expected)
 
 
 @given(st.integers(1, 40), st.floats(0, 1))
@@ -108,11 +108,11 @@ def test_distributions_that_are_none_are_refused():
     known = table(2)
     for wrong in ([0.5, 0.5], [0.5, 0.5, 0.5], [1.5, -0.5, 0.0]):
         with pytest.raises(InputError, match="shares"):
-            known.of_shares(wrong, 4)
+            known.expected_seconds(wrong, 4)
     with pytest.raises(InputError, match="counts"):
-        known.of_batch([1, 2])
+        known.batch_seconds([1, 2])
     with pytest.raises(InputError, match="batch_size"):
-        known.of_shares([1.0, 0.0, 0.0], 0)
+        known.expected_seconds([1.0, 0.0, 0.0], 0)
 
 
 @pytest.mark.parametrize("options", [{}, {"method": "ztw"}, {"branch_options": {"gate": "dial"}}])
@@ -126,13 +126,13 @@ def test_profile_measures_every_piece_and_keeps_it_in_the_cost_table(options):
     assert found.reference == 3
     assert found.device
     assert found.threads == torch.get_num_threads()
-    assert [len(found.stages), len(found.passing), len(found.leaving)] == [5, 4, 4]
-    for times in (found.backbone, *found.stages, *found.passing, *found.leaving, *found.moving):
+    assert [len(found.stages), len(found.stage_and_exit), len(found.classification)] == [5, 4, 4]
+    for times in (found.backbone, *found.stages, *found.stage_and_exit, *found.classification, *found.regrouping):
         assert all(seconds > 0 for seconds in times)
     assert ee.costs.latency == found
     relative = ee.costs.relative("seconds")
     assert len(relative) == 5
-    assert relative[-1] == pytest.approx(found.rows()[-1] / found.backbone_seconds())
+    assert relative[-1] == pytest.approx(found.seconds_per_exit()[-1] / found.backbone_seconds())
     assert copy.deepcopy(ee).latency == pickle.loads(pickle.dumps(ee)).latency == found
     assert json.loads(json.dumps(ee.costs.to_dict()))["latency"]["device"] == found.device
     assert "stage 4" in found.summary()
@@ -141,10 +141,10 @@ def test_profile_measures_every_piece_and_keeps_it_in_the_cost_table(options):
 def test_rows_add_up_what_a_sample_passes():
     known = table(2)
     size = 5
-    first = known.passing[0][2] + known.leaving[0][2]
-    second = known.passing[0][2] + known.passing[1][2] + known.leaving[1][2]
-    last = known.passing[0][2] + known.passing[1][2] + known.stages[2][2]
-    assert known.rows(size) == pytest.approx([first / size, second / size, last / size])
+    first = known.stage_and_exit[0][2] + known.classification[0][2]
+    second = known.stage_and_exit[0][2] + known.stage_and_exit[1][2] + known.classification[1][2]
+    last = known.stage_and_exit[0][2] + known.stage_and_exit[1][2] + known.stages[2][2]
+    assert known.seconds_per_exit(size) == pytest.approx([first / size, second / size, last / size])
 
 
 def test_seconds_count_only_where_exits_decide_as_they_did():
@@ -180,8 +180,8 @@ def test_gates_are_fitted_to_the_seconds_that_were_measured():
     left = []
     for leaving, last in ((dear, (0.0,)), (nothing, (9.0,))):
         work = copy.deepcopy(ee)
-        times = {"stages": (*nothing, last), "passing": nothing, "leaving": leaving}
-        work.latency = Latency(**known | times | {"moving": nothing})
+        times = {"stages": (*nothing, last), "stage_and_exit": nothing, "classification": leaving}
+        work.latency = Latency(**known | times | {"regrouping": nothing})
         leenet_fx.fit(work, data, method="leenet", alpha=0.9, cost="seconds", epochs=40, seed=0)
         left.append(float((work.predict(x).exit_index < 4).float().mean()))
     assert left[0] < 0.2
@@ -245,7 +245,7 @@ def test_attach_measures_where_seconds_are_to_count():
 def test_predictions_of_a_real_network_add_up_to_its_own_pieces():
     ee = half_leave(attached(), images(16, 3, 16, 16))
     found = leenet_fx.profile(ee, batch_sizes=(1, 4, 16), seconds=0)
-    everyone = found.of_batch([16, 0, 0, 0, 0])
-    assert everyone == pytest.approx(found.passing[0][2] + found.leaving[0][2])
-    nobody = found.of_batch([0, 0, 0, 0, 16])
-    assert nobody == pytest.approx(sum(times[2] for times in found.passing) + found.stages[4][2])
+    everyone = found.batch_seconds([16, 0, 0, 0, 0])
+    assert everyone == pytest.approx(found.stage_and_exit[0][2] + found.classification[0][2])
+    nobody = found.batch_seconds([0, 0, 0, 0, 16])
+    assert nobody == pytest.approx(sum(times[2] for times in found.stage_and_exit) + found.stages[4][2])

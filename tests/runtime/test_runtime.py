@@ -386,7 +386,7 @@ def test_what_was_parted_is_joined(count, per_sample, data):
     value = torch.arange(2 * count * per_sample * 3).reshape(2, count * per_sample, 3)
     batch_dims = BatchDim(
         "nested",
-        items=(BatchDim("rows", 1, per_sample), BatchDim("size"), BatchDim("constant")),
+        items=(BatchDim("samples", 1, per_sample), BatchDim("size"), BatchDim("constant")),
     )
     whole = (value, 5 * count, "x")
     cut = data.draw(st.integers(0, count))
