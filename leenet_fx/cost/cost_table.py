@@ -88,7 +88,7 @@ class CostTable(Sequence[CostRow]):
         return f"CostTable({self.model}: {rows})"
 
     def relative(self, kind: str = "flops") -> tuple[float, ...]:
-        """Return N+1 costs of an image, relative to the backbone: at each exit, and without exiting.
+        """Return N+1 costs of an image relative to the backbone, at each exit and without exiting.
 
         Args:
             kind: "flops", "params" (as LEENet published), "bytes", or "seconds": at a batch size of
