@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -42,9 +42,9 @@ class FusedStage:
     """A stage and the deciding part of the exit behind it.
 
     A branch that `can_inline` accepts is inlined, operation by operation, into the stage's graph:
-    on a small network the calls of neck, head and gate take longer than what they compute. Layers
-    of torch.nn are still called. While a forward hook or forward pre-hook is registered on a part
-    of the branch, or on all modules, the parts are called one by one instead, and hooks run.
+    on a small network the calls of neck, head and gate take longer than what they compute. While a
+    forward hook or forward pre-hook is registered on a part of the branch or on one of its layers,
+    or for all modules, the parts are called one by one instead, and hooks run.
 
     Attributes:
         fused: one function for stage and exit.
@@ -80,7 +80,7 @@ class FusedStage:
         else:
             fused = _stepwise(stage.run, cut, index, spec)
         self.fused: StageFunction = wrap(fused)
-        parts = [part for part in _parts(branch) if part is not branch]
+        parts = [part for part in branch.modules() if part is not branch]
         self._hooks = tuple(hooks for part in parts for hooks in compat.forward_hooks(part))
 
     def __call__(
@@ -170,11 +170,6 @@ def _is_layer(part: nn.Module) -> bool:
 
 def _is_library_part(part: nn.Module) -> bool:
     return type(part) in _CONTAINERS or type(part).__module__.startswith("leenet_fx.parts.")
-
-
-def _parts(branch: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules of a branch that are no layers, which are called in any case."""
-    return (part for part in branch.modules() if not _is_layer(part))
 
 
 def _symbolic(part: nn.Module, path: str, tracer: fx.proxy.GraphAppendingTracer) -> Any:

@@ -26,7 +26,7 @@ ALPHA_GATE = next(name for name in list_gates() if get_gate(name) is AlphaGate)
 @pytest.mark.parametrize(
     "options", [{}, {"method": "ztw"}, {"branch_options": {"gate": ALPHA_GATE}}]
 )
-def test_profile_measures_every_piece_and_keeps_it_in_the_cost_random_latency(options):
+def test_profile_measures_every_part_for_the_cost_table(options):
     ee = attached(**options)
     assert ee.costs.latency is None
     with pytest.raises(InputError, match=r"leenet_fx\.profile"):
@@ -85,9 +85,9 @@ def test_gates_are_fitted_to_the_seconds_that_were_measured():
 def test_times_of_batches_are_sums_of_measured_times():
     ee = half_leave(attached(), images(16, 3, 16, 16))
     found = leenet_fx.profile(ee, batch_sizes=(1, 4, 16), seconds=0)
-    everyone = found.batch_seconds([16, 0, 0, 0, 0])
-    assert everyone == pytest.approx(found.stage_and_exit[0][2] + found.classification[0][2])
-    nobody = found.batch_seconds([0, 0, 0, 0, 16])
-    assert nobody == pytest.approx(
+    all_exit = found.batch_seconds([16, 0, 0, 0, 0])
+    assert all_exit == pytest.approx(found.stage_and_exit[0][2] + found.classification[0][2])
+    none_exit = found.batch_seconds([0, 0, 0, 0, 16])
+    assert none_exit == pytest.approx(
         sum(times[2] for times in found.stage_and_exit) + found.stages[4][2]
     )

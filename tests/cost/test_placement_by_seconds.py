@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import TinyNet, images, tiny
 
@@ -24,6 +24,7 @@ def timed_profile(seconds, total, flops=None):
     return CostProfile("net", candidates, len(seconds) + 1, 99, 99, seconds=total)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 1000), min_size=3, max_size=12), st.integers(1, 1000))
 def test_placements_by_seconds_are_those_by_flops_of_a_network_with_such_flops(steps, rest):
     up_to = list(itertools.accumulate(steps))

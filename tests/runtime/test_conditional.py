@@ -1,5 +1,6 @@
 """Conditional execution: what runs for which samples."""
 
+import copy
 from collections import Counter
 
 import pytest
