@@ -38,8 +38,8 @@ from .storage.exits import load as load
 from .storage.exits import save as save
 from .surgery.attach import attach as attach
 from .surgery.module import EarlyExitModule as EarlyExitModule
-from .surgery.module import ExitOutputs as ExitOutputs
-from .surgery.module import Prediction as Prediction
+from .runtime.outputs import ExitOutputs as ExitOutputs
+from .runtime.outputs import Prediction as Prediction
 from .training.fit import fit as fit
 
 __version__: str

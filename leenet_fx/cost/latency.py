@@ -1,4 +1,4 @@
-"""What each stage and branch takes on one device, and what a batch of any mix will take."""
+"""Measured times of stages and branches, and the times of batches computed from them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from leenet_fx.errors import InputError
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds, measured; each inner tuple has one for each of `batch_sizes`.
+    """Measured seconds; each inner tuple has one value for each of `batch_sizes`.
 
     Attributes:
         device: name of the processor or GPU.
-        threads: of the processor.
-        dtype: of the images.
-        reads: what decided at exits, "gate" or "logits".
+        threads: number of threads of the processor.
+        dtype: dtype of the images.
+        reads: whether gate or class logits decided at exits.
         compiled: whether stages were compiled.
-        batch_sizes: ascending; how many samples went in.
-        reference: the batch size at which one sample's cost is counted.
-        plain: the plain network.
-        stages: N+1, the network between exits.
-        passing: N, a stage with the deciding part of the branch behind it.
-        leaving: N, the class logits of samples that leave.
-        moving: N, parting who stays from who leaves, and copying the values of who stays.
+        batch_sizes: ascending; numbers of samples per batch.
+        reference: the batch size at which the cost of one sample is counted.
+        backbone: the backbone without exits.
+        stages: N+1, the backbone between exits.
+        stage_and_exit: N, a stage with the deciding part of the branch behind it.
+        classification: N, the class logits of exiting samples.
+        regrouping: N, selecting the remaining samples and copying their values.
     """
 
     device: str
@@ -40,122 +40,130 @@ class Latency:
     reference: int
     backbone: tuple[float, ...]
     stages: tuple[tuple[float, ...], ...]
-    passing: tuple[tuple[float, ...], ...]
-    leaving: tuple[tuple[float, ...], ...]
-    moving: tuple[tuple[float, ...], ...]
+    stage_and_exit: tuple[tuple[float, ...], ...]
+    classification: tuple[tuple[float, ...], ...]
+    regrouping: tuple[tuple[float, ...], ...]
 
     @property
     def num_exits(self) -> int:
         """N."""
-        return len(self.passing)
+        return len(self.stage_and_exit)
 
     @property
     def branches(self) -> tuple[tuple[float, ...], ...]:
-        """N, the deciding part of each branch: what passing takes beyond the stage."""
+        """N, the deciding part of each branch: `stage_and_exit` less `stages`."""
         return tuple(
             tuple(max(0.0, both - alone) for both, alone in zip(with_branch, stage, strict=True))
-            for with_branch, stage in zip(self.passing, self.stages, strict=False)
+            for with_branch, stage in zip(self.stage_and_exit, self.stages, strict=False)
         )
 
-    def of_batch(self, counts: Sequence[int]) -> float:
-        """Seconds of one batch.
+    def batch_seconds(self, counts: Sequence[int]) -> float:
+        """Return the seconds of one batch.
 
-        Between measured batch sizes a piece's time is taken to be linear.
+        Between measured batch sizes, times are interpolated linearly.
 
         Args:
-            counts: N+1, how many samples leave at each exit and at the end.
+            counts: N+1, numbers of samples that exit at each exit and at the final classifier.
 
         Raises:
             InputError: another number of counts, or negative ones.
         """
         self._check("counts", counts)
-        arriving = sum(counts)
-        spent = 0.0
-        for index, leave in enumerate(counts[:-1]):
-            if not arriving:
-                return spent
-            spent += self._at(self.passing[index], arriving)
-            if leave:
-                spent += self._at(self.leaving[index], leave)
-                arriving -= leave
-                spent += self._at(self.moving[index], arriving)
-        return spent + self._at(self.stages[-1], arriving)
+        remaining = sum(counts)
+        seconds = 0.0
+        for index, count in enumerate(counts[:-1]):
+            if not remaining:
+                return seconds
+            seconds += self._at(self.stage_and_exit[index], remaining)
+            if count:
+                seconds += self._at(self.classification[index], count)
+                remaining -= count
+                seconds += self._at(self.regrouping[index], remaining)
+        return seconds + self._at(self.stages[-1], remaining)
 
-    def of_shares(self, shares: Sequence[float], batch_size: int) -> float:
-        """Mean seconds of a batch of images that leave independently of each other.
+    def expected_seconds(self, exit_shares: Sequence[float], batch_size: int) -> float:
+        """Return the mean seconds of a batch whose samples exit independently of each other.
 
-        How many of a batch pass or leave is binomial, so a stage is now and then spared.
+        The numbers of remaining and of exiting samples are binomial; a stage without remaining
+        samples does not run.
 
         Args:
-            shares: N+1, of the samples, that leave at each exit and at the end; summing to 1.
-            batch_size: images in a batch.
+            exit_shares: N+1, the shares of samples that exit at each exit and at the final
+                classifier; they sum to 1.
+            batch_size: number of images.
 
         Raises:
-            InputError: another number of shares, or such as no distribution has.
+            InputError: another number of shares, or shares that are no distribution; a batch size
+                below 1.
         """
-        self._check("shares", shares)
-        if not math.isclose(sum(shares), 1, abs_tol=1e-6):
-            raise InputError(f"shares must sum to 1, got {sum(shares):g}: {list(shares)}.")
+        self._check("exit_shares", exit_shares)
+        if not math.isclose(sum(exit_shares), 1, abs_tol=1e-6):
+            raise InputError(
+                f"exit_shares must sum to 1, got {sum(exit_shares):g}: {list(exit_shares)}."
+            )
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, got {batch_size}.")
-        active = [1.0, *(max(0.0, 1 - left) for left in accumulate(shares[:-1]))]
+        # Shares of samples that remain before each stage.
+        shares = [1.0, *(max(0.0, 1 - exited) for exited in accumulate(exit_shares[:-1]))]
         total = 0.0
-        for index, (arrive, stay) in enumerate(pairwise(active)):
-            total += self._mean(self.passing[index], arrive, batch_size)
-            total += self._mean(self.leaving[index], shares[index], batch_size)
-            # Who stays is copied only where somebody of the batch leaves.
-            total += self._mean(self.moving[index], stay, batch_size)
-            others = 1 - shares[index]
-            if others > 0:
-                unmoved = self._mean(self.moving[index], min(1.0, stay / others), batch_size)
-                total -= others**batch_size * unmoved
-        return total + self._mean(self.stages[-1], active[-1], batch_size)
+        for index, (before, after) in enumerate(pairwise(shares)):
+            total += self._mean(self.stage_and_exit[index], before, batch_size)
+            total += self._mean(self.classification[index], exit_shares[index], batch_size)
+            # Remaining samples are copied only if a sample of the batch exits here.
+            total += self._mean(self.regrouping[index], after, batch_size)
+            no_exit = 1 - exit_shares[index]
+            if no_exit > 0:
+                skipped = self._mean(self.regrouping[index], min(1.0, after / no_exit), batch_size)
+                total -= no_exit**batch_size * skipped
+        return total + self._mean(self.stages[-1], shares[-1], batch_size)
 
-    def rows(self, batch_size: int | None = None) -> tuple[float, ...]:
-        """N+1 seconds a sample has cost that leaves at each exit, or at the end.
+    def seconds_per_exit(self, batch_size: int | None = None) -> tuple[float, ...]:
+        """Return N+1 seconds per sample: of one that exits at each exit, and of one that does not.
 
         Args:
-            batch_size: of the whole batch; None takes `reference`.
+            batch_size: size of the whole batch; None takes `reference`.
         """
         size = self.reference if batch_size is None else batch_size
-        passed = list(accumulate(self._at(times, size) for times in self.passing))
+        totals = list(accumulate(self._at(times, size) for times in self.stage_and_exit))
         at_exits = [
-            spent + self._at(times, size) for spent, times in zip(passed, self.leaving, strict=True)
+            total + self._at(times, size)
+            for total, times in zip(totals, self.classification, strict=True)
         ]
-        last = passed[-1] + self._at(self.stages[-1], size)
+        last = totals[-1] + self._at(self.stages[-1], size)
         return tuple(seconds / size for seconds in (*at_exits, last))
 
     def backbone_seconds(self, batch_size: int | None = None) -> float:
-        """Seconds a sample costs the plain network.
+        """Return the seconds per sample of the backbone without exits.
 
         Args:
-            batch_size: of the whole batch; None takes `reference`.
+            batch_size: size of the whole batch; None takes `reference`.
         """
         size = self.reference if batch_size is None else batch_size
         return self._at(self.backbone, size) / size
 
     def summary(self) -> str:
-        """Milliseconds of every stage and branch, as a table of text."""
+        """Return milliseconds of every stage and branch as a table of text."""
         sizes = [f"b{size}" for size in self.batch_sizes]
-        how = "compiled, " if self.compiled else ""
+        compiled = "compiled, " if self.compiled else ""
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         table = tables.new_table(
-            f"Milliseconds a batch on {self.device}, {threads}",
-            "piece",
+            f"Latency per batch (ms) on {self.device}, {threads}",
+            "part",
             *sizes,
-            caption=f"{how}{self.dtype}; bN: a batch of N; exits decide by {self.reads}.",
+            caption=f"{compiled}{self.dtype}; bN: batch size N; exits decide by {self.reads}.",
         )
         for index, stage in enumerate(self.stages):
             table.add_row(f"stage {index}", *map(_milliseconds, stage))
             if index < self.num_exits:
-                table.add_row(f"exit {index}: decide", *map(_milliseconds, self.branches[index]))
-                table.add_row(f"exit {index}: leave", *map(_milliseconds, self.leaving[index]))
-        table.add_row("plain", *map(_milliseconds, self.backbone))
+                table.add_row(f"exit {index}: decision", *map(_milliseconds, self.branches[index]))
+                times = self.classification[index]
+                table.add_row(f"exit {index}: classification", *map(_milliseconds, times))
+        table.add_row("backbone", *map(_milliseconds, self.backbone))
         return tables.render(table)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {"unit": "seconds a batch", **asdict(self)}
+        """Return plain values for JSON."""
+        return {"unit": "seconds per batch", **asdict(self)}
 
     def _check(self, name: str, values: Sequence[float]) -> None:
         if len(values) != self.num_exits + 1:
@@ -174,35 +182,40 @@ class Latency:
 
 
 def interpolate(sizes: Sequence[int], times: Sequence[float], size: float) -> float:
-    """The time at a batch size: linear between those measured, and on from the outer two.
+    """Interpolate the time at a batch size linearly between measured ones, and extrapolate.
 
-    No batch takes no time; with a single measured size, time is proportional to the size.
+    An empty batch takes no time; with a single measured size, time is proportional to the size.
+
+    Args:
+        sizes: measured batch sizes, ascending.
+        times: one per size.
+        size: the batch size in question.
     """
     if size == 0:
         return 0.0
     if len(sizes) == 1:
         return times[0] * size / sizes[0]
-    above = next((i for i, known in enumerate(sizes) if known >= size), len(sizes) - 1)
+    above = next((i for i, measured in enumerate(sizes) if measured >= size), len(sizes) - 1)
     high = max(above, 1)
     low = high - 1
     slope = (times[high] - times[low]) / (sizes[high] - sizes[low])
-    # An empty batch has a time of its own, none below zero.
+    # Extrapolation below the smallest size may cross zero.
     return max(times[low] + slope * (size - sizes[low]), 0.0)
 
 
 def mean_of_binomial(value: Callable[[int], float], share: float, size: int) -> float:
-    """E[value(K)] for K ~ Binomial(size, share)."""
+    """Return E[value(K)] for K ~ Binomial(size, share)."""
     if share <= 0:
         return value(0)
     if share >= 1:
         return value(size)
-    odds = math.log(share) - math.log1p(-share)
-    logarithm = size * math.log1p(-share)
+    log_odds = math.log(share) - math.log1p(-share)
+    log_probability = size * math.log1p(-share)
     total = 0.0
     for count in range(size + 1):
-        total += math.exp(logarithm) * value(count)
+        total += math.exp(log_probability) * value(count)
         if count < size:
-            logarithm += math.log((size - count) / (count + 1)) + odds
+            log_probability += math.log((size - count) / (count + 1)) + log_odds
     return total
 
 

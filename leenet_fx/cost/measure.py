@@ -1,4 +1,4 @@
-"""Measures what each stage and branch takes on a device."""
+"""Measurement of the times of stages and branches on a device."""
 
 from __future__ import annotations
 
@@ -7,198 +7,228 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from leenet_fx.cost.cost_table import reads_of
 from leenet_fx.cost.latency import Latency
 from leenet_fx.environment import device_name
 from leenet_fx.errors import InputError, ModeError
 from leenet_fx.policies import GateThreshold, MaxProbability, Policy, ThresholdPolicy
-from leenet_fx.runtime.conditional import ActiveBatch, run_backbone, run_stage
-from leenet_fx.surgery.module import EarlyExitModule, device_of
+from leenet_fx.runtime.active_batch import ActiveBatch
+from leenet_fx.runtime.conditional import run_backbone, run_stage
+from leenet_fx.runtime.network import NetworkWithExits, check_network
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
-FEWEST, MOST = 5, 200
-"""Rounds of measuring; in between, as many as `seconds` allow."""
 
-AT_LEAST = 0.01
-"""Seconds that each part of a round goes on for."""
+MIN_ROUNDS, MAX_ROUNDS = 5, 200
+"""Between them, as many rounds are measured as `seconds` allow."""
+
+MIN_SECONDS = 0.01
+"""Least duration of each part of a round."""
+
+
+class MeasuredNetwork(NetworkWithExits, Protocol):
+    """A network with exits that stores its latency."""
+
+    latency: Latency | None
 
 
 def profile(
-    ee: EarlyExitModule,
+    ee: MeasuredNetwork,
     device: torch.device | str | None = None,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     *,
     reference: int | None = None,
     seconds: float = 2.0,
 ) -> Latency:
-    """Measures each stage and branch, and keeps what was found in the cost table.
+    """Measure each stage and branch, and store the latency in the network.
 
-    The network runs as a whole, piece after piece, with a clock between them (that of
-    torch.utils.benchmark, which waits for a GPU): a piece run over and over by itself would find
-    its weights in the cache. Medians are kept. `ee.costs` has them as `ee.costs.latency`, and
-    `cost="seconds"` counts by them from then on.
+    The network runs as a whole, part after part, with the clock of torch.utils.benchmark, which
+    waits for a GPU, between parts: a part that is repeated by itself would find its weights in the
+    cache. Medians are stored. `ee.costs.latency` has them, and `cost="seconds"` is counted by them
+    from then on. They remain stored if the network is moved to another device or dtype or loads
+    other weights, and are dropped by `ee.recompile()`.
 
     Args:
-        ee: the network, in evaluation mode; its policy says whether gates or class logits decide
-            (gates, while it is shut).
-        device: where to measure; None measures where the network is, another moves it there.
-        batch_sizes: how many images at once.
-        reference: the batch size at which `cost="seconds"` counts; None takes the first.
-        seconds: to spend on each batch size; at least 5 rounds are made.
+        ee: the network (`EarlyExitModule`), in evaluation mode; its policy determines whether gate
+            or class logits decide (gate logits, while early exits are disabled).
+        device: where to measure, and where the network is moved to; None leaves it where it is.
+        batch_sizes: numbers of images per batch.
+        reference: the batch size at which `cost="seconds"` is counted; None takes the first.
+        seconds: duration per batch size; at least 5 rounds are measured.
 
     Returns:
-        The times, which predict those of any batch and mix of exits.
+        The times, from which those of any batch and exit distribution are computed.
 
     Raises:
         ModeError: `ee` is in training mode, or its weights are on the meta device.
-        InputError: batch sizes that are none.
+        InputError: not a network with exits, or batch sizes out of range.
     """
+    check_network(ee, "profile")
     if ee.training:
         raise ModeError("profile needs evaluation mode: call ee.eval() first.")
-    sizes, at = _checked(batch_sizes, reference)
+    sizes, reference = _check_sizes(batch_sizes, reference)
+    network = _as_module(ee)
     if device is not None:
-        ee.to(device)
-    place = device_of(ee)
-    if place.type == "meta":
+        network.to(device)
+    if ee.device.type == "meta":
         raise ModeError("profile needs weights, and these are on the meta device.")
-    dtype = next(p.dtype for p in ee.parameters() if p.is_floating_point())
-    shape = ee.spec.image_shape
-    found = {}
+    dtype = next(p.dtype for p in network.parameters() if p.is_floating_point())
+    medians = {}
     with torch.inference_mode():
         for size in sizes:
             generator = torch.Generator().manual_seed(size)
-            images = torch.randn(size, *shape, generator=generator).to(place, dtype)
-            found[size] = _rounds(_Rounds(ee, images), seconds)
+            images = torch.randn(size, *ee.spec.image_shape, generator=generator)
+            medians[size] = _measure(_ExitRound(ee, images.to(ee.device, dtype)), seconds)
 
-    def series(name: str, count: int) -> tuple[tuple[float, ...], ...]:
-        return tuple(tuple(found[size][f"{name} {i}"] for size in sizes) for i in range(count))
+    def times(name: str, count: int) -> tuple[tuple[float, ...], ...]:
+        return tuple(tuple(medians[size][f"{name} {i}"] for size in sizes) for i in range(count))
 
-    measured = Latency(
-        device=device_name(place),
+    latency = Latency(
+        device=device_name(ee.device),
         threads=torch.get_num_threads(),
         dtype=str(dtype).removeprefix("torch."),
-        reads=ee.costs.reads,
+        reads=reads_of(ee.policy),
         compiled=ee.is_compiled,
         batch_sizes=sizes,
-        reference=at,
-        backbone=tuple(found[size]["plain"] for size in sizes),
-        stages=series("stage", ee.num_exits + 1),
-        passing=series("pass", ee.num_exits),
-        leaving=series("leave", ee.num_exits),
-        moving=series("move", ee.num_exits),
+        reference=reference,
+        backbone=tuple(medians[size]["backbone"] for size in sizes),
+        stages=times("stage", ee.num_exits + 1),
+        stage_and_exit=times("stage and exit", ee.num_exits),
+        classification=times("classification", ee.num_exits),
+        regrouping=times("regrouping", ee.num_exits),
     )
-    ee.latency = measured
-    return measured
+    ee.latency = latency
+    return latency
 
 
-def stage_seconds(ee: EarlyExitModule, images: Tensor, seconds: float = 1.0) -> list[float]:
-    """Medians of the time of each of the N+1 stages, one after the other, on these images.
+def stage_seconds(
+    network: nn.Module,
+    stages: Sequence[Callable[..., Any]],
+    images: Tensor,
+    seconds: float = 1.0,
+) -> list[float]:
+    """Measure the median seconds of each stage; the stages run one after the other.
 
     Args:
-        ee: the network, in evaluation mode.
-        images: (B, …) on its device.
-        seconds: to spend.
+        network: the module whose weights the stages read, in evaluation mode.
+        stages: functions `(network, *live)`, each of the values that the one before returns.
+        images: (B, …) on the network's device.
+        seconds: duration of the measurement.
     """
     with torch.inference_mode():
-        found = _rounds(_Stages(ee, images), seconds)
-    return [found[f"stage {index}"] for index in range(ee.num_exits + 1)]
+        medians = _measure(_StageRound(network, stages, images), seconds)
+    return [medians[f"stage {index}"] for index in range(len(stages))]
 
 
-def _checked(batch_sizes: Sequence[int], reference: int | None) -> tuple[tuple[int, ...], int]:
+def _as_module(ee: MeasuredNetwork) -> nn.Module:
+    assert isinstance(ee, nn.Module)
+    return ee
+
+
+def _check_sizes(batch_sizes: Sequence[int], reference: int | None) -> tuple[tuple[int, ...], int]:
     sizes = list(batch_sizes)
-    at = reference if reference is not None or not sizes else sizes[0]
-    for size in [*sizes, at]:
+    first = reference if reference is not None or not sizes else sizes[0]
+    for size in [*sizes, first]:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise InputError(
                 f"batch_sizes must be whole numbers from 1, and at least one, got {sizes} with "
                 f"reference={reference}."
             )
-    assert at is not None
-    return tuple(sorted(set(sizes))), at
+    assert first is not None
+    return tuple(sorted(set(sizes))), first
 
 
-class _Stages:
-    """One round: each stage in turn."""
+class _StageRound:
+    """One round of measurement: each stage in turn."""
 
-    def __init__(self, ee: EarlyExitModule, images: Tensor) -> None:
-        # Imported when needed: it looks for compilers and says so.
+    def __init__(
+        self, network: nn.Module, stages: Sequence[Callable[..., Any]], images: Tensor
+    ) -> None:
+        # Imported here, because the import searches for compilers and logs the result.
         from torch.utils.benchmark import timer
 
-        self.ee = ee
+        self.network = network
+        self.stages = stages
         self.images = images
         self.now: Callable[[], float] = timer
-        self.clock: dict[str, list[float]] = defaultdict(list)
+        self.times: dict[str, list[float]] = defaultdict(list)
 
     def __call__(self, repeats: int) -> None:
+        """Run and time every part `repeats` times."""
         for _ in range(repeats):
-            self.stages()
+            self.run_stages()
 
-    def stages(self) -> None:
+    def run_stages(self) -> None:
+        """Run and time all stages once."""
         live: Any = (self.images,)
-        for index, run in enumerate(self.ee.stage_plan.runs):
-            live = self.time(f"stage {index}", run, self.ee, *live)
+        for index, stage in enumerate(self.stages):
+            live = self.time(f"stage {index}", stage, self.network, *live)
 
-    def time(self, name: str, call: Callable[..., Any], *given: Any) -> Any:
+    def time(self, name: str, call: Callable[..., Any], *args: Any) -> Any:
+        """Call a function, and record its seconds under a name."""
         start = self.now()
-        result = call(*given)
-        self.clock[name].append(self.now() - start)
+        result = call(*args)
+        self.times[name].append(self.now() - start)
         return result
 
 
-class _Rounds(_Stages):
-    """One round: the plain network, each stage, each stage with its exit, and who leaves there."""
+class _ExitRound(_StageRound):
+    """One round: the backbone, each stage, each stage with its exit, and regrouping there."""
 
-    def __init__(self, ee: EarlyExitModule, images: Tensor) -> None:
-        super().__init__(ee, images)
-        self.controller = ee.controller(_never(ee))
+    def __init__(self, ee: MeasuredNetwork, images: Tensor) -> None:
+        super().__init__(_as_module(ee), ee.stage_plan.runs, images)
+        self.plan = ee.stage_plan
+        self.num_exits = ee.num_exits
+        self.controller = ee.controller(_never_exiting(ee.policy))
 
     def __call__(self, repeats: int) -> None:
         for _ in range(repeats):
-            self.time("plain", run_backbone, self.ee, self.ee.stage_plan, self.images)
+            self.time("backbone", run_backbone, self.network, self.plan, self.images)
         super().__call__(repeats)
         for _ in range(repeats):
             active = ActiveBatch((self.images,), len(self.images))
-            for index in range(self.ee.num_exits):
-                self.time(f"pass {index}", run_stage, self.controller, index, active)
+            for index in range(self.num_exits):
+                self.time(f"stage and exit {index}", run_stage, self.controller, index, active)
         active = ActiveBatch((self.images,), len(self.images))
-        for index in range(self.ee.num_exits):
+        for index in range(self.num_exits):
             run_stage(self.controller, index, active)
+            classify = self.controller.classify
             for _ in range(repeats):
-                self.time(f"leave {index}", self.controller.classify, index, active, None)
-                self.time(f"move {index}", self._move, index, active)
+                self.time(f"classification {index}", classify, index, active, None)
+                self.time(f"regrouping {index}", self._regroup, index, active)
 
-    def _move(self, index: int, active: ActiveBatch) -> ActiveBatch:
-        """Nobody leaves, but all are copied as if somebody had."""
-        nobody = torch.zeros(active.count, dtype=torch.uint8, device=self.images.device)
-        rows = nobody.argsort(stable=True)
-        assert active.kept is not None
-        active.kept.index_select(0, rows)
+    def _regroup(self, index: int, active: ActiveBatch) -> ActiveBatch:
+        """Copy all samples, as if another one had exited."""
+        exits = torch.zeros(active.count, dtype=torch.uint8, device=self.images.device)
+        indices = exits.argsort(stable=True)
+        assert active.classifier_inputs is not None
+        active.classifier_inputs.index_select(0, indices)
         copied = replace(active)
-        copied.keep(rows, self.ee.stage_plan.cuts[index])
+        copied.select(indices, self.plan.cuts[index])
         return copied
 
 
-def _never(ee: EarlyExitModule) -> Policy:
-    """A policy that asks what the network's asks, and lets nobody leave."""
-    if isinstance(ee.policy, ThresholdPolicy):
-        return ee.policy.with_confidence(math.inf)
-    return GateThreshold(math.inf) if ee.costs.reads == "gate" else MaxProbability(math.inf)
+def _never_exiting(policy: Policy) -> Policy:
+    """Return a policy that reads what the given one reads, and under which no sample exits."""
+    if isinstance(policy, ThresholdPolicy):
+        return policy.with_confidence(math.inf)
+    return GateThreshold(math.inf) if reads_of(policy) == "gate" else MaxProbability(math.inf)
 
 
-def _rounds(run: _Stages, seconds: float) -> dict[str, float]:
-    """Medians; a quick network runs several times in a row, as it would in use."""
+def _measure(run: _StageRound, seconds: float) -> dict[str, float]:
+    """Return median seconds by name; a fast network runs several times in a row, as in use."""
     run(1)
     start = run.now()
-    run.stages()
-    repeats = max(1, math.ceil(AT_LEAST / (run.now() - start)))
-    run.clock.clear()
+    run.run_stages()
+    repeats = max(1, math.ceil(MIN_SECONDS / (run.now() - start)))
+    run.times.clear()
     start = run.now()
-    for done in range(1, MOST + 1):
+    for rounds in range(1, MAX_ROUNDS + 1):
         run(repeats)
-        if done >= FEWEST and run.now() - start > seconds:
+        if rounds >= MIN_ROUNDS and run.now() - start > seconds:
             break
-    return {name: statistics.median(times) for name, times in run.clock.items()}
+    return {name: statistics.median(times) for name, times in run.times.items()}

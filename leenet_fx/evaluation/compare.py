@@ -600,8 +600,7 @@ def _point(
 
 
 def _costs_under(ee: EarlyExitModule, policy: Policy) -> tuple[float, ...]:
-    ee.policy = policy
-    return ee.costs.relative()
+    return ee.costs_for(policy).relative()
 
 
 def _accuracy(asked: CachedOutputs, left: Any) -> float:

@@ -1,4 +1,4 @@
-"""A stage and the deciding part of the exit behind it, as one function."""
+"""A stage and the decision of the exit behind it, in one call."""
 
 from __future__ import annotations
 
@@ -8,100 +8,153 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, fx, nn
 
+from leenet_fx.graph import compat
 from leenet_fx.parts.branches import Branch
 from leenet_fx.runtime.stages import Cut, Stage, make_function
 
-FusedStage: TypeAlias = Callable[..., tuple[tuple[Any, ...], Tensor, Tensor, Tensor | None]]
-"""`(network, earlier, alpha, *live)` → what an exit hears: the values that cross to the next stage;
-the state or class logits that `classify` starts from; gate logits (B,) or class logits (B, m) of
-all who arrived; and (B, m) what later exits are told, None where none of them asks."""
+Decision: TypeAlias = tuple[tuple[Any, ...], Tensor, Tensor, Tensor | None]
+"""Outputs of a stage and the exit behind it: the values at the cut; the tensor from which class
+logits are computed; gate logits (B,) or class logits (B, classes), as the policy reads; logits
+(B, classes) for later exits, None if no exit reads those of earlier exits."""
+
+StageFunction: TypeAlias = Callable[..., Decision]
+"""`(network, previous_logits, alpha, *live)` → `Decision`."""
+
+Wrap: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 @dataclass(frozen=True)
 class DecisionSpec:
-    """What a policy asks of every exit.
+    """What a policy reads of every exit.
 
     Attributes:
-        by_gate: whether the gate decides, so that only leaving samples are classified.
-        dialled: whether there is an α.
-        tells: whether any exit asks what earlier ones said.
+        by_gate: whether it reads gate logits, so that only exiting samples are classified.
+        has_alpha: whether gates are conditioned on α.
+        passes_logits: whether any exit reads the logits of earlier exits.
     """
 
     by_gate: bool
-    dialled: bool
-    tells: bool
+    has_alpha: bool
+    passes_logits: bool
 
 
-def make_fused_stage(
-    stage: Stage, cut: Cut, branch: Branch, index: int, question: DecisionSpec
-) -> FusedStage:
-    """One function for a stage and the exit behind it.
+class FusedStage:
+    """A stage and the deciding part of the exit behind it.
 
-    Branches made of the library's own parts are written out, operation by operation, into the
-    stage's graph: on a small network the calls between parts take longer than what they compute.
-    Layers are still called, so their hooks run. Another's branch may ask for anything at any time,
-    and so its methods are called.
+    A branch that `can_inline` accepts is inlined, operation by operation, into the stage's graph:
+    on a small network the calls of neck, head and gate take longer than what they compute. While a
+    forward hook or forward pre-hook is registered on a part of the branch or on one of its layers,
+    or for all modules, the parts are called one by one instead, and hooks run.
 
-    Args:
-        stage: the piece of the network.
-        cut: what crosses behind it.
-        branch: the exit.
-        index: of the exit.
-        question: what is asked of it.
+    Attributes:
+        fused: one function for stage and exit.
+        stepwise: the same, calling the stage and then each part of the branch.
     """
-    graph = _written_out(stage, cut, branch, index, question)
-    if graph is not None:
-        return make_function(graph)[1]
-    run, features, name = stage.run, cut.features, str(index)
 
-    def segment(
+    __slots__ = ("_hooks", "fused", "stepwise")
+
+    def __init__(
+        self,
+        stage: Stage,
+        run: Callable[..., Any],
+        cut: Cut,
+        branch: Branch,
+        index: int,
+        spec: DecisionSpec,
+        wrap: Wrap,
+    ) -> None:
+        """Build both functions.
+
+        Args:
+            stage: the stage.
+            run: the stage's function, as `wrap` returned it.
+            cut: the cut behind the stage.
+            branch: the exit's branch.
+            index: index of the exit.
+            spec: what the policy reads.
+            wrap: returns the function to call for a generated one.
+        """
+        self.stepwise = _stepwise(run, cut, index, spec)
+        if can_inline(branch):
+            fused = make_function(_inline(stage, cut, branch, index, spec))[1]
+        else:
+            fused = _stepwise(stage.run, cut, index, spec)
+        self.fused: StageFunction = wrap(fused)
+        parts = [part for part in branch.modules() if part is not branch]
+        self._hooks = tuple(hooks for part in parts for hooks in compat.forward_hooks(part))
+
+    def __call__(
+        self, network: nn.Module, previous_logits: Tensor | None, alpha: Tensor | None, *live: Any
+    ) -> Decision:
+        """Run the stage and the exit's decision.
+
+        Args:
+            network: the module whose weights are read.
+            previous_logits: (B, index, classes) of earlier exits, if a branch reads them.
+            alpha: scalar, for gates conditioned on it.
+            live: the values at the cut before the stage; the images (B, …) for the first.
+        """
+        if any(self._hooks) or compat.has_global_hooks():
+            return self.stepwise(network, previous_logits, alpha, *live)
+        return self.fused(network, previous_logits, alpha, *live)
+
+
+def can_inline(branch: Branch) -> bool:
+    """Return whether a branch's operations are those of its code, whatever its state.
+
+    True if every part is a class of `leenet_fx.parts` or `torch.nn` with the `forward` of its
+    class. Third-party parts may be dynamic, so they are called, not inlined.
+    """
+    return all(
+        (_is_layer(part) or _is_library_part(part)) and "forward" not in part.__dict__
+        for part in branch.modules()
+    )
+
+
+def _stepwise(run: Callable[..., Any], cut: Cut, index: int, spec: DecisionSpec) -> StageFunction:
+    features, name = cut.features, str(index)
+
+    def run_and_decide(
         network: nn.Module, previous_logits: Tensor | None, alpha: Tensor | None, *live: Any
-    ) -> Any:
+    ) -> Decision:
         live = run(network, *live)
         exits: Any = network._modules["exits"]
         read = [live[i] for i in features]
-        return live, *_decide(exits._modules[name], read, previous_logits, alpha, question)
+        return live, *_decide(exits._modules[name], read, previous_logits, alpha, spec)
 
-    return segment
+    return run_and_decide
 
 
 def _decide(
-    branch: Any, read: Sequence[Any], previous_logits: Any, alpha: Any, question: DecisionSpec
+    branch: Any, features: Sequence[Any], previous_logits: Any, alpha: Any, spec: DecisionSpec
 ) -> tuple[Any, Any, Any]:
     if not branch.reads_previous_logits:
         previous_logits = None
-    hidden = branch.hidden(*branch.pool(*read), previous_logits=previous_logits)
-    passed_logits = branch.passed_logits(hidden) if question.tells else None
-    if question.by_gate:
-        return (
-            hidden,
-            branch.gate_logit(branch.gate_inputs(hidden, previous_logits), alpha),
-            passed_logits,
-        )
+    hidden = branch.hidden(*branch.pool(*features), previous_logits=previous_logits)
+    passed_logits = branch.passed_logits(hidden) if spec.passes_logits else None
+    if spec.by_gate:
+        gate_inputs = branch.gate_inputs(hidden, previous_logits)
+        return hidden, branch.gate_logit(gate_inputs, alpha), passed_logits
     logits = branch.classify(hidden)
     return logits, logits, passed_logits
 
 
-def _written_out(
-    stage: Stage, cut: Cut, branch: Branch, index: int, question: DecisionSpec
-) -> fx.Graph | None:
-    if not all(_is_layer(part) or _is_own(part) for part in branch.modules()):
-        return None
+def _inline(stage: Stage, cut: Cut, branch: Branch, index: int, spec: DecisionSpec) -> fx.Graph:
     graph = fx.Graph()
     tracer = fx.proxy.GraphAppendingTracer(graph)
     previous_logits, alpha = (
         fx.Proxy(graph.placeholder(name), tracer) for name in ("previous_logits", "alpha")
     )
     live: Any = graph.graph_copy(stage.graph, {})
-    shadow = _shadow(branch, f"exits.{index}", tracer)
-    read = [fx.Proxy(live[i], tracer) for i in cut.features]
-    try:
-        found = _decide(
-            shadow, read, previous_logits, alpha if question.dialled else None, question
-        )
-    except (fx.proxy.TraceError, AttributeError, TypeError, RuntimeError):
-        return None
-    graph.output((live, *(tracer.create_arg(value) for value in found)))
+    features = [fx.Proxy(live[i], tracer) for i in cut.features]
+    outputs = _decide(
+        _symbolic(branch, f"exits.{index}", tracer),
+        features,
+        previous_logits,
+        alpha if spec.has_alpha else None,
+        spec,
+    )
+    graph.output((live, *(tracer.create_arg(value) for value in outputs)))
     for node in graph.find_nodes(op="get_attr"):
         if not node.users:
             graph.erase_node(node)
@@ -112,29 +165,30 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList)
 
 
 def _is_layer(part: nn.Module) -> bool:
-    return type(part).__module__.startswith("torch.nn") and type(part) not in _CONTAINERS
+    return type(part).__module__.startswith("torch.nn.") and type(part) not in _CONTAINERS
 
 
-def _is_own(part: nn.Module) -> bool:
+def _is_library_part(part: nn.Module) -> bool:
     return type(part) in _CONTAINERS or type(part).__module__.startswith("leenet_fx.parts.")
 
 
-def _shadow(part: nn.Module, path: str, tracer: fx.proxy.GraphAppendingTracer) -> Any:
-    """The part with nodes in the place of its tensors and layers.
+def _symbolic(part: nn.Module, path: str, tracer: fx.proxy.GraphAppendingTracer) -> Any:
+    """Return a copy of a part with proxies in place of its tensors and layers.
 
-    torch.fx's own tracer changes what all modules do while it runs, and this runs when a network
-    first decides, perhaps beside others in other threads.
+    Calls of the copy run `forward` without hooks. torch.fx's own tracer patches all modules while
+    it runs; this leaves other threads alone.
     """
     if _is_layer(part):
-        return lambda *given: tracer.create_proxy("call_module", path, given, {})
-    made = object.__new__(type(part))
-    held: dict[str, Any] = {"_parameters": {}, "_buffers": {}, "_modules": {}}
-    made.__dict__.update({**part.__dict__, **held})
+        return lambda *inputs: tracer.create_proxy("call_module", path, inputs, {})
+    cls = type(part)
+    symbolic: Any = object.__new__(type(cls.__name__, (cls,), {"__call__": cls.forward}))
+    empty: dict[str, Any] = {"_parameters": {}, "_buffers": {}, "_modules": {}}
+    symbolic.__dict__.update({**part.__dict__, **empty})
     for name, child in part._modules.items():
         if child is not None:
-            # Containers look for their children in one place, other parts in the other.
-            shadow = _shadow(child, f"{path}.{name}", tracer)
-            made.__dict__[name] = made.__dict__["_modules"][name] = shadow
+            # Containers read their children from `_modules`, other parts as attributes.
+            copied = _symbolic(child, f"{path}.{name}", tracer)
+            symbolic.__dict__[name] = symbolic.__dict__["_modules"][name] = copied
     for name in (*part._parameters, *part._buffers):
-        made.__dict__[name] = tracer.create_proxy("get_attr", f"{path}.{name}", (), {})
-    return made
+        symbolic.__dict__[name] = tracer.create_proxy("get_attr", f"{path}.{name}", (), {})
+    return symbolic

@@ -1,4 +1,4 @@
-"""The network in pieces between its exits."""
+"""The backbone split into stages at its exits."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from itertools import count
 from typing import Any
 
 from torch import fx
+from torch.fx.node import map_arg
 
 from leenet_fx.graph.batch_dim import BatchDim
 
-_serial = count()
+_serial_number = count()
 _EXIT = re.compile(r"exits\.\d+")
-_OF_EXIT = re.compile(r"exits\.\d+\.")
+_TENSOR_OF_EXIT = re.compile(r"exits\.\d+\.")
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What crosses from one stage to the next.
+    """The values that one stage passes to the next.
 
     Attributes:
-        live: names of the nodes whose values cross, in order.
-        carried: how each follows the batch.
-        features: which of `live` the exit reads.
+        live: names of the nodes whose values are passed, in execution order.
+        batch_dims: how each of them depends on the batch.
+        features: positions in `live` of the tensors that the exit reads.
     """
 
     live: tuple[str, ...]
@@ -35,12 +36,12 @@ class Cut:
 
 @dataclass(frozen=True)
 class Stage:
-    """A piece of the network between two exits.
+    """A part of the backbone between two cuts.
 
     Attributes:
-        graph: its graph; placeholders and outputs are the values that cross the cuts.
-        code: the Python generated from it.
-        run: `run(network, *live)` → the values that cross to the next stage, or the logits.
+        graph: its graph; placeholders and outputs are the values at the cuts.
+        code: the Python code generated from the graph.
+        run: `run(network, *live)` returns the values at the next cut, or the final logits.
     """
 
     graph: fx.Graph
@@ -49,96 +50,148 @@ class Stage:
 
 
 def split(graph: fx.Graph, cuts: Sequence[Cut]) -> tuple[Stage, ...]:
-    """Cuts the graph that computes every exit into one stage for each exit and a last one.
+    """Split the graph that computes every exit into N+1 stages of the backbone.
 
-    The stages read weights from the network they are handed, so they are never stale.
+    Stages read the weights of the network that they are called with.
+
+    Args:
+        graph: with a call of `exits.i` at each of N exits and `collect_exits` at the end.
+        cuts: N, one per exit.
     """
-    body: list[list[fx.Node]] = [[]]
+    groups: list[list[fx.Node]] = [[]]
     for node in graph.nodes:
         if is_exit(node):
-            body.append([])
-        elif node.op not in ("placeholder", "output", "get_attr") and not _collects(node):
-            body[-1].append(node)
-    named = {node.name: node for node in graph.nodes}
-    image = next(node for node in graph.nodes if node.op == "placeholder")
-    logits = logits_node(graph)
-    entering: Sequence[fx.Node] = [image]
-    stages = []
-    for index, nodes in enumerate(body):
-        last = index == len(cuts)
-        leaving = [logits] if last else [named[name] for name in cuts[index].live]
-        stages.append(_stage(nodes, entering, leaving, last))
-        entering = leaving
-    return tuple(stages)
+            groups.append([])
+        elif not _collects_exits(node):
+            groups[-1].append(node)
+    by_name = {node.name: node for node in graph.nodes}
+    live = [[by_name[name] for name in cut.live] for cut in cuts]
+    return _make_stages(groups, live, logits_node(graph))
+
+
+def split_backbone(
+    graph: fx.Graph,
+    positions: Sequence[int],
+    live: Sequence[Sequence[fx.Node]],
+    logits: fx.Node,
+) -> tuple[Stage, ...]:
+    """Split the graph of a network without exits into stages.
+
+    Args:
+        graph: the network.
+        positions: ascending; the index, among the graph's nodes, of the last node before each cut.
+        live: for each cut, the nodes whose values the next stage reads.
+        logits: the node of the final logits.
+    """
+    nodes = list(graph.nodes)
+    starts = [0, *(position + 1 for position in positions)]
+    ends = [*starts[1:], len(nodes)]
+    groups = [nodes[start:end] for start, end in zip(starts, ends, strict=True)]
+    return _make_stages(groups, live, logits)
 
 
 def is_exit(node: fx.Node) -> bool:
-    """Whether a node calls one of the exits."""
+    """Return whether a node calls an exit."""
     return node.op == "call_module" and _EXIT.fullmatch(str(node.target)) is not None
 
 
 def logits_node(graph: fx.Graph) -> fx.Node:
-    """The node of the final classifier's logits in the graph that computes every exit."""
-    collect = next(node for node in reversed(graph.nodes) if _collects(node))
+    """Return the node of the final logits in the graph that computes every exit."""
+    collect = next(node for node in reversed(graph.nodes) if _collects_exits(node))
     logits = collect.args[0]
     assert isinstance(logits, fx.Node)
     return logits
 
 
-def _collects(node: fx.Node) -> bool:
-    return node.op == "call_function" and getattr(node.target, "__name__", "") == "collect_exits"
-
-
-def _stage(
-    nodes: Sequence[fx.Node], entering: Sequence[fx.Node], leaving: Sequence[fx.Node], last: bool
-) -> Stage:
-    graph = fx.Graph()
-    made = {node: graph.placeholder(node.name) for node in entering}
-    for node in nodes:
-        for source in node.all_input_nodes:
-            if source.op == "get_attr" and source not in made:
-                made[source] = graph.create_node(
-                    "get_attr", source.target, (), {}, name=source.name
-                )
-        made[node] = graph.node_copy(node, made.__getitem__)
-    graph.output(made[leaving[0]] if last else tuple(made[node] for node in leaving))
-    return Stage(graph, *make_function(graph))
-
-
 def make_function(graph: fx.Graph) -> tuple[str, Callable[..., Any]]:
-    """Python code for a graph, and the function `(network, *placeholders)` it defines."""
-    python = graph.python_code(root_module="self")
-    code = _look_up_directly(python.src, graph)
-    filename = f"<leenet_fx stage {next(_serial)}>"
+    """Generate Python code from a graph.
+
+    Returns:
+        The code, and the function `(network, *placeholders)` that it defines.
+    """
+    with graph.on_generate_code(lambda previous: _direct_lookups(graph, previous)):
+        python = graph.python_code(root_module="self")
+    code = python.src
+    filename = f"<leenet_fx stage {next(_serial_number)}>"
     linecache.cache[filename] = (len(code), None, code.splitlines(True), filename)
     scope = dict(python.globals)
     exec(compile(code, filename, "exec"), scope)
     return code, scope["forward"]
 
 
-def _look_up_directly(code: str, graph: fx.Graph) -> str:
-    """Takes modules from the dictionaries that hold them.
+def _collects_exits(node: fx.Node) -> bool:
+    return node.op == "call_function" and getattr(node.target, "__name__", "") == "collect_exits"
 
-    `self.layer1` fails as an attribute before `nn.Module.__getattr__` looks there: 3 % of the time
-    of a ResNet-20 at batch 1.
+
+def _make_stages(
+    groups: Sequence[Sequence[fx.Node]], live: Sequence[Sequence[fx.Node]], logits: fx.Node
+) -> tuple[Stage, ...]:
+    """Build one stage per group of nodes; `live` has the nodes passed from each to the next."""
+    images = next(node for node in groups[0] if node.op == "placeholder")
+    inputs = [[images], *live]
+    outputs: list[Any] = [*map(tuple, live), logits]
+    return tuple(
+        _make_stage(nodes, read, returned)
+        for nodes, read, returned in zip(groups, inputs, outputs, strict=True)
+    )
+
+
+def _make_stage(nodes: Sequence[fx.Node], inputs: Sequence[fx.Node], outputs: Any) -> Stage:
+    graph = fx.Graph()
+    copies = {node: graph.placeholder(node.name) for node in inputs}
+    for node in nodes:
+        if node.op in ("placeholder", "output", "get_attr"):
+            continue
+        for source in node.all_input_nodes:
+            if source.op == "get_attr" and source not in copies:
+                copies[source] = graph.create_node(
+                    "get_attr", source.target, (), {}, name=source.name
+                )
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(map_arg(outputs, copies.__getitem__))
+    return Stage(graph, *make_function(graph))
+
+
+def _direct_lookups(
+    graph: fx.Graph, previous: Callable[[list[str]], list[str]] | None
+) -> Callable[[list[str]], list[str]]:
+    """Return a transformer of generated code that reads modules from `_modules`.
+
+    `self.layer1` is looked up as a plain attribute before `nn.Module.__getattr__` is called, which
+    takes 3 % of the time of a ResNet-20 at batch size 1.
     """
+    lookups: dict[str, tuple[str, str]] = {}
     for node in graph.nodes:
-        target = str(node.target)
+        target, start = str(node.target), f"{node.name} = "
         if node.op == "call_module":
-            code = code.replace(f" = {_as_attribute(target)}(", f" = {_held(target)}(")
-        elif node.op == "get_attr" and _OF_EXIT.match(target):
-            owner, name = target.rsplit(".", 1)
-            code = code.replace(f" = {_as_attribute(target)}\n", f" = {_held(owner)}.{name}\n")
-    return code
+            lookups[node.name] = (f"{start}{_attribute(target)}(", f"{start}{_item(target)}(")
+        elif node.op == "get_attr" and _TENSOR_OF_EXIT.match(target):
+            owner, _, name = target.rpartition(".")
+            lookups[node.name] = (f"{start}{_attribute(target)}", f"{start}{_item(owner)}.{name}")
+
+    def transform(statements: list[str]) -> list[str]:
+        statements = statements if previous is None else previous(statements)
+        return [replaced(statement) for statement in statements]
+
+    def replaced(statement: str) -> str:
+        generated, direct = lookups.get(statement.partition(" = ")[0], (None, ""))
+        if generated is None or not statement.startswith(generated):
+            return statement
+        return direct + statement[len(generated) :]
+
+    return transform
 
 
-def _as_attribute(target: str) -> str:
-    """As torch.fx writes it."""
-    written = "self"
+def _attribute(target: str) -> str:
+    """Return the expression that torch.fx generates for a target."""
+    expression = "self"
     for name in target.split("."):
-        written = f"{written}.{name}" if name.isidentifier() else f'getattr({written}, "{name}")'
-    return written
+        expression = (
+            f"{expression}.{name}" if name.isidentifier() else f'getattr({expression}, "{name}")'
+        )
+    return expression
 
 
-def _held(target: str) -> str:
+def _item(target: str) -> str:
+    """Return an expression that reads a module from the dictionaries of its parents."""
     return "self" + "".join(f"._modules[{name!r}]" for name in target.split("."))

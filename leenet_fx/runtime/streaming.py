@@ -1,4 +1,4 @@
-"""Batches kept full: survivors of several batches run the later stages together."""
+"""Prediction of a stream of batches whose remaining samples are re-batched."""
 
 from __future__ import annotations
 
@@ -12,37 +12,40 @@ from torch import Tensor
 
 from leenet_fx.errors import InputError, ModeError
 from leenet_fx.graph.batch_dim import concat_samples
-from leenet_fx.runtime.conditional import ActiveBatch, ExitController, run_stage
+from leenet_fx.runtime.active_batch import ActiveBatch
+from leenet_fx.runtime.conditional import run_stage
+from leenet_fx.runtime.controller import ExitController
+from leenet_fx.runtime.network import NetworkWithExits
+from leenet_fx.runtime.outputs import Prediction
 from leenet_fx.runtime.stages import Cut
-from leenet_fx.surgery.module import EarlyExitModule, Prediction, device_of
 
 
 def predict_stream(
-    ee: EarlyExitModule,
+    ee: NetworkWithExits,
     loader: Iterable[Any],
     *,
     batch_size: int | None = None,
     max_delay: int = 8,
 ) -> Iterator[Prediction]:
-    """As `ee.predict` of each batch, with survivors of several batches taken on together.
+    """Predict a stream of batches; the remaining samples of several batches run together.
 
-    Where half of a batch leaves at every exit, its last stages run on a handful of samples. Here
-    samples wait in front of a stage until `batch_size` of them are there, or until one has waited
-    too long. Who leaves where, and with what logits, is the same but for rounding.
+    If half of a batch exits at every exit, its last stages run on few samples. Here samples wait
+    before a stage until `batch_size` of them are there, or until a batch has waited too long.
+    Logits and exits are those of `ee.predict` up to rounding.
 
     Args:
-        ee: the network, in evaluation mode.
-        loader: yields images (B, …), or tuples that begin with them.
-        batch_size: how many samples a stage waits for; None takes the first batch's size.
-        max_delay: how many batches more may be read before a batch's answer is given; 0 waits for
-            none.
+        ee: the network (`EarlyExitModule`), in evaluation mode.
+        loader: yields images (B, …), or tuples that begin with images.
+        batch_size: number of samples that a stage waits for; None takes the first batch's size.
+        max_delay: number of later batches that may be read before the prediction of a batch; 0
+            predicts each batch at once.
 
     Yields:
-        One `Prediction` for each batch, in the order of the batches.
+        One `Prediction` per batch, in the order of the batches.
 
     Raises:
         ModeError: `ee` is in training mode.
-        InputError: images that do not fit, a batch size or delay that is none.
+        InputError: images that do not fit, or a `batch_size` or `max_delay` out of range.
     """
     if ee.training:
         raise ModeError("predict_stream needs evaluation mode: call ee.eval() first.")
@@ -53,31 +56,31 @@ def predict_stream(
 
 
 def _stream(
-    ee: EarlyExitModule, loader: Iterable[Any], batch_size: int | None, max_delay: int
+    ee: NetworkWithExits, loader: Iterable[Any], batch_size: int | None, max_delay: int
 ) -> Iterator[Prediction]:
-    device, policy = device_of(ee), ee.policy
+    device, policy = ee.device, ee.policy
     if policy.reads == "nothing":
         for images in _images(loader, device):
             yield ee.predict(images)
         return
-    pools: _Pools | None = None
+    queues: _Queues | None = None
     for images in _images(loader, device):
-        if pools is None:
-            pools = _Pools(ee, ee.controller(policy), batch_size or max(1, len(images)))
+        if queues is None:
+            queues = _Queues(ee, ee.controller(policy), batch_size or max(1, len(images)))
         ee.check_images(images)
         with torch.inference_mode():
-            pools.take(images)
-            pools.go_on()
-            while pools.oldest_has_waited(max_delay):
-                pools.push_oldest()
-            done = pools.finished()
-        yield from done
-    if pools is not None:
+            queues.add(images)
+            queues.run_full()
+            while queues.is_overdue(max_delay):
+                queues.finish_oldest()
+            finished = queues.pop_finished()
+        yield from finished
+    if queues is not None:
         with torch.inference_mode():
-            while pools.oldest_has_waited(0):
-                pools.push_oldest()
-            done = pools.finished()
-        yield from done
+            while queues.is_overdue(0):
+                queues.finish_oldest()
+            finished = queues.pop_finished()
+        yield from finished
 
 
 def _images(loader: Iterable[Any], device: torch.device) -> Iterator[Tensor]:
@@ -90,116 +93,133 @@ def _images(loader: Iterable[Any], device: torch.device) -> Iterator[Tensor]:
 
 @dataclass
 class _Batch:
-    """A batch on its way: numbers of its samples, and what is known of them."""
+    """A batch of the stream.
+
+    Attributes:
+        first: index, in the stream, of its first sample.
+        count: number of its samples.
+        exited: number of those that have exited.
+        logits: (count, classes), filled for exited samples; empty before the first.
+        exit_index: (count,), filled for exited samples.
+    """
 
     first: int
     count: int
-    left: int
+    exited: int
     logits: Tensor
     exit_index: Tensor
 
-    def holds(self, rows: Tensor) -> Tensor:
-        """Which of these numbers are of its samples."""
-        return (rows >= self.first) & (rows < self.first + self.count)
+    def contains(self, indices: Tensor) -> Tensor:
+        """Return a mask of the samples (n,), by index in the stream, that are of this batch."""
+        return (indices >= self.first) & (indices < self.first + self.count)
 
 
-class _Pools:
-    """Samples in front of each stage; `rows` number them throughout the stream."""
+class _Queues:
+    """Samples that wait before each stage; `ActiveBatch.indices` are indices in the stream."""
 
-    def __init__(self, ee: EarlyExitModule, controller: ExitController, full: int) -> None:
+    def __init__(self, ee: NetworkWithExits, controller: ExitController, batch_size: int) -> None:
         self.ee = ee
         self.controller = controller
-        self.full = full
-        self.pools: list[list[ActiveBatch]] = [[] for _ in range(ee.num_exits + 1)]
-        self.waiting: deque[_Batch] = deque()
-        self.seen = 0
+        self.batch_size = batch_size
+        self.waiting: list[list[ActiveBatch]] = [[] for _ in range(ee.num_exits + 1)]
+        self.batches: deque[_Batch] = deque()
+        self.num_samples = 0
 
-    def take(self, images: Tensor) -> None:
-        """Lets a batch in, and runs the first stage."""
+    def add(self, images: Tensor) -> None:
+        """Add a batch, and run the first stage on it."""
         count, device = len(images), images.device
         logits = images.new_empty(0, self.ee.spec.num_classes)
-        index = torch.empty(count, dtype=torch.int64, device=device)
-        self.waiting.append(_Batch(self.seen, count, 0, logits, index))
+        exit_index = torch.empty(count, dtype=torch.int64, device=device)
+        self.batches.append(_Batch(self.num_samples, count, 0, logits, exit_index))
         if count:
-            rows = torch.arange(self.seen, self.seen + count, device=device)
-            self._run(0, ActiveBatch((images,), count, rows))
-        self.seen += count
+            indices = torch.arange(self.num_samples, self.num_samples + count, device=device)
+            self._run(0, ActiveBatch((images,), count, indices))
+        self.num_samples += count
 
-    def go_on(self) -> None:
-        """Runs every stage in front of which enough samples wait."""
-        for stage in range(1, len(self.pools)):
-            if sum(group.count for group in self.pools[stage]) >= self.full:
-                self._drain(stage)
+    def run_full(self) -> None:
+        """Run every stage before which `batch_size` samples wait."""
+        for stage in range(1, len(self.waiting)):
+            if sum(group.count for group in self.waiting[stage]) >= self.batch_size:
+                self._run_waiting(stage)
 
-    def oldest_has_waited(self, max_delay: int) -> bool:
-        """Whether the oldest batch may wait no longer."""
-        unfinished = [at for at, batch in enumerate(self.waiting) if batch.left < batch.count]
-        return bool(unfinished) and len(self.waiting) - 1 - unfinished[0] >= max_delay
+    def is_overdue(self, max_delay: int) -> bool:
+        """Return whether `max_delay` batches were added after the oldest unfinished one."""
+        oldest = self._oldest()
+        return oldest is not None and len(self.batches) - 1 - oldest >= max_delay
 
-    def push_oldest(self) -> None:
-        """Runs the oldest batch's samples to the end, with all who wait where they do."""
-        oldest = next((batch for batch in self.waiting if batch.left < batch.count), None)
+    def finish_oldest(self) -> None:
+        """Run the oldest unfinished batch to the end, with all samples that wait where its do."""
+        oldest = self._oldest()
         if oldest is None:
             return
-        for stage in range(1, len(self.pools)):
-            waiting = [group.rows for group in self.pools[stage] if group.rows is not None]
-            if any(bool(oldest.holds(rows).any()) for rows in waiting):
-                self._drain(stage)
+        batch = self.batches[oldest]
+        for stage in range(1, len(self.waiting)):
+            waiting = [group.indices for group in self.waiting[stage] if group.indices is not None]
+            if any(bool(batch.contains(indices).any()) for indices in waiting):
+                self._run_waiting(stage)
 
-    def finished(self) -> list[Prediction]:
-        """Answers of the batches at the head of the line that are complete."""
-        done = []
-        while self.waiting and self.waiting[0].left == self.waiting[0].count:
-            batch = self.waiting.popleft()
-            done.append(self.ee.prediction(batch.logits, batch.exit_index, shut=False))
-        return done
+    def pop_finished(self) -> list[Prediction]:
+        """Remove the finished batches at the start of the queue, and return their predictions."""
+        predictions = []
+        while self.batches and self.batches[0].exited == self.batches[0].count:
+            batch = self.batches.popleft()
+            predictions.append(
+                self.ee.prediction(batch.logits, batch.exit_index, early_exits_disabled=False)
+            )
+        return predictions
 
-    def _drain(self, stage: int) -> None:
-        groups, self.pools[stage] = self.pools[stage], []
-        self._run(stage, _joined(groups, self.controller.stage_plan.cuts[stage - 1]))
+    def _oldest(self) -> int | None:
+        """Position of the oldest unfinished batch."""
+        unfinished = (i for i, batch in enumerate(self.batches) if batch.exited < batch.count)
+        return next(unfinished, None)
+
+    def _run_waiting(self, stage: int) -> None:
+        groups, self.waiting[stage] = self.waiting[stage], []
+        self._run(stage, _concatenate(groups, self.controller.stage_plan.cuts[stage - 1]))
 
     def _run(self, stage: int, active: ActiveBatch) -> None:
         if stage == len(self.controller.stage_plan.cuts):
-            assert active.rows is not None
-            self._note(
-                stage, active.rows, self.controller.stage_plan.runs[-1](self.ee, *active.live)
-            )
+            assert active.indices is not None
+            logits = self.controller.stage_plan.runs[-1](self.ee, *active.live)
+            self._record(stage, active.indices, logits)
             return
-        left = run_stage(self.controller, stage, active)
-        if left is not None:
-            assert left.rows is not None
-            self._note(stage, left.rows, left.logits)
+        group = run_stage(self.controller, stage, active)
+        if group is not None:
+            assert group.indices is not None
+            self._record(stage, group.indices, group.logits)
         if active.count:
-            self.pools[stage + 1].append(active)
+            self.waiting[stage + 1].append(active)
 
-    def _note(self, index: int, rows: Tensor, logits: Tensor) -> None:
-        for batch in self.waiting:
-            of_batch = batch.holds(rows)
-            mine = rows[of_batch] - batch.first
-            if not len(mine):
+    def _record(self, exit_index: int, indices: Tensor, logits: Tensor) -> None:
+        """Write the logits (n, classes) of exited samples to their batches."""
+        for batch in self.batches:
+            mask = batch.contains(indices)
+            positions = indices[mask] - batch.first
+            if not len(positions):
                 continue
             if not len(batch.logits):
                 batch.logits = logits.new_empty(batch.count, logits.shape[1])
-            batch.logits[mine] = logits[of_batch]
-            batch.exit_index[mine] = index
-            batch.left += len(mine)
+            batch.logits[positions] = logits[mask]
+            batch.exit_index[positions] = exit_index
+            batch.exited += len(positions)
 
 
-def _joined(groups: Sequence[ActiveBatch], cut: Cut) -> ActiveBatch:
+def _concatenate(groups: Sequence[ActiveBatch], cut: Cut) -> ActiveBatch:
     if len(groups) == 1:
         return groups[0]
 
-    def rows_of(name: str) -> Tensor | None:
-        found = [getattr(group, name) for group in groups]
-        return None if found[0] is None else torch.cat(found)
+    def concatenated(name: str) -> Tensor | None:
+        tensors = [getattr(group, name) for group in groups]
+        return None if tensors[0] is None else torch.cat(tensors)
 
-    live = tuple(
-        concat_samples(values, how)
-        for values, how in zip(
-            zip(*(g.live for g in groups), strict=True), cut.batch_dims, strict=True
-        )
-    )
-    count = sum(group.count for group in groups)
+    values = zip(*(group.live for group in groups), strict=True)
     return ActiveBatch(
-        live, count, rows_of("rows"), rows_of("previous_logits"), rows_of("answered")
+        live=tuple(
+            concat_samples(parts, batch_dim)
+            for parts, batch_dim in zip(values, cut.batch_dims, strict=True)
+        ),
+        count=sum(group.count for group in groups),
+        indices=concatenated("indices"),
+        previous_logits=concatenated("previous_logits"),
+        logits_history=concatenated("logits_history"),
     )

@@ -1,35 +1,33 @@
-"""attach: trace → place → rewrite."""
+"""attach: trace, place, insert exits."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from leenet_fx.cost.measure import stage_seconds
 from leenet_fx.errors import InputError, PlacementError, placement_errors
 from leenet_fx.graph.catalog import library_name
 from leenet_fx.graph.traced_model import TracedModel, trace_model
 from leenet_fx.graph.tracer import check_module
 from leenet_fx.methods import Method, as_method
 from leenet_fx.parts.branches import Branch, BranchFactory, ExitSite, get_branch, make_branch
-from leenet_fx.surgery.insert_exits import feature_shapes, rewrite
-from leenet_fx.surgery.module import EarlyExitModule, device_of
+from leenet_fx.surgery.backbone_times import with_seconds
+from leenet_fx.surgery.insert_exits import feature_shapes, insert_exits
+from leenet_fx.surgery.module import EarlyExitModule
 from placement import Placement, get_strategy, place
 from placement.strategies import Position, Strategy
 
 logger = logging.getLogger("leenet_fx")
 
-OUTGROWN = 0.1
-"""Share of the backbone's parameters above which `flatten` branches are worth a warning."""
+LARGE_SHARE = 0.1
+"""Share of the backbone's parameters above which `flatten` branches cause a warning."""
 
 
-# What is traced counts the writes to each tensor, and weights are to be trained afterwards.
+# Tensors that are created in inference mode cannot be traced or trained.
 @torch.inference_mode(False)
 def attach(
     model: nn.Module,
@@ -49,62 +47,61 @@ def attach(
     seed: int = 0,
     name: str | None = None,
 ) -> EarlyExitModule:
-    """Adds exits to a trained image classifier; the model itself is not touched.
+    """Add exits to a trained image classifier; the model itself is not changed.
 
-    The result predicts what the model predicts until it is fitted: its gates are shut. It is in the
-    model's mode, on its device and in its dtype.
+    Until it is fitted, the result predicts what the model predicts: early exits are disabled. It is
+    in the model's mode, on its device and in its dtype.
 
     Args:
-        model: any image classifier that returns logits (B, classes).
+        model: an image classifier that returns logits (B, classes).
         strategy: a registered placement ("fine", "pareto", "golden", "linear", "every"), a list of
-            positions (block names, indices, FLOP shares), a placement made before, or a function
-            of (profile, num_exits).
-        num_exits: how many exits; None takes √(number of blocks), rounded, or what the strategy
+            positions (block names, indices, FLOP shares), a `Placement`, or a function of
+            (profile, num_exits).
+        num_exits: number of exits; None takes √(number of blocks), rounded, or what the strategy
             fixes. See `placement.default_num_exits`.
-        example_inputs: a batch of images of the size to count costs for; None takes the size the
-            model names.
-        branch: what hangs on an exit: "pool", "flatten", "bnpool", "conv", a registered name, or
-            a function of a `leenet_fx.Site`; None takes the method's, or "pool".
-        branch_options: of the branch, by name. Those above take head= ("linear", "projection",
-            "cascade", "additive", "means"), gate= ("confidence", "history", "features", "dial")
-            and what `leenet_fx.parts.necks` says of each. With gate="features", as LEENet has it,
-            a classifier runs only for samples that leave.
-        method: a registered method or a `Method`, whose branches and their options are taken where
-            none are given. The network remembers it: `fit` without a method trains by it.
-        num_classes: number of classes; where it differs from the model's, the final classifier is
-            replaced by a new one, and a model without class head (an encoder) gets one; `fit`
-            trains it.
+        example_inputs: a batch of images of the size to count costs for; None takes the size in
+            the model's configuration.
+        branch: the branch architecture: "pool", "flatten", "bnpool", "conv", a registered name, or
+            a function of an `ExitSite`; None takes the method's, or "pool".
+        branch_options: options of the branch, by name: for those above head= ("linear",
+            "projection", "cascade", "additive", "means"), gate= (see
+            `leenet_fx.parts.gates.list_gates`), and the neck's (see `leenet_fx.parts.necks`). With
+            gate="features", as in LEENet, a classifier runs only for exiting samples.
+        method: a registered method or a `Method`, whose branch and branch options are taken unless
+            given. The network remembers it: `fit` without a method trains by it.
+        num_classes: number of classes; if it differs from the model's, the final classifier is
+            replaced by a new one, and a model without classifier (an encoder) gets one, which `fit`
+            trains.
         copy: whether to copy the weights; False shares them with `model`, for frozen backbones.
-        leaf_modules: module classes to keep whole while tracing.
-        concrete_args: where `forward` takes more than images: the others' values, by name.
-        blocks: which modules are blocks, after which an exit may stand: names with wildcards, as in
-            "layer?.*", or classes. None goes by the rule of `leenet_fx.graph.boundaries`.
-        cost: what placements count: "flops", or "seconds", measured on the device of the weights
-            with `example_inputs` (one image, if there are none).
-        seed: for the weights of branches and of a new classifier.
+        leaf_modules: module classes that are not traced into.
+        concrete_args: values of the arguments of `forward` other than images, by name.
+        blocks: the modules that are blocks, after which exits may be placed: names with wildcards,
+            such as "layer?.*", or classes. None takes the rule of `leenet_fx.graph.boundaries`.
+        cost: the cost that placements count: "flops", or "seconds", measured on the device of the
+            weights with `example_inputs` (one image, if there are none).
+        seed: seed of the weights of branches and of a new classifier.
         name: the model's name in tables and files; by default timm's for its models, the class
-            name for others. By `timm/NAME` or `torchvision/NAME` the model can be found again.
+            name for others. By `timm/NAME` or `torchvision/NAME` the model can be created again.
 
     Raises:
         InputError: not a module, images that do not fit, a classifier that cannot be replaced, an
             encoder without `num_classes`.
-        UnknownNameError: no such strategy, method, branch, option of a branch, block, argument or
-            cost.
-        PlacementError: the model has no usable boundary, or fewer than asked for.
-        TraceError: the model cannot become a graph.
+        UnknownNameError: no such strategy, method, branch, branch option, block, argument or cost.
+        PlacementError: the model has too few usable boundaries.
+        TraceError: the model cannot be captured as a graph.
     """
     check_module(model)
     if blocks is not None and not isinstance(blocks, str):
         blocks = tuple(blocks)
     if isinstance(model, EarlyExitModule):
-        raise InputError("This model has exits already; attach to the model it was made from.")
+        raise InputError("This model has exits already; attach to the original model.")
     if isinstance(strategy, str):
         with placement_errors():
             get_strategy(strategy)
     if type(model).train is not nn.Module.train:
         logger.warning(
-            "%s has a train() of its own, which the result does not take over: ee.train() turns "
-            "every module on.",
+            "%s overrides train(), which the result does not: ee.train() puts every module in "
+            "training mode.",
             type(model).__name__,
         )
     options = dict(branch_options or {})
@@ -112,9 +109,9 @@ def attach(
         preset = as_method(method)
         same = branch is None or branch == preset.branch
         branch = preset.branch if branch is None else branch
-        # Head and gate go on any body; other options are the body's own.
-        kept = {k: v for k, v in preset.branch_options.items() if same or k in ("head", "gate")}
-        options = {**kept, **options}
+        # Heads and gates fit any neck; other options are those of the method's neck.
+        defaults = {k: v for k, v in preset.branch_options.items() if same or k in ("head", "gate")}
+        options = {**defaults, **options}
     branch = "pool" if branch is None else branch
     factory = get_branch(branch) if isinstance(branch, str) else branch
     generator = torch.Generator().manual_seed(seed)
@@ -133,21 +130,7 @@ def attach(
         reasons = "; ".join(f"{at}: {why}" for at, why in traced.rejected.items())
         raise PlacementError(f"{traced.profile.model} has no usable block boundary ({reasons}).")
     if cost == "seconds":
-        traced = _timed(
-            traced,
-            attach(
-                model,
-                "every",
-                example_inputs=example_inputs,
-                num_classes=num_classes,
-                copy=False,
-                leaf_modules=leaf_modules,
-                concrete_args=concrete_args,
-                blocks=blocks,
-                name=name,
-            ),
-            example_inputs,
-        )
+        traced = with_seconds(traced, example_inputs)
     with placement_errors():
         placement = place(traced.profile, strategy, num_exits, cost=cost)
     branches = _build(traced, placement, factory, options, seed)
@@ -155,7 +138,7 @@ def attach(
     if branch_name == "flatten":
         _warn_if_large(traced, branches)
     patterns = [pattern for pattern in blocks or () if isinstance(pattern, str)]
-    return rewrite(
+    return insert_exits(
         traced,
         placement,
         branches,
@@ -184,30 +167,13 @@ def _build(
             for position, index in enumerate(placement.indices)
         ]
         branches = [make_branch(factory, site, options) for site in sites]
-    return [made.to(weight.device, weight.dtype) for made in branches]
-
-
-def _timed(traced: TracedModel, every: EarlyExitModule, example_inputs: object) -> TracedModel:
-    """The model with seconds in its profile, from a network with an exit at each boundary."""
-    device = device_of(every)
-    if device.type == "meta":
-        raise InputError("cost='seconds' needs weights, and these are on the meta device.")
-    images = example_inputs if isinstance(example_inputs, Tensor) else None
-    if images is None:
-        images = torch.zeros(1, *traced.image_shape)
-    up_to = list(accumulate(stage_seconds(every.eval(), images.to(device, traced.dtype))))
-    candidates = tuple(
-        replace(candidate, seconds=seconds)
-        for candidate, seconds in zip(traced.profile.candidates, up_to, strict=False)
-    )
-    profile = replace(traced.profile, candidates=candidates, seconds=up_to[-1])
-    return replace(traced, profile=profile)
+    return [branch.to(weight.device, weight.dtype) for branch in branches]
 
 
 def _warn_if_large(traced: TracedModel, branches: list[Branch]) -> None:
-    added = sum(p.numel() for made in branches for p in made.parameters())
+    added = sum(p.numel() for branch in branches for p in branch.parameters())
     share = added / max(traced.profile.params, 1)
-    if share > OUTGROWN:
+    if share > LARGE_SHARE:
         logger.warning(
             "'flatten' branches add %s parameters, %.0f %% of the backbone's %s; 'pool' branches "
             "are smaller.",

@@ -1,4 +1,4 @@
-"""Puts branches into a traced model's graph."""
+"""Insertion of exit branches into a traced model's graph."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ from typing import Any
 
 from torch import fx
 
-from leenet_fx.cost.cost_table import branch_cost
+from leenet_fx.cost.branch_cost import branch_cost
 from leenet_fx.graph.boundaries import Boundary
 from leenet_fx.graph.traced_model import TracedModel
 from leenet_fx.methods import MethodConfig
 from leenet_fx.parts.branches import Branch, FeatureShape
+from leenet_fx.runtime.outputs import collect_exits
 from leenet_fx.runtime.stages import Cut
-from leenet_fx.surgery.module import EarlyExitModule, Exits, ExitSpec, collect_exits
+from leenet_fx.surgery.exits import Exits
+from leenet_fx.surgery.module import EarlyExitModule
+from leenet_fx.surgery.spec import ExitSpec
 from placement import Placement
 
 
 def feature_shapes(boundary: Boundary) -> tuple[FeatureShape, ...]:
-    """What a branch at a boundary reads."""
+    """Return the shapes of the features that a branch at a boundary reads."""
     return tuple(FeatureShape(f.shape, f.channel_axis) for f in boundary.features)
 
 
-def rewrite(
+def insert_exits(
     traced: TracedModel,
     placement: Placement,
     branches: Sequence[Branch],
@@ -33,17 +36,17 @@ def rewrite(
     blocks: tuple[str, ...] | None = None,
     method: MethodConfig | None = None,
 ) -> EarlyExitModule:
-    """Turns a traced model into one with exits; the trace is used up.
+    """Insert exits into a traced model, whose graph is edited in place.
 
     Args:
         traced: the model; its graph and module tree become the result's.
-        placement: which boundaries get an exit.
+        placement: the boundaries that get an exit.
         branches: one for each, in order.
-        branch: name of their type.
-        branch_options: what they were made with.
-        shares_weights: whether the backbone's tensors belong to the caller's model.
-        blocks: patterns that said which modules are blocks.
-        method: what the exits are attached for.
+        branch: name of the branch architecture.
+        branch_options: its options.
+        shares_weights: whether the backbone's tensors are those of the original model.
+        blocks: patterns of the modules that are blocks.
+        method: the method that the exits are attached for.
     """
     graph = traced.trace.graph
     nodes = list(graph.nodes)
@@ -52,10 +55,10 @@ def rewrite(
     for index, boundary in enumerate(chosen):
         with graph.inserting_after(nodes[boundary.position]):
             features = tuple(feature.node for feature in boundary.features)
-            previous_exits: dict[str, Any] = {}
+            previous_logits: dict[str, Any] = {}
             if branches[index].reads_previous_logits:
-                previous_exits["previous_exits"] = tuple(calls)
-            calls.append(graph.call_module(f"exits.{index}", features, previous_exits))
+                previous_logits["previous_logits"] = tuple(calls)
+            calls.append(graph.call_module(f"exits.{index}", features, previous_logits))
     output = nodes[-1]
     with graph.inserting_before(output):
         collected = graph.call_function(collect_exits, (traced.trace.logits, *calls))
@@ -67,34 +70,35 @@ def rewrite(
         cuts=tuple(_cut(boundary) for boundary in chosen),
         branch=branch,
         branch_options=dict(branch_options),
-        branch_costs=tuple(branch_cost(made) for made in branches),
+        branch_costs=tuple(map(branch_cost, branches)),
         image_shape=traced.image_shape,
         num_classes=traced.num_classes,
         final_classifier=traced.final_classifier,
         classifier_is_new=traced.classifier_is_new,
         shares_weights=shares_weights,
-        tracer=traced.trace.tracer,
+        tracer=traced.trace.tracer_kind,
         blocks=blocks,
         changed=_replaced(traced),
         method=method,
     )
     root = traced.trace.root
+    # A classifier that was added to an encoder is 'exits.final'.
     added = root._modules.pop("exits") if traced.head_is_added else None
     final = None if added is None else added.get_submodule("final")
     return EarlyExitModule(root, graph, Exits(list(branches), final), spec)
 
 
 def _replaced(traced: TracedModel) -> tuple[str, ...]:
-    """The final classifier, where it stands in the place of one of the original's."""
+    """Return the path of the final classifier if it replaces the original's."""
     path = traced.final_classifier
     replaced = traced.classifier_is_new and not traced.head_is_added and path is not None
     return (path,) if replaced and path is not None else ()
 
 
 def _cut(boundary: Boundary) -> Cut:
-    read = {feature.node for feature in boundary.features}
+    features = {feature.node for feature in boundary.features}
     return Cut(
         live=tuple(node.name for node in boundary.live),
         batch_dims=boundary.batch_dims,
-        features=tuple(i for i, node in enumerate(boundary.live) if node in read),
+        features=tuple(i for i, node in enumerate(boundary.live) if node in features),
     )

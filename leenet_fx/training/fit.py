@@ -325,11 +325,8 @@ def _note_changed(ee: EarlyExitModule, path: str) -> None:
 
 
 def _costs(ee: EarlyExitModule, plan: _Plan, device: torch.device) -> torch.Tensor:
-    policy = ee.policy
-    ee.policy = plan.recipe.policy_for(ee.num_exits)
-    costs = torch.tensor(ee.costs.relative(plan.cost), device=device)
-    ee.policy = policy
-    return costs
+    costs = ee.costs_for(plan.recipe.policy_for(ee.num_exits))
+    return torch.tensor(costs.relative(plan.cost), device=device)
 
 
 def _checked(

@@ -4,16 +4,19 @@ import warnings
 
 import pytest
 import torch
+from helpers import attached
 from networks import images, tiny
 
 import leenet_fx
-from leenet_fx import GateThreshold, MaxProbability, UnknownNameError
+from leenet_fx import GateThreshold, InputError, MaxProbability, UnknownNameError
 
 # Convolutions: (in channels, out channels, kernel, output size); linear layers: (in, out).
 ALEXNET = (
     [(3, 64, 11, 55), (64, 192, 5, 27), (192, 384, 3, 13), (384, 256, 3, 13), (256, 256, 3, 13)],
     [(256 * 36, 4096), (4096, 4096), (4096, 1000)],
 )
+
+
 VGG11 = (
     [
         (3, 64, 3, 224),
@@ -99,20 +102,12 @@ def test_activation_bytes_by_hand():
 
 def test_costs_follow_the_policy():
     ee = leenet_fx.attach(tiny(), "every", example_inputs=images(1, 3, 16, 16))
-    shut = ee.costs
+    disabled = ee.costs
     ee.policy = GateThreshold()
-    assert ee.costs == shut
+    assert ee.costs == disabled
     ee.policy = MaxProbability(0.9)
     heads = 4 * 2 * 128 * 5
     assert ee.costs[-1].flops == ee.costs.backbone.flops + heads
-
-
-def test_branches_that_share_their_layer():
-    options = {"head": "projection"}
-    example = images(1, 3, 16, 16)
-    ee = leenet_fx.attach(tiny(), "every", example_inputs=example, branch_options=options)
-    assert ee.costs[-1].flops == ee.costs.backbone.flops + 4 * 2 * 128 * 6
-    assert ee.costs[-1].params == ee.costs.backbone.params + 4 * 129 * 6
 
 
 def test_unknown_cost():
@@ -135,3 +130,16 @@ def test_a_second_counter_agrees(name):
     # fvcore counts multiply-adds, and normalisation and pooling besides.
     macs = by_operator["conv"] + by_operator["linear"]
     assert ee.costs.backbone.flops == pytest.approx(2 * macs, rel=1e-6)
+
+
+def test_seconds_count_only_if_exits_decide_as_measured():
+    ee = attached().eval()
+    leenet_fx.profile(ee, batch_sizes=(2,), seconds=0)
+    assert ee.costs.latency.reads == "gate"
+    ee.policy = GateThreshold(0.0)
+    ee.costs.relative("seconds")
+    ee.policy = MaxProbability(0.5)
+    with pytest.raises(InputError, match="logits"):
+        ee.costs.relative("seconds")
+    leenet_fx.profile(ee, batch_sizes=(2,), seconds=0)
+    assert ee.costs.latency.reads == "logits"

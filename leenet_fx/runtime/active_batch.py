@@ -1,0 +1,90 @@
+"""The remaining samples of a batch, and those that have exited."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from leenet_fx.graph.batch_dim import select_samples
+from leenet_fx.runtime.stages import Cut
+
+
+@dataclass(slots=True)
+class ActiveBatch:
+    """The remaining samples of a batch, and the outputs of the last exit for them.
+
+    Attributes:
+        live: the values at the last cut; the images before the first stage.
+        count: number of remaining samples.
+        indices: (count,) their indices in the batch; None for all samples in order.
+        previous_logits: (count, i, classes) passed on by the exits so far; None if no exit reads
+            them.
+        logits_history: (count, i, classes) class logits of the exits so far; None if the policy
+            does not read them.
+        classifier_inputs: (count, k) the tensor from which the last exit's class logits are
+            computed.
+    """
+
+    live: tuple[Any, ...]
+    count: int
+    indices: Tensor | None = None
+    previous_logits: Tensor | None = None
+    logits_history: Tensor | None = None
+    classifier_inputs: Tensor | None = None
+
+    def select(self, remaining: Tensor, cut: Cut) -> None:
+        """Select samples, and drop the others.
+
+        Args:
+            remaining: (n,) positions of the samples to select.
+            cut: the cut whose values are `live`.
+
+        Raises:
+            InputError: at this image size a value does not follow the batch.
+        """
+        self.live = tuple(
+            select_samples(value, batch_dim, remaining, self.count)
+            for value, batch_dim in zip(self.live, cut.batch_dims, strict=True)
+        )
+        self.indices = remaining if self.indices is None else take(self.indices, remaining)
+        self.previous_logits = take(self.previous_logits, remaining)
+        self.logits_history = take(self.logits_history, remaining)
+        self.classifier_inputs = None
+        self.count = remaining.shape[0]
+
+
+class ExitedSamples(NamedTuple):
+    """Samples of a batch that exited at the same exit.
+
+    Attributes:
+        exit_index: the exit; N is the final classifier.
+        indices: (n,) indices of the samples in the batch; None for the whole batch.
+        logits: (n, classes).
+    """
+
+    exit_index: int
+    indices: Tensor | None
+    logits: Tensor
+
+
+def take(values: Any, indices: Tensor | None) -> Any:
+    """Return `values[indices]`; `values` unchanged if either is None."""
+    return values if indices is None or values is None else values.index_select(0, indices)
+
+
+def append_logits(previous: Tensor | None, logits: Tensor) -> Tensor:
+    """Append one exit's logits to those of the exits before.
+
+    Args:
+        previous: (B, index, classes); None at the first exit.
+        logits: (B, classes).
+
+    Returns:
+        (B, index+1, classes); never a view, because compiled code is specialised on views.
+    """
+    if previous is None:
+        return torch.stack([logits], 1)
+    return torch.cat([previous, logits.unsqueeze(1)], 1)

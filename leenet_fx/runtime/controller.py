@@ -1,0 +1,125 @@
+"""Exit controllers: which samples exit at an exit, and their class logits."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from leenet_fx.parts.branches import Branch
+from leenet_fx.policies import Policy
+from leenet_fx.runtime.active_batch import ActiveBatch, append_logits, take
+from leenet_fx.runtime.fused_stage import DecisionSpec
+from leenet_fx.runtime.stage_plan import StagePlan
+
+
+class ExitController(ABC):
+    """Runs stages, and decides which samples exit.
+
+    Attributes:
+        network: the module whose weights are read.
+        stage_plan: its stages.
+        branches: N, one behind each stage but the last.
+        passes_logits: whether any branch reads the logits of earlier exits.
+    """
+
+    def __init__(
+        self, network: nn.Module, stage_plan: StagePlan, branches: Sequence[Branch]
+    ) -> None:
+        self.network = network
+        self.stage_plan = stage_plan
+        self.branches = branches
+        self.passes_logits = any(branch.reads_previous_logits for branch in branches)
+
+    @abstractmethod
+    def decide(self, index: int, active: ActiveBatch) -> Tensor:
+        """Run a stage, and decide at the exit behind it.
+
+        Args:
+            index: index of stage and exit.
+            active: the remaining samples; its values become those at the cut behind the stage.
+
+        Returns:
+            (B,) bool or integers 0 and 1: which samples exit.
+        """
+
+    @abstractmethod
+    def classify(self, index: int, active: ActiveBatch, indices: Tensor | None) -> Tensor:
+        """Compute the class logits of exiting samples.
+
+        Args:
+            index: index of the exit that decided last.
+            active: the samples that it decided on.
+            indices: (n,) positions of the exiting samples; None for all.
+
+        Returns:
+            (n, classes).
+        """
+
+
+class PolicyController(ExitController):
+    """A policy decides from gate or class logits."""
+
+    def __init__(
+        self, network: nn.Module, stage_plan: StagePlan, branches: Sequence[Branch], policy: Policy
+    ) -> None:
+        super().__init__(network, stage_plan, branches)
+        self.policy = policy
+        self.by_gate = policy.reads == "gate"
+        self.reads_history = policy.reads == "history"
+        self.alpha = None if policy.alpha is None else torch.tensor(policy.alpha)
+        spec = DecisionSpec(self.by_gate, self.alpha is not None, self.passes_logits)
+        self.fused_stages = stage_plan.fused_stages(branches, spec)
+
+    def decide(self, index: int, active: ActiveBatch) -> Tensor:
+        active.live, active.classifier_inputs, scores, passed_logits = self.fused_stages[index](
+            self.network, active.previous_logits, self.alpha, *active.live
+        )
+        if passed_logits is not None:
+            active.previous_logits = append_logits(active.previous_logits, passed_logits)
+        if self.reads_history:
+            scores = active.logits_history = append_logits(active.logits_history, scores)
+        return self.policy.should_exit(index, scores)
+
+    def classify(self, index: int, active: ActiveBatch, indices: Tensor | None) -> Tensor:
+        inputs: Tensor = take(active.classifier_inputs, indices)
+        return self.branches[index].classify(inputs) if self.by_gate else inputs
+
+
+class ForcedController(ExitController):
+    """Each sample exits at a given exit; gates are not computed.
+
+    Attributes:
+        exit_index: (B,) the exit of each sample of the batch.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        stage_plan: StagePlan,
+        branches: Sequence[Branch],
+        exit_index: Tensor,
+    ) -> None:
+        super().__init__(network, stage_plan, branches)
+        self.exit_index = exit_index
+
+    def decide(self, index: int, active: ActiveBatch) -> Tensor:
+        active.live = self.stage_plan.runs[index](self.network, *active.live)
+        if self.passes_logits:
+            passed_logits = self.branches[index].passed_logits(self._hidden(index, active, None))
+            active.previous_logits = append_logits(active.previous_logits, passed_logits)
+        exit_index: Tensor = take(self.exit_index, active.indices)
+        return exit_index == index
+
+    def classify(self, index: int, active: ActiveBatch, indices: Tensor | None) -> Tensor:
+        return self.branches[index].classify(self._hidden(index, active, indices))
+
+    def _hidden(self, index: int, active: ActiveBatch, indices: Tensor | None) -> Tensor:
+        branch, features = self.branches[index], self.stage_plan.cuts[index].features
+        previous_logits = None
+        if branch.reads_previous_logits and active.previous_logits is not None:
+            previous_logits = take(active.previous_logits[:, :index], indices)
+        pooled = branch.pool(*[take(active.live[i], indices) for i in features])
+        return branch.hidden(*pooled, previous_logits=previous_logits)

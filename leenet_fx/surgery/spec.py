@@ -1,0 +1,53 @@
+"""The description of a network with exits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from leenet_fx.cost.branch_cost import BranchCost
+from leenet_fx.methods import MethodConfig
+from leenet_fx.runtime.stages import Cut
+from placement import CostProfile, Placement
+
+
+@dataclass(frozen=True)
+class ExitSpec:
+    """Everything about a network with exits but its graph, weights and policy.
+
+    Attributes:
+        profile: cost of the backbone up to each candidate boundary.
+        rejected: boundaries that cannot be cut, with the reason.
+        placement: the boundaries with an exit.
+        cuts: N, the values that are passed on at each exit.
+        branch: name of the branch architecture.
+        branch_options: its options.
+        branch_costs: N, the cost of each branch.
+        image_shape: shape of one image, without the batch axis.
+        num_classes: width of the logits.
+        final_classifier: module name of the final classifier; None if it is no single layer.
+        classifier_is_new: whether `attach` replaced or added it for the number of classes.
+        shares_weights: whether the backbone's tensors are those of the original model.
+        tracer: "fx", or "export": such a backbone takes images of one size and does not train.
+        blocks: patterns of the modules that are blocks; None for the default rule.
+        changed: names of the original's modules whose weights are no longer the original's.
+        method: the method that the exits were attached for, or trained by last; None if none was
+            named.
+    """
+
+    profile: CostProfile
+    rejected: dict[str, str]
+    placement: Placement
+    cuts: tuple[Cut, ...]
+    branch: str
+    branch_options: dict[str, Any]
+    branch_costs: tuple[BranchCost, ...]
+    image_shape: tuple[int, ...]
+    num_classes: int
+    final_classifier: str | None
+    classifier_is_new: bool
+    shares_weights: bool
+    tracer: Literal["fx", "export"]
+    blocks: tuple[str, ...] | None = None
+    changed: tuple[str, ...] = ()
+    method: MethodConfig | None = None
