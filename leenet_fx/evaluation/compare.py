@@ -24,14 +24,15 @@ from leenet_fx import tables
 from leenet_fx.calibration.budgets import monotone_costs
 from leenet_fx.calibration.cached_outputs import (
     CachedOutputs,
-    ask,
     cached_exit_indices,
+    compute_outputs,
     confidences,
 )
 from leenet_fx.calibration.solvers import get_solver
 from leenet_fx.errors import InputError, StorageError, TrainingError, first_line
 from leenet_fx.features.batches import batches, count_batches
 from leenet_fx.features.feature_cache import FeatureCache, cache_features
+from leenet_fx.keywords import check_keywords
 from leenet_fx.methods import Method, get_method, list_method_options
 from leenet_fx.policies import NeverExit, Patience, Policy, ThresholdPolicy
 from leenet_fx.storage.exits import backbone_digest, load
@@ -260,6 +261,7 @@ def frozen(methods: Sequence[str]) -> list[MethodSpec]:
     ]
 
 
+@check_keywords
 def compare(
     model: nn.Module,
     variants: Sequence[MethodSpec],
@@ -496,7 +498,14 @@ def _run(
         # one's.
         _draw_from(seed, work.loaders)
         began = time.perf_counter()
-        fit(ee, images, gates=gates, alpha=setting if method.gated else None, epochs=now, **options)
+        fit(
+            ee,
+            images,
+            calibration=gates,
+            alpha=setting if method.gated else None,
+            epochs=now,
+            **options,
+        )
         trained += time.perf_counter() - began
 
     if by_weight:
@@ -509,8 +518,8 @@ def _run(
     for setting in settings:
         ee.load_state_dict(start)
         train(setting, lengths)
-        tuned = ask(ee, work.of(ee, "calibrate"))
-        asked = ask(ee, work.of(ee, "report"))
+        tuned = compute_outputs(ee, work.of(ee, "calibrate"))
+        asked = compute_outputs(ee, work.of(ee, "report"))
         outlets = asked.labels.new_full(asked.labels.shape, ee.num_exits)
         plain = _accuracy(asked, outlets)
         if by_weight:
@@ -598,7 +607,7 @@ def _costs_under(ee: EarlyExitModule, policy: Policy) -> tuple[float, ...]:
 
 
 def _accuracy(asked: CachedOutputs, left: Any) -> float:
-    return float(asked.right(left).double().mean())
+    return float(asked.is_correct(left).double().mean())
 
 
 def _plain_accuracy(ee: EarlyExitModule, report: Iterable[Any]) -> tuple[float, int]:

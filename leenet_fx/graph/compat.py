@@ -34,3 +34,15 @@ def mark_dynamic_axis(tensor: Tensor, axis: int) -> None:
     mark = getattr(getattr(torch, "_dynamo", None), "maybe_mark_dynamic", None)
     if mark is not None:
         mark(tensor, axis)
+
+
+def version(tensor: Tensor) -> int | None:
+    """Return the number of in-place writes that torch has counted on a tensor.
+
+    Writes through `tensor.data` are not counted. Without torch's private counter, and for tensors
+    that have none (those made in inference mode), the answer is None.
+    """
+    try:
+        return int(tensor._version)
+    except (AttributeError, RuntimeError):
+        return None

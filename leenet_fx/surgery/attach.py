@@ -16,6 +16,7 @@ from leenet_fx.errors import InputError, PlacementError, placement_errors
 from leenet_fx.graph.catalog import library_name
 from leenet_fx.graph.traced_model import TracedModel, trace_model
 from leenet_fx.graph.tracer import check_module
+from leenet_fx.keywords import check_keywords
 from leenet_fx.methods import Method, as_method
 from leenet_fx.parts.branches import Branch, BranchFactory, ExitSite, get_branch, make_branch
 from leenet_fx.surgery.insert_exits import feature_shapes, rewrite
@@ -30,6 +31,7 @@ OUTGROWN = 0.1
 
 
 # What is traced counts the writes to each tensor, and weights are to be trained afterwards.
+@check_keywords
 @torch.inference_mode(False)
 def attach(
     model: nn.Module,

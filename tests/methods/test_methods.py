@@ -134,7 +134,7 @@ def test_attach_and_fit(method):
     result = leenet_fx.fit(ee, loader(), method=method, epochs=2)
     assert result.method == method
     ran = [1] if method == "e2cm" else [1, 2]
-    assert [(e.step, e.epoch) for e in result.history] == [(s, n) for s in steps for n in ran]
+    assert [(e.phase, e.epoch) for e in result.history] == [(s, n) for s in steps for n in ran]
     assert not any(module.training for module in ee.modules())
     assert all(p.grad is None and p.requires_grad for p in ee.parameters())
     assert ee.policy == policy
@@ -178,7 +178,7 @@ def test_no_kept_features_where_the_backbone_trains(method):
 def test_neither_a_cache_nor_the_callers_weights_train():
     ee = attached("branchynet")
     with cache_features(ee, loader()) as kept:
-        with pytest.raises(InputError, match="'train' cannot be kept features"):
+        with pytest.raises(InputError, match="'train' cannot be a feature cache"):
             leenet_fx.fit(ee, kept, method="branchynet")
         leenet_fx.fit(
             ee, kept, method=leenet_fx.get_method("branchynet", recipe="disjoint"), epochs=1
@@ -208,7 +208,7 @@ def test_each_training_regime(method):
         result = leenet_fx.fit(
             ee, loader(48), method=leenet_fx.get_method(method, recipe=recipe), epochs=1
         )
-        assert [epoch.step for epoch in result.history] == steps
+        assert [epoch.phase for epoch in result.history] == steps
         assert bool(moved(frozen, backbone(ee))) == (recipe != "disjoint")
 
 
@@ -220,7 +220,7 @@ def test_the_final_classifier_has_its_step():
         ee = attached(method)
         frozen = backbone(ee)
         result = leenet_fx.fit(ee, loader(48), method=method, epochs=1, train_final=True)
-        assert [epoch.step for epoch in result.history] == steps
+        assert [epoch.phase for epoch in result.history] == steps
         assert moved(frozen, backbone(ee)) == {"fc.weight", "fc.bias"}
 
 
@@ -441,7 +441,7 @@ def test_eenets_versions_minimise_their_losses(version):
 
     options = {"version": version, "recipe": "disjoint", "two_stage": False, "alpha": 0.7}
     result = leenet_fx.fit(ee, Watching(), method="eenets", epochs=3, **options)
-    assert [epoch.step for epoch in result.history] == ["gates"] * 3
+    assert [epoch.phase for epoch in result.history] == ["gates"] * 3
     p, g = seen[-1]
     expected = naive_eenets(version, p, g, ee.costs.relative(), labels.numpy(), 0.7)
     assert result.history[-1].train_loss == pytest.approx(expected, rel=1e-4)
@@ -464,7 +464,7 @@ def test_eenets_versions_differ_in_steps_and_policy(version, steps, policy):
     result = leenet_fx.fit(
         ee, loader(48), method=leenet_fx.get_method("eenets", version=version), epochs=1
     )
-    assert [epoch.step for epoch in result.history] == steps
+    assert [epoch.phase for epoch in result.history] == steps
     assert type(ee.policy) is type(policy)
     assert ee.policy.thresholds == pytest.approx(policy.thresholds)
     assert any(".gate.linear" in key for key in moved(before, state(ee))) == (version > 0)
@@ -479,7 +479,7 @@ def test_one_stage_of_eenets():
             method=leenet_fx.get_method("eenets", version=version, two_stage=False),
             epochs=1,
         )
-        assert [epoch.step for epoch in result.history] == steps
+        assert [epoch.phase for epoch in result.history] == steps
 
 
 # --- what distinguishes each -------------------------------------------------------------------
@@ -572,7 +572,7 @@ def test_jei_dnn_takes_turns(tmp_path):
                 epochs={"exits": 2, "turns": 5},
                 out=tmp_path / str(turns),
             )
-        kept = load_checkpoint(tmp_path / str(turns))["run"]
+        kept = load_checkpoint(tmp_path / str(turns))["trainer"]
         assert kept["done"] == turns
         values = dict(zip(names, kept["state"], strict=False))
         heads.append({name: at for name, at in values.items() if ".head." in name})
@@ -812,7 +812,7 @@ def test_images_without_labels(method):
     if method not in JOINT:
         with (
             cache_features(ee, DataLoader(x, 8), labelled=False) as kept,
-            pytest.raises(InputError, match="train: the images were kept without labels"),
+            pytest.raises(InputError, match="train: the images were cached without labels"),
         ):
             leenet_fx.fit(ee, kept, method=method, epochs=1)
     assert not moved(before, state(ee))
