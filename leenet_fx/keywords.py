@@ -45,15 +45,13 @@ def _hint(keyword: str, accepted: list[str], options: dict[str, str]) -> str:
         accepted: keywords of the function.
         options: of methods, each with the name of a method.
     """
-    near = [] if keyword in options else get_close_matches(keyword, accepted, n=1, cutoff=0.5)
-    if near:
+    near = get_close_matches(keyword, {**options, **dict.fromkeys(accepted)}, n=1)
+    if not near:
+        return ""
+    if near[0] in accepted:
         return f" Did you mean '{near[0]}'?"
-    for option in get_close_matches(keyword, options, n=1, cutoff=0.8):
-        return (
-            " Options belong to the method: "
-            f"method=leenet_fx.get_method('{options[option]}', {option}=…)."
-        )
-    return ""
+    call = f"leenet_fx.get_method('{options[near[0]]}', {near[0]}=…)"
+    return f" Options belong to the method: method={call}."
 
 
 def _method_options(method: object) -> dict[str, str]:

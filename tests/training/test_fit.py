@@ -6,8 +6,6 @@ import math
 import pytest
 import torch
 from helpers import attached, backbone, data, loader
-from hypothesis import given
-from hypothesis import strategies as st
 from networks import images, tiny
 from torch import nn
 
@@ -16,7 +14,6 @@ from leenet_fx import GateThreshold, InputError, NeverExit, TrainingError, Unkno
 from leenet_fx.methods.phases import single_update_phase
 from leenet_fx.objectives import Objective, exit_losses
 from leenet_fx.parts.branches import list_branches
-from leenet_fx.training.trainer import rate_at
 
 
 @pytest.mark.parametrize("branch", list_branches())
@@ -30,7 +27,7 @@ def test_exits_learn_and_the_backbone_stays_frozen(branch):
     assert all(p.grad is None for p in ee.parameters())
     assert not ee.training
     assert ee.policy == GateThreshold(0.0)
-    exits = [epoch for epoch in result.history if epoch.step == "exits"]
+    exits = [epoch for epoch in result.history if epoch.phase == "exits"]
     assert len(exits) == 12
     assert exits[-1].train_loss < 0.5 * exits[0].train_loss
     x, labels = data(seed=5)
@@ -103,7 +100,7 @@ def test_steps_can_be_left_out():
     result = leenet_fx.fit(
         ee, loader(), alpha=0.7, epochs={"exits": 0, "gates": 2}, method="leenet"
     )
-    assert [epoch.step for epoch in result.history] == ["gates", "gates"]
+    assert [epoch.phase for epoch in result.history] == ["gates", "gates"]
     assert all(
         torch.equal(w, e.head.linear.weight) for w, e in zip(classifiers, ee.exits, strict=True)
     )
@@ -118,7 +115,7 @@ def test_a_new_final_classifier_is_trained_and_nothing_else_of_the_backbone():
     )
     frozen = backbone(ee)
     result = leenet_fx.fit(ee, loader(classes=3), epochs=8, lr=0.05, method="leenet")
-    assert {epoch.step for epoch in result.history} == {"exits", "final", "gates"}
+    assert {epoch.phase for epoch in result.history} == {"exits", "final", "gates"}
     changed = {k for k, v in backbone(ee).items() if not torch.equal(frozen[k], v)}
     assert changed == {"fc.weight", "fc.bias"}
     assert model.fc.out_features == 5
@@ -235,7 +232,7 @@ X, Y = data(8)
         ([{"image": X, "label": Y}], r"\(images, labels\) tuples, but yields a dict\."),
         ([(X, Y.float())], "whole-number label"),
         ([(X, Y[:3])], "for 8 images"),
-        ([(X, Y + 1)], r"label 5, but the head has 5 classes \(0\.\.4\)"),
+        ([(X, Y + 1)], r"label 5, but the final classifier has 5 classes \(0\.\.4\)"),
         ([(X, Y - 1)], "label -1"),
         ([(X, "labels")], "must yield tensors"),
         ([(X[:, :1], Y)], "3 channels, got 1"),
@@ -300,24 +297,10 @@ def test_a_users_own_method_and_branch():
 
     ee = attached()
     result = leenet_fx.fit(ee, loader(), method=leenet_fx.get_method(name, threshold=0.7), epochs=2)
-    assert [epoch.step for epoch in result.history] == ["heads", "heads"]
+    assert [epoch.phase for epoch in result.history] == ["heads", "heads"]
     assert ee.policy == leenet_fx.MaxProbability(0.7)
     with pytest.raises(UnknownNameError, match="Did you mean 'threshold'"):
-        leenet_fx.fit(ee, loader(), method=name, epochs=1, treshold=0.7)
-
-
-@given(st.floats(0, 1), st.floats(0, 1))
-def test_rates_rise_for_a_tenth_and_fall_to_nothing(a, b):
-    assert 0 <= rate_at(a) <= 1
-    first, second = sorted((a, b))
-    if second <= 0.1:
-        assert rate_at(first) <= rate_at(second)
-    if first >= 0.1:
-        assert rate_at(first) >= rate_at(second)
-
-
-def test_rates_in_closed_form():
-    assert [rate_at(at) for at in (0, 0.05, 0.1, 0.55, 1)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+        leenet_fx.get_method(name, treshold=0.7)
 
 
 def test_heads_learn_by_adam_and_bodies_by_sgd():
@@ -334,7 +317,7 @@ def test_heads_learn_by_adam_and_bodies_by_sgd():
     for (name, old), new in zip(
         before.exits.named_parameters(), ee.exits.parameters(), strict=True
     ):
-        if ".body." in name:
+        if ".neck." in name:
             step = old.grad + 1e-3 * old
             expected = old - 0.2 * rate * 1.9 * step
         elif ".head." in name:
@@ -343,4 +326,4 @@ def test_heads_learn_by_adam_and_bodies_by_sgd():
             continue
         compared.add(name.split(".")[1])
         assert torch.allclose(new, expected, atol=1e-5), name
-    assert compared == {"body", "head"}
+    assert compared == {"neck", "head"}

@@ -49,7 +49,7 @@ def test_an_error_in_a_process_is_the_error_of_one():
     ee = attached()
     before = copy.deepcopy(ee.state_dict())
     bad = torch.full((70,), 9)
-    with pytest.raises(InputError, match="label 9, but the head has 5 classes"):
+    with pytest.raises(InputError, match="label 9, but the final classifier has 5 classes"):
         leenet_fx.fit(ee, shuffled(bad), epochs=1, accelerator="cpu", devices=2, method="leenet")
     assert all(torch.equal(before[key], value) for key, value in ee.state_dict().items())
 
