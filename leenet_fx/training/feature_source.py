@@ -36,8 +36,8 @@ class FitData:
 
     def named(self) -> list[tuple[str, Data]]:
         """Return the data that is present, by the name of the argument of `fit`."""
-        items = (("train", self.train), ("val", self.val), ("calibration", self.calibration))
-        return [(name, data) for name, data in items if data is not None]
+        others = (("val", self.val), ("calibration", self.calibration))
+        return [("train", self.train), *((name, data) for name, data in others if data is not None)]
 
     def loaders(self) -> list[object]:
         """Return the loaders, those of feature caches included."""

@@ -104,7 +104,6 @@ def make_plan(
     method.check_parts(ee.spec.branch, ee.spec.branch_options)
     check_cost_kind(cost)
     _check_numbers(lr, patience, has_val=data.val is not None)
-    check_loader(data.train, "train")
     for name, source in data.named():
         if isinstance(source, FeatureCache):
             source.check(ee)
