@@ -36,7 +36,10 @@ def test_the_nearest_keyword_is_named(keyword, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epoch": 3}, r"fit\(\) got an unexpected keyword argument 'epoch'. Did you mean 'epochs'"),
+        (
+            {"epoch": 3},
+            r"fit\(\) got an unexpected keyword argument 'epoch'. Did you mean 'epochs'",
+        ),
         ({"gate": 3}, "unexpected keyword argument 'gate'"),
         ({"recipe": "joint"}, r"Options belong to the method: .*get_method\('[\w-]+', recipe=…\)"),
         (

@@ -121,7 +121,9 @@ def test_exit_indices_and_mean_cost_equal_a_loop(data, confidence):
     exit_index = exit_indices_at(confidence, chosen)
     expected = exits_by_loop(confidence.tolist(), chosen)
     assert exit_index.tolist() == expected
-    assert mean_cost(exit_index, costs) == pytest.approx(total_cost(expected, costs) / len(expected))
+    assert mean_cost(exit_index, costs) == pytest.approx(
+        total_cost(expected, costs) / len(expected)
+    )
 
 
 @settings(deadline=None, max_examples=15)

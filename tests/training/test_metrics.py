@@ -19,7 +19,13 @@ def test_the_csv_file_has_a_row_for_each_epoch(tmp_path):
     write_metrics(tmp_path, history)
     assert read_rows(tmp_path) == [
         {"phase": "exits", "epoch": "1", "train_loss": "0.5", "val_loss": "", "seconds": "2.0"},
-        {"phase": "gates", "epoch": "1", "train_loss": "0.25", "val_loss": "0.75", "seconds": "1.0"},
+        {
+            "phase": "gates",
+            "epoch": "1",
+            "train_loss": "0.25",
+            "val_loss": "0.75",
+            "seconds": "1.0",
+        },
     ]
 
 
