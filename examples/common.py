@@ -85,7 +85,7 @@ def run(
         ee,
         read(data, "fit", transform, options),
         # Images the backbone was trained on look easy at every exit, so gates are fitted on others.
-        gates=read(data, "calibrate", transform, options),
+        calibration=read(data, "calibrate", transform, options),
         epochs={
             "exits": exit_epochs,
             "final": exit_epochs if ee.spec.classifier_is_new else 0,

@@ -1,1 +1,1 @@
-"""Thresholds chosen on calibration data: solvers, budgets, cached outputs."""
+"""Calibration: cached outputs, thresholds for budgets, temperature scaling."""

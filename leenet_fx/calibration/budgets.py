@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import accumulate
 from typing import Any
 
-from leenet_fx.calibration.cached_outputs import ask, confidences
+from leenet_fx.calibration.cached_outputs import compute_outputs, confidences
 from leenet_fx.calibration.solvers import get_solver
 from leenet_fx.errors import InputError
 from leenet_fx.features.feature_cache import FeatureCache, cache_features
@@ -15,11 +15,18 @@ from leenet_fx.surgery.module import EarlyExitModule
 
 
 def monotone_costs(ee: EarlyExitModule, cost: str = "flops") -> tuple[float, ...]:
-    """(N+1,) relative costs for solvers, which take none that fall from one exit to the next.
+    """Return the N+1 costs relative to the backbone, made non-decreasing as solvers require.
 
-    Behind a gate that decides alone, a late exit with a costly classifier can cost more than the
-    final one, where no exit's classifier runs. There the final one counts as much: what is spent is
-    within the budget all the more.
+    With gates that decide before the head runs, a late exit with an expensive classifier can cost
+    more than the final classifier, for which no head of an exit runs. The final classifier is then
+    counted at the cost of that exit, so the mean cost still lies within the budget.
+
+    Args:
+        ee: the network.
+        cost: "flops", "params" or "bytes".
+
+    Raises:
+        UnknownNameError: no such cost.
     """
     return tuple(accumulate(ee.costs.relative(cost), max))
 
@@ -32,23 +39,23 @@ def set_budget(
     solver: str = "common",
     cost: str = "flops",
 ) -> Policy:
-    """Sets the thresholds of the active policy so that samples like these spend a budget.
+    """Set the thresholds of the active policy so that the mean cost on `data` meets a budget.
 
-    Labels are not read. What is spent on other images may differ: nothing is promised.
+    Labels are not read. On images of another distribution the mean cost may differ.
 
     Args:
-        ee: a fitted network, whose policy has thresholds.
-        data: images (with or without labels) that nothing was fitted on; or kept features.
-        budget: mean cost, relative to the plain model.
-        solver: "common", one threshold for all exits; or "exponential", one for each, so that
-            shares ∝ ρᵏ leave (MSDNet).
+        ee: a fitted network whose policy has thresholds.
+        data: images (with or without labels) on which nothing was fitted; or a feature cache.
+        budget: mean cost, relative to the backbone.
+        solver: "common", one threshold for all exits; or "exponential", one for each exit, so
+            that the share of samples that exit at k is proportional to ρᵏ (MSDNet).
         cost: "flops", "params" or "bytes".
 
     Returns:
-        The policy, which is active.
+        The policy, which is also the network's active policy.
 
     Raises:
-        InputError: the policy has no thresholds; a budget below the first exit's cost.
+        InputError: the policy has no thresholds; the budget is below the first exit's cost.
         UnknownNameError: no such solver or cost.
     """
     policy = ee.policy
@@ -56,13 +63,11 @@ def set_budget(
         raise InputError(f"The policy {policy!r} has no thresholds: fit first.")
     solve = get_solver(solver)
     costs = monotone_costs(ee, cost)
-    made = None if isinstance(data, FeatureCache) else cache_features(ee, data, labelled=False)
-    try:
-        kept = data if isinstance(data, FeatureCache) else made
-        assert kept is not None
-        found = solve(confidences(ee, policy, ask(ee, kept)), costs, budget)
-    finally:
-        if made is not None:
-            made.close()
-    ee.policy = policy.with_confidence(found)
+    if isinstance(data, FeatureCache):
+        outputs = compute_outputs(ee, data)
+    else:
+        with cache_features(ee, data, labelled=False) as cache:
+            outputs = compute_outputs(ee, cache)
+    thresholds = solve(confidences(ee, policy, outputs), costs, budget)
+    ee.policy = policy.with_confidence(thresholds)
     return ee.policy

@@ -1,76 +1,200 @@
-"""What every exit says of a set of images whose features were kept."""
+"""Outputs of all exits and the final classifier, computed from cached features."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from leenet_fx.calibration.gate_inputs import (
-    all_gate_logits,
-    gate_inputs_of,
-    gate_inputs_of_cache,
-    joined,
-)
+from leenet_fx.digest import weights_digest
+from leenet_fx.features.feature_batch import FeatureBatch
 from leenet_fx.features.feature_cache import FeatureCache
+from leenet_fx.parts.branches import Branch, run_branches
 from leenet_fx.policies import Policy, exit_indices, policy_scores
 from leenet_fx.surgery.module import EarlyExitModule, device_of, final_classifier
+
+LIMIT = 2**30
+"""Bytes above which the outputs of a feature cache are not stored between calls."""
 
 
 @dataclass(frozen=True)
 class CachedOutputs:
-    """What every outlet says of n samples.
+    """Outputs of all exits and the final classifier for n samples that pass every exit.
 
     Attributes:
-        logits: N+1 tensors (n, classes).
-        evidence: for each exit what its gate judges by, (n, k).
-        labels: (n,); −1 where there are none.
+        logits: for each exit and the final classifier class logits (n, classes).
+        gate_inputs: for each exit the inputs of its gate (n, k).
+        labels: (n,) class indices; −1 for images without labels.
     """
 
     logits: tuple[Tensor, ...]
     gate_inputs: tuple[Tensor, ...]
     labels: Tensor
 
-    def gates(self, ee: EarlyExitModule, alpha: float | None) -> Tensor:
-        """Gate logits (n, N) of a network whose classifiers said this."""
+    def select(self, indices: Tensor | slice) -> CachedOutputs:
+        """Return the outputs of some of the samples."""
+        return CachedOutputs(
+            tuple(values[indices] for values in self.logits),
+            tuple(values[indices] for values in self.gate_inputs),
+            self.labels[indices],
+        )
+
+    def gate_logits(self, ee: EarlyExitModule, alpha: float | None) -> Tensor:
+        """Return the gate logits (n, N) of the network that the outputs were computed by.
+
+        Args:
+            ee: the network; its gates may have changed since.
+            alpha: cost weight for gates conditioned on it; None takes the gates' default.
+        """
         with torch.no_grad():
-            return all_gate_logits(ee.exits.branches(), self.gate_inputs, alpha)
+            return gate_logits(ee.exits.branches(), self.gate_inputs, alpha)
 
-    def right(self, outlet: Tensor) -> Tensor:
-        """(n,) whether the answer at an outlet each, (n,), is right."""
-        everywhere = torch.stack([at.argmax(1) for at in self.logits], 1)
-        there = everywhere.gather(1, outlet.unsqueeze(1)).squeeze(1)
-        return there == self.labels
+    def is_correct(self, exit_index: Tensor) -> Tensor:
+        """Return (n,) whether each sample's class is predicted at the exit it is given.
 
-
-@torch.no_grad()
-def ask(ee: EarlyExitModule, kept: FeatureCache) -> CachedOutputs:
-    """Asks every exit about images whose features were kept; the backbone does not run."""
-    kept.check(ee)
-    labels = kept.labels.to(device_of(ee))
-    whole = gate_inputs_of_cache(ee, kept)
-    if whole is not None:
-        first = whole if kept.rows == len(kept) else whole.at(torch.arange(len(kept)))
-        return CachedOutputs(first.logits, first.gate_inputs, labels)
-    branches = list(ee.exits.branches())
-    batches = list(kept.in_order(device_of(ee), final=final_classifier(ee)))
-    found = joined([gate_inputs_of(branches, rows) for rows in batches])
-    return CachedOutputs(found.logits, found.gate_inputs, labels)
+        Args:
+            exit_index: (n,) exit indices; N is the final classifier.
+        """
+        predicted = torch.stack([logits.argmax(1) for logits in self.logits], 1)
+        return predicted.gather(1, exit_index.unsqueeze(1)).squeeze(1) == self.labels
 
 
-def confidences(ee: EarlyExitModule, policy: Policy, outputs: CachedOutputs) -> Tensor:
-    """(n, N) how ready each sample is to leave at each exit, on the policy's own scale."""
-    gates = outputs.gates(ee, policy.alpha)
-    return torch.stack(
-        [
-            policy.confidence(index, policy_scores(policy, index, outputs.logits, gates))
-            for index in range(ee.num_exits)
-        ],
-        1,
+def concatenate(parts: Sequence[CachedOutputs]) -> CachedOutputs:
+    """Concatenate the outputs of several batches."""
+    return CachedOutputs(
+        tuple(torch.cat(values) for values in zip(*(p.logits for p in parts), strict=True)),
+        tuple(torch.cat(values) for values in zip(*(p.gate_inputs for p in parts), strict=True)),
+        torch.cat([part.labels for part in parts]),
     )
 
 
+def gate_logits(
+    branches: Iterable[Branch], gate_inputs: Iterable[Tensor], alpha: Tensor | float | None
+) -> Tensor:
+    """Return the logits of all gates (B, N).
+
+    Args:
+        branches: of the N exits, in order.
+        gate_inputs: for each exit (B, k).
+        alpha: cost weight for gates conditioned on it, one for all samples or (B,).
+    """
+    pairs = zip(branches, gate_inputs, strict=True)
+    return torch.stack([branch.gate_logit(inputs, alpha) for branch, inputs in pairs], 1)
+
+
+@torch.no_grad()
+def batch_outputs(branches: Sequence[Branch], batch: FeatureBatch) -> CachedOutputs:
+    """Return the outputs for a batch of features that holds final logits.
+
+    Args:
+        branches: of the N exits, in order.
+        batch: B samples.
+    """
+    assert batch.final is not None
+    outputs = run_branches(branches, batch.pooled)
+    logits = [branch.classify(o[0]) for branch, o in zip(branches, outputs, strict=True)]
+    gate_inputs = tuple(inputs for _, _, inputs in outputs)
+    return CachedOutputs((*logits, batch.final), gate_inputs, batch.labels)
+
+
+@torch.no_grad()
+def compute_outputs(ee: EarlyExitModule, cache: FeatureCache) -> CachedOutputs:
+    """Return the outputs for the first view of every cached image; the backbone does not run.
+
+    Args:
+        ee: the network.
+        cache: of n images.
+
+    Raises:
+        InputError: the cache was closed, or made from another network.
+    """
+    cache.check(ee)
+    outputs = outputs_of_all_views(ee, cache)
+    if outputs is not None:
+        single_view = cache.num_samples == len(cache)
+        return outputs if single_view else outputs.select(slice(len(cache)))
+    branches = list(ee.exits.branches())
+    batches = cache.first_view(device_of(ee), final_classifier(ee))
+    return concatenate([batch_outputs(branches, batch) for batch in batches])
+
+
+@torch.no_grad()
+def outputs_of_all_views(ee: EarlyExitModule, cache: FeatureCache) -> CachedOutputs | None:
+    """Return the outputs for every view of every cached image, view by view.
+
+    The cache stores them as its memo until a classifier changes; gates may change.
+
+    Args:
+        ee: the network.
+        cache: of n images.
+
+    Returns:
+        None if the outputs exceed `LIMIT`.
+    """
+    key = _classifier_digest(ee)
+    if cache.memo is not None and cache.memo[0] == key:
+        return cast("CachedOutputs | None", cache.memo[1])
+    branches = list(ee.exits.branches())
+    parts: list[CachedOutputs] = []
+    outputs: CachedOutputs | None = None
+    for batch in cache.all_views(device_of(ee), final_classifier(ee)):
+        parts.append(batch_outputs(branches, batch))
+        tensors = (*parts[0].logits, *parts[0].gate_inputs)
+        if cache.num_samples * sum(t[0].numel() * t.element_size() for t in tensors) > LIMIT:
+            break
+    else:
+        outputs = concatenate(parts)
+    cache.memo = (key, outputs)
+    return outputs
+
+
+def confidences(ee: EarlyExitModule, policy: Policy, outputs: CachedOutputs) -> Tensor:
+    """Return each sample's confidence at each exit (n, N), on the policy's own scale.
+
+    Args:
+        ee: the network that the outputs were computed by.
+        policy: with thresholds.
+        outputs: of n samples.
+    """
+    gates = outputs.gate_logits(ee, policy.alpha)
+    columns = [
+        policy.confidence(index, policy_scores(policy, index, outputs.logits, gates))
+        for index in range(ee.num_exits)
+    ]
+    return torch.stack(columns, 1)
+
+
 def cached_exit_indices(ee: EarlyExitModule, policy: Policy, outputs: CachedOutputs) -> Tensor:
-    """(n,) where each sample leaves under a policy."""
-    return exit_indices(policy, outputs.logits, outputs.gates(ee, policy.alpha))
+    """Return the exit index of each sample (n,) under a policy.
+
+    Args:
+        ee: the network that the outputs were computed by.
+        policy: decides which samples exit early.
+        outputs: of n samples.
+    """
+    return exit_indices(policy, outputs.logits, outputs.gate_logits(ee, policy.alpha))
+
+
+def _classifier_digest(ee: EarlyExitModule) -> str:
+    """Return a digest of what outputs depend on besides the cached features."""
+    final = final_classifier(ee)
+    modules = [*ee.exits.branches(), *([] if final is None else [final])]
+    digest = hashlib.sha256(repr((modules, device_of(ee))).encode())
+    digest.update(weights_digest(_classifier_tensors(ee, modules)).encode())
+    return digest.hexdigest()
+
+
+def _classifier_tensors(
+    ee: EarlyExitModule, modules: Sequence[torch.nn.Module]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield parameters and buffers, except those of gates, which may change."""
+    gates = {id(p) for branch in ee.exits.branches() for p in branch.gate_parameters()}
+    gates -= {id(p) for branch in ee.exits.branches() for p in branch.classifier_parameters()}
+    for index, module in enumerate(modules):
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if id(tensor) not in gates and not name.startswith("gate."):
+                yield f"{index}.{name}", tensor

@@ -1,4 +1,4 @@
-"""Threshold solvers: the confidences at which to leave so that a budget is met."""
+"""Threshold solvers: the exits' confidence thresholds under which a budget is met."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from leenet_fx.errors import InputError
 from leenet_fx.registry import Registry
 
 Solver: TypeAlias = Callable[[Tensor, "Tensor | Sequence[float]", float], list[float]]
-"""(confidence (n, N), relative costs (N+1,), budget) → N confidences at which to leave.
+"""(confidence (n, N), relative costs (N+1,), budget) → N confidence thresholds.
 
-A sample leaves at the first exit where its confidence is at least the exit's; math.inf lets nobody
-leave there. The mean relative cost of the n samples is at most the budget.
+A sample exits at the first exit where its confidence is at least the threshold; a threshold of
+math.inf disables the exit. The mean relative cost of the n samples is at most the budget.
 """
 
 _solvers: Registry[Solver] = Registry("solver", "leenet_fx.solvers")
@@ -28,16 +28,16 @@ list_solvers = _solvers.names
 get_solver = _solvers.get
 
 RATIOS = (0.0, *(10 ** (step / 200) for step in range(-600, 601)))
-"""The ρ that `exponential` tries: 0, where all leave at the first exit, and 200 to each power of
-ten from 0.001 to 1000."""
+"""The ρ that `exponential` tries: 0, for which all samples exit at the first exit, and 200 values
+for each power of ten from 0.001 to 1000."""
 
 
 def exit_indices_at(confidence: Tensor, thresholds: Sequence[float]) -> Tensor:
-    """Where samples leave: at the first exit where the confidence is at least the threshold.
+    """Return each sample's first exit where its confidence is at least the threshold.
 
     Args:
         confidence: (n, N), floating point, finite.
-        thresholds: N confidences, compared in the precision of `confidence`, as policies do.
+        thresholds: compared in the precision of `confidence`, as policies do.
 
     Returns:
         (n,) exit indices; N is the final classifier.
@@ -51,47 +51,46 @@ def exit_indices_at(confidence: Tensor, thresholds: Sequence[float]) -> Tensor:
             f"Expected one threshold for each of {confidence.shape[1]} exits, got "
             f"{len(thresholds)}."
         )
-    stays = confidence < confidence.new_tensor(thresholds)
-    # The product is 1 until the first exit where the sample leaves.
-    return stays.long().cumprod(1).sum(1)
+    continues = confidence < confidence.new_tensor(thresholds)
+    # The product is 1 up to the sample's exit, and 0 from it on.
+    return continues.long().cumprod(1).sum(1)
 
 
-def mean_cost(left: Tensor, costs: Tensor | Sequence[float]) -> float:
-    """The mean relative cost of samples that left at these exits, correctly rounded.
+def mean_cost(exit_index: Tensor, costs: Tensor | Sequence[float]) -> float:
+    """Return the mean relative cost of samples that exit at these exits, correctly rounded.
 
     Args:
-        left: (n,) exit indices, n ≥ 1.
-        costs: (N+1,) relative cost of leaving at each exit and at the final classifier.
+        exit_index: (n,) exit indices, n ≥ 1.
+        costs: (N+1,) relative cost of each exit and of the final classifier.
 
     Raises:
         InputError: no samples, or an exit without a cost.
     """
     values = _values(costs)
-    if left.ndim != 1 or not len(left):
-        raise InputError(f"Expected exit indices (n,), n ≥ 1, got {tuple(left.shape)}.")
-    counts = left.bincount(minlength=len(values)).tolist()
+    if exit_index.ndim != 1 or not len(exit_index):
+        raise InputError(f"Expected exit indices (n,), n ≥ 1, got {tuple(exit_index.shape)}.")
+    counts = exit_index.bincount(minlength=len(values)).tolist()
     if len(counts) > len(values):
         raise InputError(f"Exit index {len(counts) - 1} has no cost: only {len(values)} are given.")
-    # In fractions, since a sum that is rounded can pass the budget where the mean equals it.
-    spent = sum(count * Fraction(cost) for count, cost in zip(counts, values, strict=True))
-    return float(spent / len(left))
+    # Fractions, since a rounded sum can exceed the budget although the exact mean equals it.
+    total = sum(count * Fraction(cost) for count, cost in zip(counts, values, strict=True))
+    return float(total / len(exit_index))
 
 
 @register_solver("common")
 def common(confidence: Tensor, costs: Tensor | Sequence[float], budget: float) -> list[float]:
-    """One threshold for all exits: the highest whose mean cost is within the budget.
+    """Return one threshold for all exits: the highest whose mean cost is within the budget.
 
-    The mean cost never falls as the threshold rises, and it changes at observed confidences only,
-    so the exact answer is found by bisecting these. (Shallow-Deep and PTEEnet have one threshold
-    for all exits.)
+    The mean cost does not decrease as the threshold rises, and changes at observed confidences
+    only, so bisecting these is exact. (Shallow-Deep and PTEEnet have one threshold for all exits.)
 
     Args:
         confidence: (n, N), floating point, finite.
-        costs: (N+1,) relative cost of leaving at each exit and at the final classifier.
-        budget: mean relative cost allowed.
+        costs: (N+1,) relative cost of each exit and of the final classifier, non-decreasing.
+        budget: highest mean relative cost.
 
     Returns:
-        N equal confidences; math.inf where the budget pays for the final classifier for all.
+        N equal thresholds; math.inf if the budget allows the final classifier for all samples.
 
     Raises:
         InputError: shapes or values that do not fit, or a budget below the cheapest exit's cost.
@@ -111,18 +110,18 @@ def common(confidence: Tensor, costs: Tensor | Sequence[float], budget: float) -
 
 @register_solver("exponential")
 def exponential(confidence: Tensor, costs: Tensor | Sequence[float], budget: float) -> list[float]:
-    """The thresholds of `exponential_thresholds` whose mean cost is the highest in the budget.
+    """Return the `exponential_thresholds` whose mean cost is the highest within the budget.
 
-    MSDNet's budgeted batch classification (Huang et al. 2018), with ρ out of `RATIOS`; of several
+    MSDNet's budgeted batch classification (Huang et al. 2018), with ρ from `RATIOS`; of several
     with the same mean cost, the smallest.
 
     Args:
         confidence: (n, N), floating point, finite.
-        costs: (N+1,) relative cost of leaving at each exit and at the final classifier.
-        budget: mean relative cost allowed.
+        costs: (N+1,) relative cost of each exit and of the final classifier, non-decreasing.
+        budget: highest mean relative cost.
 
     Returns:
-        N confidences; all math.inf where the budget pays for the final classifier for all.
+        N thresholds; math.inf if the budget allows the final classifier for all samples.
 
     Raises:
         InputError: shapes or values that do not fit, or a budget below the cheapest exit's cost.
@@ -133,26 +132,26 @@ def exponential(confidence: Tensor, costs: Tensor | Sequence[float], budget: flo
     points = []
     for rho in RATIOS:
         thresholds = exponential_thresholds(confidence, rho)
-        spent = mean_cost(exit_indices_at(confidence, thresholds), values)
-        if spent <= budget:
-            points.append((spent, thresholds))
+        cost = mean_cost(exit_indices_at(confidence, thresholds), values)
+        if cost <= budget:
+            points.append((cost, thresholds))
     return max(points, key=lambda point: point[0])[1]
 
 
 def exponential_thresholds(confidence: Tensor, rho: float) -> list[float]:
-    """Thresholds under which the share of samples that leave at exit k is proportional to ρᵏ.
+    """Return thresholds under which the share of samples that exit at k is proportional to ρᵏ.
 
     Shares are over k = 0..N, the final classifier included. Tₖ is the confidence of the
-    ⌊n·shareₖ⌋-th best sample still inside, or of the last where fewer are inside; math.inf where
-    that is no sample. All samples inside that tie with Tₖ leave, as they do under the policy, and
-    so do not count at later exits (MSDNet, Huang et al. 2018).
+    ⌊n·shareₖ⌋-th most confident of the remaining samples, or of the last if fewer remain; math.inf
+    if that is no sample. All remaining samples that tie with Tₖ exit, as they do under the policy,
+    and so are not counted at later exits (MSDNet, Huang et al. 2018).
 
     Args:
         confidence: (n, N), floating point, finite.
-        rho: ≥ 0. Below 1 most leave early; 1 is equal shares; 0 sends all out at the first exit.
+        rho: ≥ 0. Below 1 most samples exit early; 1 is equal shares; 0 is all at the first exit.
 
     Returns:
-        N confidences.
+        N thresholds.
 
     Raises:
         InputError: shapes or values that do not fit.
@@ -161,23 +160,23 @@ def exponential_thresholds(confidence: Tensor, rho: float) -> list[float]:
     if not 0 <= rho < math.inf:
         raise InputError(f"Expected a finite ratio ρ ≥ 0, got {rho!r}.")
     samples, exits = confidence.shape
-    # Counted from the largest share, since ρᵏ of a large ρ overflows.
+    # Relative to the largest share, since ρᵏ of a large ρ overflows.
     powers = [rho ** (k - exits if rho > 1 else k) for k in range(exits + 1)]
     total = sum(powers)
-    inside = confidence
+    remaining = confidence
     thresholds = []
     for k in range(exits):
-        leaving = min(math.floor(samples * powers[k] / total), len(inside))
+        exiting = min(math.floor(samples * powers[k] / total), len(remaining))
         threshold = math.inf
-        if leaving:
-            threshold = inside[:, k].kthvalue(len(inside) - leaving + 1).values.item()
-        inside = inside[inside[:, k] < threshold]
+        if exiting:
+            threshold = remaining[:, k].kthvalue(len(remaining) - exiting + 1).values.item()
+        remaining = remaining[remaining[:, k] < threshold]
         thresholds.append(threshold)
     return thresholds
 
 
 def _check(confidence: Tensor, costs: Tensor | Sequence[float], budget: float) -> list[float]:
-    """The costs as numbers, once everything a solver is given fits together."""
+    """Return the costs as floats; raise InputError if the arguments do not fit together."""
     _check_confidence(confidence)
     values = _values(costs)
     if len(values) != confidence.shape[1] + 1:
@@ -186,7 +185,7 @@ def _check(confidence: Tensor, costs: Tensor | Sequence[float], budget: float) -
             f"classifier, got {len(values)}."
         )
     if any(later < earlier for earlier, later in pairwise(values)):
-        raise InputError(f"Costs must not fall from one exit to the next, got {values}.")
+        raise InputError(f"Costs must not decrease from one exit to the next, got {values}.")
     if not budget >= values[0]:
         raise InputError(
             f"The budget is {budget!r}, but a mean cost can only lie between {values[0]!r}, all at "

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The T > 0 for which softmax(ŷ/T) has the least cross-entropy (Guo et al. 2017).
+    """Return the T > 0 for which softmax(ŷ/T) has the lowest cross-entropy (Guo et al. 2017).
 
     Args:
         logits: (n, classes).
@@ -16,13 +16,13 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """
     logits = logits.detach().double()
     low, high = math.log(0.05), math.log(20.0)
-    # The cross-entropy is convex in 1/T, so its one minimum is found by bisecting its slope.
-    chosen = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    # The cross-entropy is convex in 1/T, so its minimum is found by bisecting its slope.
+    of_label = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
     for _ in range(40):
         middle = (low + high) / 2
         expected = (logits * (logits / math.exp(middle)).softmax(1)).sum(1)
-        # The slope in 1/T: what the model expects of its logits, less what it gets.
-        if float((expected - chosen).mean()) > 0:
+        # The slope in 1/T is the expected logit under the model less the logit of the label.
+        if float((expected - of_label).mean()) > 0:
             low = middle
         else:
             high = middle

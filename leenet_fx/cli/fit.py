@@ -105,7 +105,7 @@ def fit(
         ee,
         train,
         val,
-        gates=gates,
+        calibration=gates,
         method=chosen,
         alpha=alpha,
         cost=cost,

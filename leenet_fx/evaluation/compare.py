@@ -24,14 +24,15 @@ from leenet_fx import tables
 from leenet_fx.calibration.budgets import monotone_costs
 from leenet_fx.calibration.cached_outputs import (
     CachedOutputs,
-    ask,
     cached_exit_indices,
+    compute_outputs,
     confidences,
 )
 from leenet_fx.calibration.solvers import get_solver
 from leenet_fx.errors import InputError, StorageError, TrainingError, first_line
 from leenet_fx.features.batches import batches, count_batches
 from leenet_fx.features.feature_cache import FeatureCache, cache_features
+from leenet_fx.keywords import check_keywords
 from leenet_fx.methods import Method, get_method, list_method_options
 from leenet_fx.policies import NeverExit, Patience, Policy, ThresholdPolicy
 from leenet_fx.storage.exits import backbone_digest, load
@@ -60,7 +61,7 @@ ALPHAS = (0.0, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 1.0)
 LAMBDAS = (0.0, 0.2, 0.5, 1.0, 2.0, 4.0)
 """Weights of the cost that methods are trained for: an α, or a λ."""
 
-POINTS = {"threshold": 100, "exit_shares": 16}
+POINTS = {"threshold": 100, "shares": 16}
 """Budgets that thresholds are solved for."""
 
 
@@ -260,6 +261,7 @@ def frozen(methods: Sequence[str]) -> list[MethodSpec]:
     ]
 
 
+@check_keywords
 def compare(
     model: nn.Module,
     variants: Sequence[MethodSpec],
@@ -480,7 +482,7 @@ def _run(
         "progress": False,
     }
     lengths = _lengths(method, epochs, ee.spec.classifier_is_new)
-    by_weight = method.trade_off == "cost_weight"
+    by_weight = method.trade_off == "weight"
     settings: tuple[float, ...] = (method.cost_weight,)
     last = list(lengths)[-1]
     trained = 0.0
@@ -499,8 +501,8 @@ def _run(
         fit(
             ee,
             images,
-            gates=gates,
-            alpha=setting if method.has_gates else None,
+            calibration=gates,
+            alpha=setting if method.gated else None,
             epochs=now,
             **options,
         )
@@ -516,8 +518,8 @@ def _run(
     for setting in settings:
         ee.load_state_dict(start)
         train(setting, lengths)
-        tuned = ask(ee, work.of(ee, "calibrate"))
-        asked = ask(ee, work.of(ee, "report"))
+        tuned = compute_outputs(ee, work.of(ee, "calibrate"))
+        asked = compute_outputs(ee, work.of(ee, "report"))
         outlets = asked.labels.new_full(asked.labels.shape, ee.num_exits)
         plain = _accuracy(asked, outlets)
         if by_weight:
@@ -567,7 +569,7 @@ def _frontier(
 ) -> Iterable[FrontierPoint]:
     """Operating points of a fitted network, each chosen on `tuned` and measured on `asked`."""
     policy = ee.policy
-    if method.trade_off == "alpha":
+    if method.trade_off == "dial":
         for alpha in ALPHAS:
             yield _point(ee, policy.with_alpha(alpha), asked, alpha)
         return
@@ -576,7 +578,7 @@ def _frontier(
             yield _point(ee, Patience(patience), asked, patience)
         return
     assert isinstance(policy, ThresholdPolicy)
-    solve = get_solver("exponential" if method.trade_off == "exit_shares" else "common")
+    solve = get_solver("exponential" if method.trade_off == "shares" else "common")
     sure = confidences(ee, policy, tuned)
     costs = monotone_costs(ee)
     count = POINTS[method.trade_off]
@@ -600,11 +602,12 @@ def _point(
 
 
 def _costs_under(ee: EarlyExitModule, policy: Policy) -> tuple[float, ...]:
-    return ee.costs_for(policy).relative()
+    ee.policy = policy
+    return ee.costs.relative()
 
 
 def _accuracy(asked: CachedOutputs, left: Any) -> float:
-    return float(asked.right(left).double().mean())
+    return float(asked.is_correct(left).double().mean())
 
 
 def _plain_accuracy(ee: EarlyExitModule, report: Iterable[Any]) -> tuple[float, int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from leenet_fx.calibration.cached_outputs import ask, cached_exit_indices
+from leenet_fx.calibration.cached_outputs import cached_exit_indices, compute_outputs
 from leenet_fx.features.feature_cache import FeatureCache
 from leenet_fx.surgery.module import EarlyExitModule
 
@@ -114,5 +114,5 @@ def replay(ee: EarlyExitModule, kept: FeatureCache) -> SampleRecords:
     Raises:
         InputError: the cache is of another network.
     """
-    outputs = ask(ee, kept)
+    outputs = compute_outputs(ee, kept)
     return record(outputs.logits, cached_exit_indices(ee, ee.policy, outputs), outputs.labels)

@@ -1,65 +1,37 @@
-"""The feature cache: a frozen backbone runs once, and training reads what was kept."""
+"""The feature cache: the frozen backbone runs once, and training reads its cached features."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-import shutil
-import tempfile
-import weakref
-from collections.abc import Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from leenet_fx.errors import InputError, StorageError
+from leenet_fx.digest import weights_digest
+from leenet_fx.errors import InputError
 from leenet_fx.features.batches import batches, check_loader
-from leenet_fx.surgery.module import EarlyExitModule, device_of, final_classifier
+from leenet_fx.features.feature_batch import FeatureBatch, extract_features
+from leenet_fx.features.feature_store import FeatureStore, TemporaryFolder
+from leenet_fx.features.sample_order import SampleOrder
+from leenet_fx.surgery.module import EarlyExitModule, device_of
 
 LIMIT = 4 * 2**30
-"""Bytes above which a cache is kept in files instead of memory."""
-
-COMPARED = 16
-"""Images read twice to find out whether a data set augments."""
-
-
-@dataclass(frozen=True)
-class FeatureBatch:
-    """A batch as training on a frozen backbone sees it.
-
-    Attributes:
-        reduced: for each exit what its branch's `reduce` leaves, tensors (B, …).
-        final: logits of the final classifier (B, classes); None where nobody asked.
-        final_inputs: what the final classifier reads; None where it is not known.
-        labels: (B,); −1 where there are none.
-        total: size of the whole batch, of which other processes may hold rows.
-        images: (B, …), where the backbone trains too; nothing is kept of them then.
-        numbers: (B,) which rows of a cache these are, where only that was asked.
-    """
-
-    pooled: tuple[tuple[Tensor, ...], ...]
-    final: Tensor | None
-    final_inputs: Tensor | None
-    labels: Tensor
-    total: int
-    images: Tensor | None = None
-    numbers: Tensor | None = None
+"""Bytes above which a cache is held in files instead of memory."""
 
 
 class FeatureCache:
-    """What the exits read of every image, in the order the data set has them.
+    """The features that the exits read of every image, in the order of the data set.
 
-    Made by `cache_features`; `fit` takes it in the place of the loader, as often as one likes.
-    Batches come in the order and size in which the loader would give them. Files, where there are
-    any, go with `close`, at the end of a `with` block, or when the cache is no longer used.
+    Made by `cache_features`; `fit` accepts it in place of the loader, any number of times. Batches
+    have the order and size that the loader would give them. Files, if there are any, are removed
+    by `close`, at the end of a `with` block, or when the cache is garbage-collected.
 
     Attributes:
-        epochs_read: how many passes were made; with several views it tells which is next.
-        remembered: something computed of all that is kept, with what it depends on besides.
+        epochs_read: number of passes made; with several views it determines the next view.
+        memo: a value computed from all samples, and a key of what else it depends on.
     """
 
     def __init__(
@@ -68,21 +40,21 @@ class FeatureCache:
         widths: Sequence[int],
         order: SampleOrder,
         views: int,
-        signature: str,
-        folder: _Folder | None,
+        fingerprint: str,
+        folder: TemporaryFolder | None,
     ) -> None:
         *pooled, self._final, self._final_inputs, self._labels = tensors
-        self._reduced = pooled
+        self._pooled = pooled
         self._widths = tuple(widths)
         self._order = order
         self._views = views
-        self._signature = signature
+        self._fingerprint = fingerprint
         self._folder = folder
         self.epochs_read = 0
         self.memo: tuple[str, object] | None = None
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self._labels) // self._views
 
     def __enter__(self) -> FeatureCache:
@@ -90,14 +62,14 @@ class FeatureCache:
 
     def __getstate__(self) -> dict[str, Any]:
         # Files belong to the process that made them.
-        return {**self.__dict__, "_folder": None, "remembered": None}
+        return {**self.__dict__, "_folder": None, "memo": None}
 
     def __exit__(self, *unused: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Gives memory and files back; the cache is of no use afterwards."""
-        self._reduced, self._final = [], torch.empty(0)
+        """Free memory and files; the cache is unusable afterwards."""
+        self._pooled, self._final = [], torch.empty(0)
         self._final_inputs = self._labels = torch.empty(0)
         self.memo = None
         if self._folder is not None:
@@ -106,45 +78,63 @@ class FeatureCache:
 
     @property
     def bytes(self) -> int:
-        """Size of what is kept."""
-        kept = (*self._reduced, self._final, self._final_inputs, self._labels)
-        return sum(tensor.nbytes for tensor in kept)
+        """Size of the cached tensors."""
+        cached = (*self._pooled, self._final, self._final_inputs, self._labels)
+        return sum(tensor.nbytes for tensor in cached)
 
     @property
     def on_disk(self) -> bool:
-        """Whether it is kept in files."""
+        """Whether the features are held in files."""
         return self._folder is not None
 
     @property
-    def keeps_final_inputs(self) -> bool:
-        """Whether the final classifier can be trained on it."""
+    def has_final_inputs(self) -> bool:
+        """Whether the final classifier can be trained on the cache."""
         return self._final_inputs.numel() > 0
-
-    def check_labelled(self, name: str) -> None:
-        """Raises InputError where the images came without labels."""
-        if len(self._labels) and int(self._labels.min()) < 0:
-            raise InputError(
-                f"{name}: the images were kept without labels (labelled=False), and this method "
-                "needs labels."
-            )
 
     @property
     def loader(self) -> object:
-        """The loader it was made from, whose generators decide the order of the batches."""
+        """The loader whose generators determine the order of the batches."""
         return self._order.loader
 
+    @property
+    def labels(self) -> Tensor:
+        """(n,) in the order of the data set."""
+        return self._labels[: len(self)]
+
+    @property
+    def num_samples(self) -> int:
+        """Number of images times views."""
+        return len(self._labels)
+
     def fits(self, ee: EarlyExitModule) -> bool:
-        """Whether it holds what the exits of this network read, of this backbone."""
-        return self._signature == _signature(ee, self.keeps_final_inputs)
+        """Return whether the cache was made from this backbone and for these exits."""
+        return self._fingerprint == _fingerprint(ee, self.has_final_inputs)
 
     def check(self, ee: EarlyExitModule) -> None:
-        """Raises InputError where the cache was closed, or made of another network."""
+        """Check that the cache can be used with a network.
+
+        Raises:
+            InputError: the cache was closed, or made from another network.
+        """
         if not len(self._labels):
             raise InputError("This feature cache was closed.")
         if not self.fits(ee):
             raise InputError(
-                "This feature cache was made of another network: its backbone, exits or branches "
+                "This feature cache was made from another network: its backbone, exits or branches "
                 "differ. Make a new one with cache_features."
+            )
+
+    def check_labelled(self, name: str) -> None:
+        """Raise InputError if the images were cached without labels.
+
+        Args:
+            name: of the argument, for the message.
+        """
+        if len(self._labels) and int(self._labels.min()) < 0:
+            raise InputError(
+                f"{name}: the images were cached without labels (labelled=False), and this method "
+                "needs labels."
             )
 
     def epoch(
@@ -154,67 +144,62 @@ class FeatureCache:
         processes: int = 1,
         final: nn.Module | None = None,
     ) -> Iterator[FeatureBatch]:
-        """One pass in the loader's order.
+        """Yield one pass in the loader's order.
 
         Args:
-            device: where the rows are needed.
-            rank: of this process, which gets every `processes`-th row of each batch.
-            processes: how many share the work.
-            final: the final classifier, where it may have changed since.
+            device: of the batches.
+            rank: of this process, which reads every `processes`-th sample of each batch.
+            processes: number of processes that share each batch.
+            final: the final classifier, if it may have changed since the cache was made.
         """
-        start = (self.epochs_read % self._views) * len(self)
-        self.epochs_read += 1
-        for indices in self._order.batches():
-            yield self._take(indices[rank::processes] + start, device, len(indices), final)
+        for indices, total in self._epoch(rank, processes):
+            yield self._select(indices, device, total, final)
 
-    @property
-    def labels(self) -> Tensor:
-        """(n,) in the order of the data set."""
-        return self._labels[: len(self)]
-
-    @property
-    def rows(self) -> int:
-        """Number of images times views."""
-        return len(self._labels)
-
-    def numbers(
+    def epoch_indices(
         self, device: torch.device, rank: int = 0, processes: int = 1
     ) -> Iterator[FeatureBatch]:
-        """One pass in the loader's order, as `epoch`, but only which rows, and their labels."""
+        """Yield one pass as `epoch` does, but with positions and labels only."""
+        for indices, total in self._epoch(rank, processes):
+            labels = self._labels[indices].to(device)
+            yield FeatureBatch((), None, None, labels, total, indices=indices.to(device))
+
+    def all_views(
+        self, device: torch.device, final: nn.Module | None = None, size: int = 1024
+    ) -> Iterator[FeatureBatch]:
+        """Yield every view of every image, view by view, in the order of the data set."""
+        yield from self._in_order(self.num_samples, device, final, size)
+
+    def first_view(
+        self, device: torch.device, final: nn.Module | None = None, size: int = 1024
+    ) -> Iterator[FeatureBatch]:
+        """Yield the first view of every image, in the order of the data set."""
+        yield from self._in_order(len(self), device, final, size)
+
+    def _epoch(self, rank: int, processes: int) -> Iterator[tuple[Tensor, int]]:
+        """Yield a process's positions, and the size of the whole batch, for one pass."""
         start = (self.epochs_read % self._views) * len(self)
         self.epochs_read += 1
         for indices in self._order.batches():
-            mine = indices[rank::processes] + start
-            labels = self._labels[mine].to(device)
-            yield FeatureBatch((), None, None, labels, len(indices), numbers=mine.to(device))
+            yield indices[rank::processes] + start, len(indices)
 
-    def everything(
-        self, device: torch.device, final: nn.Module | None = None, size: int = 1024
+    def _in_order(
+        self, count: int, device: torch.device, final: nn.Module | None, size: int
     ) -> Iterator[FeatureBatch]:
-        """Every view of every image, view by view, in the order of the data set."""
-        for start in range(0, self.rows, size):
-            indices = torch.arange(start, min(start + size, self.rows))
-            yield self._take(indices, device, len(indices), final)
+        for start in range(0, count, size):
+            indices = torch.arange(start, min(start + size, count))
+            yield self._select(indices, device, len(indices), final)
 
-    def in_order(
-        self, device: torch.device, size: int = 1024, final: nn.Module | None = None
-    ) -> Iterator[FeatureBatch]:
-        """The first view of every image, in the order of the data set."""
-        for start in range(0, len(self), size):
-            indices = torch.arange(start, min(start + size, len(self)))
-            yield self._take(indices, device, len(indices), final)
-
-    def _take(
-        self, rows: Tensor, device: torch.device, total: int, final: nn.Module | None
+    def _select(
+        self, indices: Tensor, device: torch.device, total: int, final: nn.Module | None
     ) -> FeatureBatch:
-        taken = iter([tensor[rows].to(device) for tensor in self._reduced])
-        pooled = tuple(tuple(next(taken) for _ in range(width)) for width in self._widths)
-        inputs = self._final_inputs[rows].to(device) if self.keeps_final_inputs else None
-        logits = self._final[rows].to(device)
+        selected = iter([tensor[indices].to(device) for tensor in self._pooled])
+        pooled = tuple(tuple(next(selected) for _ in range(width)) for width in self._widths)
+        inputs = self._final_inputs[indices].to(device) if self.has_final_inputs else None
+        logits = self._final[indices].to(device)
         if final is not None and inputs is not None:
             with torch.no_grad():
                 logits = final(inputs)
-        return FeatureBatch(pooled, logits, inputs, self._labels[rows].to(device), total)
+        return FeatureBatch(pooled, logits, inputs, self._labels[indices].to(device), total)
 
 
 @torch.no_grad()
@@ -227,298 +212,77 @@ def cache_features(
     limit: int = LIMIT,
     folder: str | Path | None = None,
 ) -> FeatureCache:
-    """Runs the frozen backbone once over a data set and keeps what the exits read.
+    """Run the frozen backbone once over a data set and cache the features that the exits read.
 
-    `fit` on the result does what `fit` on the loader does, where the loader gives the same images
-    each time it is read.
+    `fit` on the cache gives the weights that `fit` on the loader gives, provided that the loader
+    yields the same images each time it is read.
 
     Args:
-        ee: the network; its backbone must stay as it is while the cache is used.
-        loader: yields (images (B, …), labels (B,)). Of a DataLoader with a map-style data set the
-            order is drawn anew each epoch, as it would be; anything else is replayed as read.
-        views: how many times to read a data set that augments; epoch e trains on view e mod views.
-        labelled: False for a loader of images alone, for methods that do without labels.
-        limit: bytes above which the cache is kept in files.
-        folder: where those files go; None takes the system's folder for temporary files.
+        ee: the network; its backbone must not change while the cache is used.
+        loader: yields (images (B, …), labels (B,)). For a DataLoader with a map-style data set the
+            order is drawn anew each epoch; any other loader is replayed as it was read.
+        views: number of times to read a data set that augments; epoch e trains on view e mod views.
+        labelled: False for a loader of images alone, for methods that train without labels.
+        limit: bytes above which the cache is held in files.
+        folder: location of these files; None takes the system's folder for temporary files.
 
     Raises:
-        InputError: the images differ from one reading to the next and `views` is 1; a loader of
-            unknown length outgrows `limit`; batches that do not fit.
-        StorageError: the disk has no room for the files.
+        InputError: the images differ from one reading to the next and `views` is 1; the features
+            of a loader of unknown length exceed `limit`; batches that do not fit the network.
+        StorageError: the disk is too small for the files.
     """
     if isinstance(views, bool) or not isinstance(views, int) or views < 1:
         raise InputError(f"views must be a whole number from 1, got {views!r}.")
     check_loader(loader, "loader")
     order = SampleOrder(loader)
     if views == 1:
-        order.check_steady()
-    training = {module: module.training for module in ee.modules()}
+        order.check_deterministic()
+    modes = {module: module.training for module in ee.modules()}
     ee.eval()
-    kept = FeatureStore(order.rows, views, limit, folder)
-    keeps_inputs = True
+    num_samples = None if order.num_samples is None else order.num_samples * views
+    store = FeatureStore(num_samples, limit, folder)
+    has_inputs = True
+    widths: list[int] = []
+    device, classes = device_of(ee), ee.spec.num_classes
     try:
-        for _ in range(views):
-            device = device_of(ee)
+        for view in range(views):
             for images, labels in batches(
-                order.read(), "loader", ee.spec.num_classes, device, labelled=labelled
+                order.in_order(), "loader", classes, device, labelled=labelled
             ):
-                pooled, final, inputs = read(ee, images)
-                keeps_inputs &= inputs is not None
-                flat = [tensor for tensors in pooled for tensor in tensors]
+                pooled, final, inputs = extract_features(ee, images)
+                has_inputs &= inputs is not None
                 widths = [len(tensors) for tensors in pooled]
+                flat = [tensor for tensors in pooled for tensor in tensors]
                 empty = final.new_empty(len(labels), 0)
-                kept.add([*flat, final, empty if inputs is None else inputs, labels])
-                order.saw(len(labels))
+                store.add([*flat, final, empty if inputs is None else inputs, labels])
+                if view == 0:
+                    order.add_batch(len(labels))
     except BaseException:
-        kept.discard()
+        store.discard()
         raise
     finally:
-        for module, mode in training.items():
+        for module, mode in modes.items():
             module.training = mode
-    return FeatureCache(
-        kept.tensors(), widths, order, views, _signature(ee, keeps_inputs), kept.folder
-    )
+    fingerprint = _fingerprint(ee, has_inputs)
+    return FeatureCache(store.tensors(), widths, order, views, fingerprint, store.folder)
 
 
-def read(
-    ee: EarlyExitModule, images: Tensor
-) -> tuple[tuple[tuple[Tensor, ...], ...], Tensor, Tensor | None]:
-    """What every branch needs of a batch, the final logits, and what the final classifier read.
-
-    The last is None where the logits are not exactly what one linear layer answers.
-    """
-    seen: list[Tensor] = []
-    final = final_classifier(ee)
-    hook = None
-    if isinstance(final, nn.Linear):
-        hook = final.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    try:
-        stages = ee.exit_features(images)
-        pooled = pool_features(ee, stages)
-        logits = next(stages)[0]
-    finally:
-        if hook is not None:
-            hook.remove()
-    exact = (
-        final is not None
-        and len(seen) == 1
-        and seen[0].ndim == 2
-        and torch.equal(final(seen[0]), logits)
-    )
-    return pooled, logits, seen[0] if exact else None
-
-
-def pool_features(
-    ee: EarlyExitModule, stages: Iterator[tuple[Tensor, ...]]
-) -> tuple[tuple[Tensor, ...], ...]:
-    """What every branch needs of a batch; leaves `stages` in front of the final logits.
+def _fingerprint(ee: EarlyExitModule, without_final: bool) -> str:
+    """Return a digest of everything that cached features depend on.
 
     Args:
         ee: the network.
-        stages: as `ee.exit_features` yields them.
+        without_final: whether the final classifier may change, since its inputs are cached.
     """
-    return tuple(tuple(branch.pool(*next(stages))) for branch in ee.exits.branches())
-
-
-class SampleOrder:
-    """In which order a loader's images come, epoch by epoch."""
-
-    def __init__(self, loader: Iterable[Any]) -> None:
-        self.loader = loader
-        self.dataset: Any = None
-        self._sizes: list[int] = []
-        self.rows: int | None = None
-        if (
-            isinstance(loader, DataLoader)
-            and loader.batch_sampler is not None
-            and not isinstance(loader.dataset, IterableDataset)
-        ):
-            self.dataset = loader.dataset
-            self.rows = len(self.dataset)
-        elif isinstance(loader, Sized):
-            first = next(iter(loader), None)
-            images = first[0] if isinstance(first, (tuple, list)) and first else None
-            if isinstance(images, Tensor):
-                self.rows = len(loader) * len(images)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Processes that train on the cache need the order of the batches, not the images.
-        state = dict(self.__dict__)
-        if self.dataset is not None:
-            state["loader"] = DataLoader(
-                _Numbers(len(self.dataset)),
-                batch_sampler=self.loader.batch_sampler,  # type: ignore[attr-defined]
-                generator=self.loader.generator,  # type: ignore[attr-defined]
-            )
-            state["dataset"] = _Numbers(len(self.dataset))
-        return state
-
-    def read(self) -> Iterable[Any]:
-        """The loader in the order of its data set; draws nothing from its generator."""
-        if self.dataset is None:
-            return self.loader
-        assert isinstance(self.loader, DataLoader)
-        return DataLoader(
-            self.dataset,
-            batch_size=self.loader.batch_size or 64,
-            num_workers=self.loader.num_workers,
-            collate_fn=self.loader.collate_fn,
-            generator=torch.Generator().manual_seed(0),
-        )
-
-    def saw(self, count: int) -> None:
-        """Notes the size of a batch."""
-        self._sizes.append(count)
-
-    def batches(self) -> Iterator[Tensor]:
-        """Indices of one epoch's batches."""
-        if self.dataset is None:
-            start = 0
-            for size in self._sizes:
-                yield torch.arange(start, start + size)
-                start += size
-            return
-        assert isinstance(self.loader, DataLoader)
-        yield from DataLoader(
-            _Numbers(len(self.dataset)),
-            batch_sampler=self.loader.batch_sampler,
-            generator=self.loader.generator,
-            collate_fn=torch.tensor,
-        )
-
-    def check_steady(self) -> None:
-        """Raises InputError where reading twice gives two answers."""
-        if self.dataset is not None:
-            some = range(0, len(self.dataset), max(1, len(self.dataset) // COMPARED))
-            steady = all(_same(self.dataset[i], self.dataset[i]) for i in some)
-        else:
-            steady = _same(next(iter(self.loader), None), next(iter(self.loader), None))
-        if not steady:
-            raise InputError(
-                "The images differ from one reading to the next (augmentation, or a shuffled "
-                "iterable): a feature cache would keep one of them only. Pass views=k to "
-                "cache_features to keep k, or train without a cache."
-            )
-
-
-class _Numbers(Dataset[int]):
-    """A data set of indices, read a batch at a time."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
-    def __getitems__(self, indices: list[int]) -> list[int]:
-        return indices
-
-
-class FeatureStore:
-    """Tensors that grow batch by batch, in memory or in files."""
-
-    def __init__(self, rows: int | None, views: int, limit: int, folder: str | Path | None) -> None:
-        self.rows = None if rows is None else rows * views
-        self.limit = limit
-        self.where = folder
-        self.folder: _Folder | None = None
-        self.buffers: list[Tensor] = []
-        self.chunks: list[list[Tensor]] = []
-        self.filled = 0
-        self.size = 0
-
-    def add(self, batch: list[Tensor]) -> None:
-        count = len(batch[-1])
-        self.size += sum(tensor.nbytes for tensor in batch)
-        if self.rows is None:
-            if self.size > self.limit:
-                raise InputError(
-                    f"The features of a loader of unknown length outgrow limit={self.limit:,} "
-                    "bytes; raise the limit, or use a DataLoader with a map-style data set."
-                )
-            self.chunks.append([tensor.cpu() for tensor in batch])
-        else:
-            if not self.buffers:
-                self._allocate(batch)
-            for buffer, tensor in zip(self.buffers, batch, strict=True):
-                buffer[self.filled : self.filled + count] = tensor
-        self.filled += count
-
-    def tensors(self) -> list[Tensor]:
-        """One tensor for each of a batch."""
-        if self.rows is None:
-            return [torch.cat(parts) for parts in zip(*self.chunks, strict=True)]
-        return [buffer[: self.filled] for buffer in self.buffers]
-
-    def discard(self) -> None:
-        """Removes the files."""
-        if self.folder is not None:
-            self.folder.remove()
-
-    def _allocate(self, batch: list[Tensor]) -> None:
-        assert self.rows is not None
-        shapes = [(self.rows, *tensor.shape[1:]) for tensor in batch]
-        needed = sum(
-            math.prod(shape) * tensor.element_size()
-            for shape, tensor in zip(shapes, batch, strict=True)
-        )
-        if needed <= self.limit:
-            self.buffers = [
-                torch.empty(shape, dtype=tensor.dtype)
-                for shape, tensor in zip(shapes, batch, strict=True)
-            ]
-            return
-        where = Path(tempfile.gettempdir() if self.where is None else self.where)
-        try:
-            free = shutil.disk_usage(where).free
-            if needed > free:
-                raise StorageError(
-                    f"The features need {needed:,} bytes, but '{where}' has {free:,} left: pass "
-                    "another folder=, fewer exits, or train without a cache."
-                )
-            self.folder = _Folder(where)
-        except FileNotFoundError as error:
-            raise StorageError(f"No folder '{where}' for the features.") from error
-        for index, (shape, tensor) in enumerate(zip(shapes, batch, strict=True)):
-            count = math.prod(shape)
-            if count == 0:
-                self.buffers.append(torch.empty(shape, dtype=tensor.dtype))
-                continue
-            file = self.folder.path / f"{index}.bin"
-            flat = torch.from_file(str(file), shared=True, size=count, dtype=tensor.dtype)
-            self.buffers.append(flat.view(shape))
-
-
-class _Folder:
-    """A folder of one's own that goes when nobody uses it any more, or at the latest at the end."""
-
-    def __init__(self, where: Path) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="leenet-fx-", dir=where))
-        self.remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-
-
-def _same(first: Any, second: Any) -> bool:
-    if isinstance(first, Tensor) and isinstance(second, Tensor):
-        return first.shape == second.shape and torch.equal(first, second)
-    if isinstance(first, (tuple, list)) and isinstance(second, (tuple, list)):
-        return len(first) == len(second) and all(map(_same, first, second))
-    if hasattr(first, "__array__") and hasattr(second, "__array__"):
-        return _same(torch.as_tensor(first), torch.as_tensor(second))
-    return bool(first == second)
-
-
-def _signature(ee: EarlyExitModule, without_final: bool) -> str:
-    """A digest of what the kept features depend on."""
     spec = ee.spec
-    final = f"{spec.final_classifier}." if without_final else "exits."
+    excluded = ("exits.", f"{spec.final_classifier}.") if without_final else ("exits.",)
     digest = hashlib.sha256(repr((spec.placement.names, spec.cuts, spec.image_shape)).encode())
     for branch in ee.exits.branches():
         digest.update(repr((branch.pooling, branch.features)).encode())
-    for name, tensor in ee.state_dict().items():
-        if not name.startswith(("exits.", final)):
-            values = tensor.detach().double()
-            digest.update(f"{name} {float(values.sum())} {float(values.abs().sum())}".encode())
+    backbone = (
+        (name, tensor)
+        for name, tensor in ee.state_dict(keep_vars=True).items()
+        if isinstance(tensor, Tensor) and not name.startswith(excluded)
+    )
+    digest.update(weights_digest(backbone).encode())
     return digest.hexdigest()

@@ -1,1 +1,1 @@
-"""How what is new gets trained."""
+"""Training of exits: plans, phases, checkpoints, devices."""

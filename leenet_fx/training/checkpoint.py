@@ -1,11 +1,11 @@
-"""Resume state: what a killed run needs to end as if nothing had happened."""
+"""Checkpoints, from which an interrupted run is resumed with the same result."""
 
 from __future__ import annotations
 
 import io
 import pickle
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from leenet_fx.errors import InputError, StorageError
 from leenet_fx.storage.files import write_atomically
 
 FILE = "resume.pt"
-SCHEMA = 1
+SCHEMA = 2
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
-    """Writes the resume state whole or not at all.
+    """Write a checkpoint atomically.
 
     Raises:
         StorageError: it cannot be written; the checkpoint before it is intact.
@@ -30,7 +30,7 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The resume state in a folder, or None; reading it runs no code from it.
+    """Return the checkpoint in a folder, or None; reading it runs no code from it.
 
     Raises:
         StorageError: the file is damaged, or of another schema.
@@ -41,24 +41,61 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise StorageError(f"'{path}' is no checkpoint of fit, or is damaged.") from error
-    if not isinstance(state, dict) or state.get("schema") != SCHEMA:
-        raise StorageError(f"'{path}': expected a checkpoint of schema {SCHEMA}.")
-    return state
+        raise StorageError(f"'{path}' is not a checkpoint of fit, or is damaged.") from error
+    found = state.get("schema") if isinstance(state, dict) else None
+    if found != SCHEMA:
+        raise StorageError(
+            f"'{path}': expected a checkpoint of schema {SCHEMA}, found {found}: resume with the "
+            "version of leenet-fx that wrote it, or choose another folder."
+        )
+    return dict(state)
 
 
 def check_same_run(path: Path, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Raises InputError naming the first setting in which a run differs from the one to resume."""
+    """Check that two runs agree.
+
+    Args:
+        path: of the file that describes the run to resume, for the message.
+        expected: arguments of this run.
+        found: arguments of the run to resume.
+
+    Raises:
+        InputError: they differ; the message names the first argument that does.
+    """
     for key, value in expected.items():
         if found.get(key) != value:
             raise InputError(
                 f"'{path}' was made with {key}={found.get(key)!r}, this run has {key}={value!r}: "
-                "resume with the same settings, or choose another folder."
+                "resume with the same arguments, or choose another folder."
+            )
+
+
+def check_same_network(
+    path: Path, expected: Sequence[Mapping[str, str]], found: Sequence[Mapping[str, str]]
+) -> None:
+    """Check that two networks run the same operations between exits.
+
+    Args:
+        path: of the checkpoint, for the message.
+        expected: digests of the checkpoint's network, as `storage.exits.fingerprint` returns them.
+        found: digests of this network.
+
+    Raises:
+        InputError: they differ.
+    """
+    for saved, own in zip(expected, found, strict=False):
+        if saved != own:
+            raise InputError(
+                f"'{path}' is of another network: up to '{own['up_to']}' expected {saved}, found "
+                f"{own}."
             )
 
 
 def random_state(loaders: Iterable[object]) -> dict[str, Any]:
-    """The state of every generator that decides which images come next, global ones included."""
+    """Return the state of every random generator that determines the order of images.
+
+    These are the generators of the loaders, and the global ones of torch, numpy and Python.
+    """
     version, numbers, gauss = random.getstate()
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
@@ -73,7 +110,7 @@ def random_state(loaders: Iterable[object]) -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any], loaders: Iterable[object]) -> None:
-    """Puts back what `random_state` found.
+    """Restore the state that `random_state` returned.
 
     Raises:
         InputError: the loaders have another number of generators.
@@ -84,8 +121,8 @@ def set_random_state(state: Mapping[str, Any], loaders: Iterable[object]) -> Non
             f"The run to resume had {len(state['loaders'])} generators in its loaders, this one "
             f"has {len(generators)}."
         )
-    for generator, kept in zip(generators, state["loaders"], strict=True):
-        generator.set_state(kept)
+    for generator, saved in zip(generators, state["loaders"], strict=True):
+        generator.set_state(saved)
     torch.set_rng_state(state["torch"])
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
@@ -96,11 +133,12 @@ def set_random_state(state: Mapping[str, Any], loaders: Iterable[object]) -> Non
 
 
 def _generators(loaders: Iterable[object]) -> list[torch.Generator]:
+    """Return the distinct generators of loaders and their samplers."""
     found: dict[int, torch.Generator] = {}
     for loader in loaders:
-        parts = [loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)]
-        parts.append(getattr(parts[-1], "sampler", None))
-        for part in parts:
+        batch_sampler = getattr(loader, "batch_sampler", None)
+        samplers = [getattr(loader, "sampler", None), getattr(batch_sampler, "sampler", None)]
+        for part in (loader, samplers[0], batch_sampler, samplers[1]):
             generator = getattr(part, "generator", None)
             if isinstance(generator, torch.Generator):
                 found.setdefault(id(generator), generator)

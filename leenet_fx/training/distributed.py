@@ -1,4 +1,4 @@
-"""Where training runs: on this process's device, or in several processes."""
+"""Devices and processes that training runs on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,28 +19,14 @@ from torch import nn
 from leenet_fx import errors
 from leenet_fx.errors import EarlyExitError, InputError
 from leenet_fx.surgery.module import EarlyExitModule, device_of
-from leenet_fx.training.log import Epoch
-from leenet_fx.training.trainer import restore, snapshot, trained_state
+from leenet_fx.training.metrics import Epoch
+from leenet_fx.training.parameters import restore, snapshot, trained_state
+from leenet_fx.training.transfer import Transferable
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 Work: TypeAlias = Callable[[Fabric, EarlyExitModule, "nn.Module | None", list[Epoch]], None]
-"""Trains in place, on the device that Fabric chose, and appends to the history."""
-
-
-def _generator(state: bytes, device: str) -> torch.Generator:
-    generator = torch.Generator(device)
-    generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
-    return generator
-
-
-def _reduce_generator(generator: torch.Generator) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    return _generator, (bytes(generator.get_state().tolist()), str(generator.device))
-
-
-# On its way to another process a generator's state would be a tensor in shared memory that is gone
-# before it is read.
-ForkingPickler.register(torch.Generator, _reduce_generator)
+"""Trains a network in place, on Fabric's device, and appends to the history."""
 
 
 def make_fabric(
@@ -50,10 +35,16 @@ def make_fabric(
     devices: int | str | list[int],
     precision: str | None,
 ) -> Fabric:
-    """Fabric for the device `ee` is on, or for what was asked.
+    """Return a Fabric for the requested devices, or for the device of the network.
+
+    Args:
+        ee: the network.
+        accelerator: Fabric's; None takes the device of `ee`.
+        devices: Fabric's.
+        precision: one of `PRECISIONS`; None takes the first.
 
     Raises:
-        InputError: a precision that would convert the weights, or devices that are not there.
+        InputError: a precision that would convert the weights, or devices that do not exist.
     """
     precision = "32-true" if precision is None else precision
     if precision not in PRECISIONS:
@@ -63,9 +54,9 @@ def make_fabric(
         accelerator = device.type
         if devices == 1 and device.index is not None:
             devices = [device.index]
-    many = devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1)
+    several = devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1)
     launched = "TORCHELASTIC_RUN_ID" in os.environ
-    strategy = ("ddp" if launched else "ddp_spawn") if many or launched else "auto"
+    strategy = ("ddp" if launched else "ddp_spawn") if several or launched else "auto"
     try:
         return Fabric(
             accelerator=accelerator,
@@ -87,29 +78,29 @@ def run(
     history: list[Epoch],
     backbone: bool = False,
 ) -> None:
-    """Does the work here, or in processes that Fabric starts; weights and history end up here.
+    """Train in this process, or in processes that Fabric starts, and collect the weights here.
 
     Args:
-        fabric: where to.
+        fabric: determines the processes and devices.
         ee: the network.
-        final_path: name of the final classifier, where it trains.
-        work: what to do.
-        history: of epochs; appended to.
-        backbone: whether the backbone trains.
+        final_path: module name of the final classifier, if it is trained.
+        work: trains the network; pickled if processes are started.
+        history: is appended to.
+        backbone: whether the backbone is trained.
 
     Raises:
-        EarlyExitError: as the work does; what was trained until then is in place.
+        EarlyExitError: as `work` raises it; the weights trained until then are in place.
     """
     launcher = fabric.strategy.launcher
     if launcher is None or launcher.is_interactive_compatible or not _spawns(launcher):
         fabric.launch()
         with _moved(ee, fabric.device):
-            work(fabric, ee, _module(ee, final_path), history)
+            work(fabric, ee, _submodule(ee, final_path), history)
         return
     with tempfile.TemporaryDirectory(prefix="leenet-fx-") as folder:
         file = Path(folder) / "trained.pt"
-        there = partial(
-            _in_process,
+        function = partial(
+            _run_in_process,
             ee=ee,
             final_path=final_path,
             work=work,
@@ -118,16 +109,16 @@ def run(
             path=list(sys.path),
             backbone=backbone,
         )
-        fabric.launch(there)
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    restore(trained_state(ee, _module(ee, final_path), backbone=backbone), found["state"])
-    history[:] = [Epoch(**epoch) for epoch in found["history"]]
-    if found["error"] is not None:
-        kind, message = found["error"]
+        fabric.launch(Transferable(function))
+        result = torch.load(file, map_location="cpu", weights_only=True)
+    restore(trained_state(ee, _submodule(ee, final_path), backbone=backbone), result["state"])
+    history[:] = [Epoch(**epoch) for epoch in result["history"]]
+    if result["error"] is not None:
+        kind, message = result["error"]
         raise getattr(errors, kind)(message)
 
 
-def _in_process(
+def _run_in_process(
     fabric: Fabric,
     ee: EarlyExitModule,
     final_path: str | None,
@@ -137,13 +128,14 @@ def _in_process(
     path: list[str],
     backbone: bool,
 ) -> None:
+    """Train in a process that Fabric started; process 0 writes the result to `file`."""
     sys.path[:] = path
     error = None
-    # The weights came in memory that all processes share; each trains its own copy.
+    # The weights are in memory that all processes share; each trains its own copy.
     for tensor in (*ee.parameters(), *ee.buffers()):
         tensor.data = tensor.data.clone()
     fabric.barrier()
-    final = _module(ee, final_path)
+    final = _submodule(ee, final_path)
     ee.to(fabric.device)
     try:
         work(fabric, ee, final, history)
@@ -153,25 +145,25 @@ def _in_process(
         error = [type(raised).__name__, str(raised)]
     if fabric.is_global_zero:
         state = trained_state(ee, final, backbone=backbone)
-        found = {
+        result = {
             "state": [value.cpu() for value in snapshot(state)],
             "history": [asdict(epoch) for epoch in history],
             "error": error,
         }
-        torch.save(found, file)
+        torch.save(result, file)
 
 
-def _spawns(launcher: object) -> bool:
+def _spawns(launcher: Any) -> bool:
     return type(launcher).__name__ == "_MultiProcessingLauncher"
 
 
-def _module(ee: EarlyExitModule, path: str | None) -> nn.Module | None:
+def _submodule(ee: EarlyExitModule, path: str | None) -> nn.Module | None:
     return None if path is None else ee.get_submodule(path)
 
 
 @contextmanager
 def _moved(ee: EarlyExitModule, device: torch.device) -> Iterator[None]:
-    """The network on another device for as long as it trains."""
+    """Move the network to a device while it is trained."""
     before = device_of(ee)
     if before == device:
         yield

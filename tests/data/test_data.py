@@ -238,5 +238,5 @@ def test_a_label_beyond_the_head_is_named(tmp_path):
     data = open_data(folder(tmp_path / "images"))
     ee = leenet_fx.attach(tiny(classes=2), "every", example_inputs=images(1, 3, 16, 16))
     loader = data.loader("fit", make_transform(tiny(), (3, 16, 16)), 50)
-    with pytest.raises(InputError, match="label 2, but the head has 2 classes"):
+    with pytest.raises(InputError, match="label 2, but the final classifier has 2 classes"):
         leenet_fx.fit(ee, loader, epochs=1, method="leenet")

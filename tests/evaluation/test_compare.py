@@ -232,7 +232,7 @@ def fit_by_hand(method, seed, *lengths, alpha=None):
         leenet_fx.fit(
             ee,
             train,
-            gates=calibrate,
+            calibration=calibrate,
             method=method,
             alpha=alpha,
             epochs=epochs,

@@ -1,4 +1,4 @@
-"""fit: what moves, what does not, and what is refused."""
+"""fit: what is trained, what is not, and which arguments are errors."""
 
 import copy
 import math
@@ -6,8 +6,6 @@ import math
 import pytest
 import torch
 from helpers import attached, backbone, data, loader
-from hypothesis import given
-from hypothesis import strategies as st
 from networks import images, tiny
 from torch import nn
 
@@ -16,11 +14,10 @@ from leenet_fx import GateThreshold, InputError, NeverExit, TrainingError, Unkno
 from leenet_fx.methods.phases import single_update_phase
 from leenet_fx.objectives import Objective, exit_losses
 from leenet_fx.parts.branches import list_branches
-from leenet_fx.training.trainer import rate_at
 
 
 @pytest.mark.parametrize("branch", list_branches())
-def test_exits_learn_and_the_backbone_stays_frozen(branch):
+def test_exits_learn_and_the_backbone_is_frozen(branch):
     ee = attached(branch=branch)
     frozen = backbone(ee)
     requires_grad = {name: p.requires_grad for name, p in ee.named_parameters()}
@@ -30,7 +27,7 @@ def test_exits_learn_and_the_backbone_stays_frozen(branch):
     assert all(p.grad is None for p in ee.parameters())
     assert not ee.training
     assert ee.policy == GateThreshold(0.0)
-    exits = [epoch for epoch in result.history if epoch.step == "exits"]
+    exits = [epoch for epoch in result.history if epoch.phase == "exits"]
     assert len(exits) == 12
     assert exits[-1].train_loss < 0.5 * exits[0].train_loss
     x, labels = data(seed=5)
@@ -38,17 +35,17 @@ def test_exits_learn_and_the_backbone_stays_frozen(branch):
     assert all((at.argmax(1) == labels).float().mean() > 0.8 for at in everywhere)
 
 
-def test_alpha_turns_the_cost():
+def test_the_cost_falls_as_alpha_rises():
     spent = []
     ee = attached()
-    # So little training that later exits know more.
+    # So little training that later exits are more accurate.
     leenet_fx.fit(ee, loader(), epochs={"exits": 2, "gates": 0}, lr=0.001, method="leenet")
     for alpha in (0.0, 0.5, 1.0):
         leenet_fx.fit(ee, loader(), alpha=alpha, epochs={"exits": 0, "gates": 30}, method="leenet")
         spent.append(float(ee.predict(data(seed=5)[0]).cost.mean()))
     assert spent[0] >= spent[1] >= spent[2]
     assert spent[0] > spent[2] + 0.03
-    # Cost alone: the training images leave at the first exit.
+    # With the cost alone, the training images exit at the first exit.
     train = torch.cat([x for x, _ in loader()])
     assert float((ee.predict(train).exit_index == 0).float().mean()) > 0.95
 
@@ -64,8 +61,8 @@ def test_cost_by_parameters_is_another_objective():
     assert not torch.equal(*gates)
 
 
-def test_classifiers_are_fitted_apart_from_each_other():
-    """A classifier fitted beside others equals one fitted alone."""
+def test_classifiers_are_trained_independently():
+    """A classifier trained with others equals one trained alone."""
     together, alone = (
         attached(),
         leenet_fx.attach(tiny(), ["blocks.1"], example_inputs=images(1, 3, 16, 16)),
@@ -78,7 +75,7 @@ def test_classifiers_are_fitted_apart_from_each_other():
     )
 
 
-def test_one_seed_one_result():
+def test_the_seed_determines_the_result():
     states = []
     for seed in (3, 3, 4):
         ee = attached()
@@ -88,7 +85,7 @@ def test_one_seed_one_result():
     assert not torch.equal(states[0], states[2])
 
 
-def test_global_random_state_is_left_alone():
+def test_the_global_random_state_does_not_change():
     ee = attached()
     batches = list(loader())
     before = torch.get_rng_state()
@@ -96,14 +93,14 @@ def test_global_random_state_is_left_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_steps_can_be_left_out():
+def test_phases_of_zero_epochs_are_skipped():
     ee = attached()
     leenet_fx.fit(ee, loader(), epochs={"exits": 2, "gates": 0}, method="leenet")
     classifiers = [e.head.linear.weight.clone() for e in ee.exits]
     result = leenet_fx.fit(
         ee, loader(), alpha=0.7, epochs={"exits": 0, "gates": 2}, method="leenet"
     )
-    assert [epoch.step for epoch in result.history] == ["gates", "gates"]
+    assert [epoch.phase for epoch in result.history] == ["gates", "gates"]
     assert all(
         torch.equal(w, e.head.linear.weight) for w, e in zip(classifiers, ee.exits, strict=True)
     )
@@ -118,13 +115,13 @@ def test_a_new_final_classifier_is_trained_and_nothing_else_of_the_backbone():
     )
     frozen = backbone(ee)
     result = leenet_fx.fit(ee, loader(classes=3), epochs=8, lr=0.05, method="leenet")
-    assert {epoch.step for epoch in result.history} == {"exits", "final", "gates"}
+    assert {epoch.phase for epoch in result.history} == {"exits", "final", "gates"}
     changed = {k for k, v in backbone(ee).items() if not torch.equal(frozen[k], v)}
     assert changed == {"fc.weight", "fc.bias"}
     assert model.fc.out_features == 5
 
 
-def test_the_final_classifier_on_request():
+def test_the_final_classifier_is_trained_on_request():
     ee = attached()
     before = ee.fc.weight.clone()
     leenet_fx.fit(ee, loader(), epochs=1, method="leenet")
@@ -136,7 +133,7 @@ def test_the_final_classifier_on_request():
         leenet_fx.fit(shared, loader(), epochs=1, train_final=True, method="leenet")
 
 
-def test_validation_keeps_the_best_epoch():
+def test_the_epoch_with_the_lowest_validation_loss_is_restored():
     ee = attached()
     val = loader(32, seed=9)
     result = leenet_fx.fit(
@@ -148,11 +145,11 @@ def test_validation_keeps_the_best_epoch():
     assert float(losses.mean(0).sum().detach()) == pytest.approx(best, rel=1e-5)
 
 
-def test_a_loss_that_is_not_finite_keeps_the_last_good_weights():
+def test_a_loss_that_is_not_finite_restores_the_last_good_weights():
     ee = attached()
 
     class Turning:
-        """A look, two epochs and a batch are good, then NaN; notes where each reading starts."""
+        """Three valid passes and a batch, then NaN; records the weights at the start of each pass."""
 
         def __init__(self):
             self.starts = []
@@ -172,9 +169,9 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_weights():
 
 
 @pytest.mark.parametrize("error", [TrainingError, KeyboardInterrupt])
-def test_a_refit_that_fails_at_once_keeps_the_fitted_gates(error):
+def test_an_error_in_the_first_epoch_restores_the_fitted_gates(error):
     class Failing:
-        """Good while the gates' scale is measured, then not."""
+        """Images that are valid in the first pass, for statistics of gate inputs, only."""
 
         passes = 0
 
@@ -196,13 +193,13 @@ def test_a_refit_that_fails_at_once_keeps_the_fitted_gates(error):
     assert ee.policy == policy
 
 
-def test_gates_that_were_not_trained_stay_shut():
+def test_early_exits_are_disabled_until_gates_are_trained():
     ee = attached()
     leenet_fx.fit(ee, loader(), epochs={"exits": 1, "gates": 0}, method="leenet")
     assert ee.policy == NeverExit()
 
 
-def test_fit_works_where_gradients_are_off_and_names_frozen_exits():
+def test_fit_enables_gradients_and_frozen_exits_are_an_error():
     ee = attached()
     with torch.no_grad():
         leenet_fx.fit(ee, loader(), epochs=1, method="leenet")
@@ -235,7 +232,7 @@ X, Y = data(8)
         ([{"image": X, "label": Y}], r"\(images, labels\) tuples, but yields a dict\."),
         ([(X, Y.float())], "whole-number label"),
         ([(X, Y[:3])], "for 8 images"),
-        ([(X, Y + 1)], r"label 5, but the head has 5 classes \(0\.\.4\)"),
+        ([(X, Y + 1)], r"label 5, but the final classifier has 5 classes \(0\.\.4\)"),
         ([(X, Y - 1)], "label -1"),
         ([(X, "labels")], "must yield tensors"),
         ([(X[:, :1], Y)], "3 channels, got 1"),
@@ -286,7 +283,7 @@ def test_bad_arguments(options, error, message):
     assert ee.policy == NeverExit()
 
 
-def test_a_users_own_method_and_branch():
+def test_a_registered_method_with_an_objective_of_its_own():
     name = "test-own-method"
 
     class FirstExit(Objective):
@@ -300,28 +297,14 @@ def test_a_users_own_method_and_branch():
 
     ee = attached()
     result = leenet_fx.fit(ee, loader(), method=leenet_fx.get_method(name, threshold=0.7), epochs=2)
-    assert [epoch.step for epoch in result.history] == ["heads", "heads"]
+    assert [epoch.phase for epoch in result.history] == ["heads", "heads"]
     assert ee.policy == leenet_fx.MaxProbability(0.7)
     with pytest.raises(UnknownNameError, match="Did you mean 'threshold'"):
-        leenet_fx.fit(ee, loader(), method=name, epochs=1, treshold=0.7)
+        leenet_fx.get_method(name, treshold=0.7)
 
 
-@given(st.floats(0, 1), st.floats(0, 1))
-def test_rates_rise_for_a_tenth_and_fall_to_nothing(a, b):
-    assert 0 <= rate_at(a) <= 1
-    first, second = sorted((a, b))
-    if second <= 0.1:
-        assert rate_at(first) <= rate_at(second)
-    if first >= 0.1:
-        assert rate_at(first) >= rate_at(second)
-
-
-def test_rates_in_closed_form():
-    assert [rate_at(at) for at in (0, 0.05, 0.1, 0.55, 1)] == pytest.approx([0, 0.5, 1, 0.5, 0])
-
-
-def test_heads_learn_by_adam_and_bodies_by_sgd():
-    """One batch, whose rates are those of the middle of the step."""
+def test_heads_are_trained_by_adam_and_necks_by_sgd():
+    """One batch, whose learning rates are those of the middle of the phase."""
     x, labels = data(40)
     ee = leenet_fx.attach(tiny(), "every", example_inputs=x[:1], branch="conv")
     before = copy.deepcopy(ee)
@@ -334,7 +317,7 @@ def test_heads_learn_by_adam_and_bodies_by_sgd():
     for (name, old), new in zip(
         before.exits.named_parameters(), ee.exits.parameters(), strict=True
     ):
-        if ".body." in name:
+        if ".neck." in name:
             step = old.grad + 1e-3 * old
             expected = old - 0.2 * rate * 1.9 * step
         elif ".head." in name:
@@ -343,4 +326,4 @@ def test_heads_learn_by_adam_and_bodies_by_sgd():
             continue
         compared.add(name.split(".")[1])
         assert torch.allclose(new, expected, atol=1e-5), name
-    assert compared == {"body", "head"}
+    assert compared == {"neck", "head"}

@@ -1,6 +1,9 @@
 """fit on other devices and in several processes."""
 
 import copy
+import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import leenet_fx
 from leenet_fx import InputError, TrainingError
+from leenet_fx.training.transfer import Transferable
 
 
 def attached():
@@ -24,11 +28,20 @@ def shuffled(labels=None):
     )
 
 
-@pytest.mark.parametrize("kept", [False, True])
-def test_two_processes_give_the_result_of_one(kept, tmp_path):
-    """The last batch has one row, so one of the two processes has none."""
+@pytest.fixture
+def two_threads():
+    """Give this process another number of threads than the processes it starts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_two_processes_give_the_result_of_one(cache, tmp_path, two_threads):
+    """The last batch has one sample, so one of the two processes has none."""
     one, two = attached(), attached()
-    options = {"epochs": 3, "seed": 4, "train_final": True, "cache": kept}
+    options = {"epochs": 3, "seed": 4, "train_final": True, "cache": cache}
     val = DataLoader(TensorDataset(*data(21, 9)), 5)
     first = leenet_fx.fit(one, shuffled(), val, **options, method="leenet")
     second = leenet_fx.fit(
@@ -45,11 +58,11 @@ def test_two_processes_give_the_result_of_one(kept, tmp_path):
     assert torch.equal(loaded.exits[0].head.linear.weight, two.exits[0].head.linear.weight)
 
 
-def test_an_error_in_a_process_is_the_error_of_one():
+def test_an_error_in_a_process_is_raised_here():
     ee = attached()
     before = copy.deepcopy(ee.state_dict())
     bad = torch.full((70,), 9)
-    with pytest.raises(InputError, match="label 9, but the head has 5 classes"):
+    with pytest.raises(InputError, match="label 9, but the final classifier has 5 classes"):
         leenet_fx.fit(ee, shuffled(bad), epochs=1, accelerator="cpu", devices=2, method="leenet")
     assert all(torch.equal(before[key], value) for key, value in ee.state_dict().items())
 
@@ -62,7 +75,7 @@ def test_bf16_mixed_trains_float32_weights():
     assert float((ee.all_exits(x).logits[-2].argmax(1) == labels).float().mean()) > 0.8
 
 
-def test_a_loss_that_is_not_finite_keeps_the_good_weights_in_mixed_precision():
+def test_a_loss_that_is_not_finite_restores_the_weights_in_mixed_precision():
     ee = attached()
     x, labels = data(8)
     late = [(x, labels)] * 260 + [(x * float("nan"), labels)]
@@ -80,6 +93,29 @@ def test_a_loss_that_is_not_finite_keeps_the_good_weights_in_mixed_precision():
         ({"devices": -3}, "devices=-3"),
     ],
 )
-def test_what_is_not_there_is_named(options, message):
+def test_devices_and_precisions_that_do_not_exist_are_errors(options, message):
     with pytest.raises(InputError, match=message):
         leenet_fx.fit(attached(), shuffled(), **options, method="leenet")
+
+
+def test_importing_fit_changes_no_reducer_of_the_process():
+    code = """
+from multiprocessing.reduction import ForkingPickler
+import torch, torch.multiprocessing, copyreg
+import lightning_fabric
+before = dict(ForkingPickler._extra_reducers), dict(copyreg.dispatch_table)
+import leenet_fx.training.fit
+from leenet_fx.training.transfer import Transferable
+import pickle
+pickle.dumps(Transferable(print))
+assert (ForkingPickler._extra_reducers, copyreg.dispatch_table) == before
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_transferred_generator_continues_where_it_was():
+    generator = torch.Generator().manual_seed(3)
+    torch.rand(5, generator=generator)
+    sent = pickle.loads(pickle.dumps(Transferable(generator.get_state)))
+    assert torch.equal(sent(), generator.get_state())
+    assert sent.function.__self__ is not generator

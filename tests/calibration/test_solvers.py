@@ -1,4 +1,4 @@
-"""Threshold solvers against every threshold they could have chosen."""
+"""Threshold solvers against exhaustive search over all thresholds."""
 
 import math
 
@@ -23,32 +23,32 @@ from leenet_fx.policies import Entropy, Patience, Vote
 SOLVERS = [common, exponential]
 
 
-def leaves_where(confidence, thresholds):
+def exits_by_loop(confidence, thresholds):
     """Exit indices, sample by sample and exit by exit."""
-    left = []
+    indices = []
     for sample in confidence:
-        at = 0
-        while at < len(thresholds) and sample[at] < thresholds[at]:
-            at += 1
-        left.append(at)
-    return left
+        index = 0
+        while index < len(thresholds) and sample[index] < thresholds[index]:
+            index += 1
+        indices.append(index)
+    return indices
 
 
-def total_cost(left, costs):
-    return sum(costs[at] for at in left)
+def total_cost(exit_index, costs):
+    return sum(costs[index] for index in exit_index)
 
 
-def shares_taken(confidence, rho):
-    """Each exit takes its share of the best still inside; n ≤ 10, so no share is a near miss."""
+def thresholds_by_loop(confidence, rho):
+    """Give each exit its share of the most confident remaining samples, for n ≤ 10."""
     samples, exits = len(confidence), len(confidence[0])
-    inside = list(range(samples))
+    remaining = list(range(samples))
     thresholds = []
     for k in range(exits):
         share = rho**k / sum(rho**j for j in range(exits + 1))
-        best_first = sorted((confidence[b][k] for b in inside), reverse=True)
+        best_first = sorted((confidence[b][k] for b in remaining), reverse=True)
         taken = best_first[: math.floor(samples * share + 1e-9)]
         thresholds.append(taken[-1] if taken else math.inf)
-        inside = [b for b in inside if confidence[b][k] < thresholds[-1]]
+        remaining = [b for b in remaining if confidence[b][k] < thresholds[-1]]
     return thresholds
 
 
@@ -82,28 +82,28 @@ def test_common_is_the_highest_threshold_in_the_budget(problem):
     affordable = [
         threshold
         for threshold in [*confidence.flatten().tolist(), math.inf]
-        if total_cost(leaves_where(rows, [threshold] * exits), costs) <= budget * samples
+        if total_cost(exits_by_loop(rows, [threshold] * exits), costs) <= budget * samples
     ]
     assert common(confidence, costs, budget) == [max(affordable)] * exits
 
 
 @settings(deadline=None, max_examples=100)
 @given(confidences(most=10), st.sampled_from(RATIOS))
-def test_exponential_thresholds_take_each_exit_its_share(confidence, rho):
-    assert exponential_thresholds(confidence, rho) == shares_taken(confidence.tolist(), rho)
+def test_exponential_thresholds_give_each_exit_its_share(confidence, rho):
+    assert exponential_thresholds(confidence, rho) == thresholds_by_loop(confidence.tolist(), rho)
 
 
 @settings(deadline=None, max_examples=12)
 @given(problems())
-# Two leave at exit 0 (ρ near 0.3), or one there and one at exit 1 (ρ near 1), at the same cost.
+# Two exit at 0 (ρ near 0.3), or one at 0 and one at 1 (ρ near 1), at the same cost.
 @example((torch.tensor([[0.1, 0.1], [0.2, 0.2], [0.3, 0.3], [0.4, 0.4]]), [0.5, 0.5, 1.0], 0.75))
-def test_exponential_spends_the_most_of_all_ratios(problem):
+def test_exponential_has_the_highest_cost_of_all_ratios_within_the_budget(problem):
     confidence, costs, budget = problem
     rows = confidence.tolist()
     best, expected = -math.inf, None
     for rho in RATIOS:
-        thresholds = shares_taken(rows, rho)
-        spent = total_cost(leaves_where(rows, thresholds), costs)
+        thresholds = thresholds_by_loop(rows, rho)
+        spent = total_cost(exits_by_loop(rows, thresholds), costs)
         if best < spent <= budget * len(rows):
             best, expected = spent, thresholds
     if budget >= costs[-1]:
@@ -113,20 +113,22 @@ def test_exponential_spends_the_most_of_all_ratios(problem):
 
 @settings(deadline=None)
 @given(st.data(), confidences())
-def test_left_at_and_mean_cost_equal_a_loop(data, confidence):
+def test_exit_indices_and_mean_cost_equal_a_loop(data, confidence):
     exits = confidence.shape[1]
     thresholds = st.integers(-5, 9).map(lambda v: v / 8) | st.sampled_from([math.inf, -math.inf])
     chosen = data.draw(st.lists(thresholds, min_size=exits, max_size=exits))
     costs = data.draw(st.lists(st.integers(0, 64), min_size=exits + 1, max_size=exits + 1))
-    left = exit_indices_at(confidence, chosen)
-    expected = leaves_where(confidence.tolist(), chosen)
-    assert left.tolist() == expected
-    assert mean_cost(left, costs) == pytest.approx(total_cost(expected, costs) / len(expected))
+    exit_index = exit_indices_at(confidence, chosen)
+    expected = exits_by_loop(confidence.tolist(), chosen)
+    assert exit_index.tolist() == expected
+    assert mean_cost(exit_index, costs) == pytest.approx(
+        total_cost(expected, costs) / len(expected)
+    )
 
 
 @settings(deadline=None, max_examples=15)
 @given(st.sampled_from(SOLVERS), st.integers(0, 10**6), st.floats(0, 1))
-def test_the_budget_is_kept_and_nearly_spent(solver, seed, at):
+def test_the_mean_cost_is_within_the_budget_and_close_to_it(solver, seed, at):
     generator = torch.Generator().manual_seed(seed)
     confidence = torch.rand(300, 4, generator=generator)
     costs = torch.rand(5, generator=generator, dtype=torch.float64).sort().values
@@ -142,23 +144,23 @@ def test_a_budget_of_exactly_an_exits_cost(solver, samples):
     # 0.1 + 0.1 + 0.1 is more than 0.3, so a mean of rounded sums would not meet a budget of 0.1.
     confidence = torch.rand(samples, 2)
     costs = [0.1, 0.7, 1.1]
-    left = exit_indices_at(confidence, solver(confidence, costs, 0.1))
-    assert left.tolist() == [0] * samples
-    assert mean_cost(left, costs) == 0.1
+    exit_index = exit_indices_at(confidence, solver(confidence, costs, 0.1))
+    assert exit_index.tolist() == [0] * samples
+    assert mean_cost(exit_index, costs) == 0.1
     assert solver(confidence, costs, 1.1) == [math.inf, math.inf]
     assert solver(confidence, costs, math.inf) == [math.inf, math.inf]
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_one_exit_lets_the_surest_half_go(solver):
+def test_the_most_confident_half_exits_early(solver):
     confidence = torch.tensor([[0.1], [0.9], [0.4], [0.6]])
     assert exit_indices_at(confidence, solver(confidence, [0.2, 1.0], 0.6)).tolist() == [1, 0, 1, 0]
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_samples_that_tie_leave_together(solver):
+def test_samples_with_equal_confidence_exit_together(solver):
     confidence = torch.tensor([[0.5, 0.1], [0.5, 0.2], [0.5, 0.3], [0.2, 0.9]])
-    # No threshold of exit 0 tells the first three apart.
+    # No threshold of exit 0 separates the first three.
     assert exit_indices_at(confidence, solver(confidence, [0.5, 0.75, 1.0], 0.6)).tolist() == [
         0,
         0,
@@ -168,7 +170,7 @@ def test_samples_that_tie_leave_together(solver):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_where_all_are_as_sure_all_leave_or_none(solver):
+def test_with_equal_confidences_all_samples_exit_or_none(solver):
     certain = MaxProbability(1.0).confidence(0, torch.randn(6, 1)).unsqueeze(1).repeat(1, 2)
     assert exit_indices_at(certain, solver(certain, [0.2, 0.6, 1.0], 0.99)).tolist() in (
         [0] * 6,
@@ -185,17 +187,17 @@ def test_where_all_are_as_sure_all_leave_or_none(solver):
         (common, Patience(1)),
     ],
 )
-def test_policies_do_what_was_solved_for(solver, policy):
+def test_policies_exit_as_solved(solver, policy):
     logits = 3 * torch.randn(60, 4, 3)
     read = [logits[:, i] if policy.reads == "logits" else logits[:, : i + 1] for i in range(4)]
     confidence = torch.stack([policy.confidence(i, scores) for i, scores in enumerate(read)], 1)
     thresholds = solver(confidence, [0.2, 0.4, 0.6, 0.8, 1.0], 0.7)
     solved = policy.with_confidence(thresholds)
     solved.check(4)
-    left = torch.full((60,), 4)
+    exit_index = torch.full((60,), 4)
     for index in reversed(range(4)):
-        left[solved.should_exit(index, read[index])] = index
-    assert torch.equal(left, exit_indices_at(confidence, thresholds))
+        exit_index[solved.should_exit(index, read[index])] = index
+    assert torch.equal(exit_index, exit_indices_at(confidence, thresholds))
 
 
 def test_shares_at_the_ends_of_the_ratio():
@@ -209,8 +211,8 @@ def test_shares_at_the_ends_of_the_ratio():
 
 
 @given(st.integers(1, 60))
-def test_equal_shares_of_as_many_samples_as_outlets(exits):
-    # 49 · (1/49) is less than 1 in floating point; each exit must still take its one sample.
+def test_equal_shares_of_one_sample_for_each_classifier(exits):
+    # 49 · (1/49) is less than 1 in floating point; each exit must still receive its sample.
     confidence = torch.rand(exits + 1, exits, generator=torch.Generator().manual_seed(exits))
     assert sorted(
         exit_indices_at(confidence, exponential_thresholds(confidence, 1.0)).tolist()
@@ -227,7 +229,7 @@ SURE = torch.tensor([[0.2, 0.4], [0.6, 0.8]])
         (SURE, [0.2, 0.5, 1.0], 0.19, r"budget is 0\.19, but .* between 0\.2, .* and 1\.0"),
         (SURE, [0.2, 0.5, 1.0], math.nan, "budget is nan"),
         (SURE, [0.2, 1.0], 0.5, "Expected 3 costs, .* got 2"),
-        (SURE, [0.2, 0.1, 1.0], 0.5, "must not fall"),
+        (SURE, [0.2, 0.1, 1.0], 0.5, "must not decrease"),
         (SURE, [0.2, 0.5, math.nan], 0.5, "finite costs"),
         (SURE, [[0.2, 0.5, 1.0]], 0.5, "finite costs"),
         (torch.tensor([[0.2, math.nan]]), [0.2, 0.5, 1.0], 0.5, "finite; some are NaN"),
@@ -243,12 +245,12 @@ SURE = torch.tensor([[0.2, 0.4], [0.6, 0.8]])
         ),
     ],
 )
-def test_problems_that_do_not_fit(solver, confidence, costs, budget, message):
+def test_arguments_that_do_not_fit_are_errors(solver, confidence, costs, budget, message):
     with pytest.raises(InputError, match=message):
         solver(confidence, costs, budget)
 
 
-def test_helpers_refuse_what_does_not_fit():
+def test_shapes_and_indices_that_do_not_fit_are_errors():
     with pytest.raises(InputError, match="each of 2 exits, got 1"):
         exit_indices_at(SURE, [0.5])
     with pytest.raises(InputError, match="Exit index 2 has no cost: only 2"):
@@ -257,7 +259,7 @@ def test_helpers_refuse_what_does_not_fit():
         mean_cost(torch.tensor([], dtype=torch.long), [0.5, 1.0])
 
 
-def test_solvers_are_found_by_name():
+def test_solvers_are_registered():
     assert list_solvers() == ["common", "exponential"]
     assert [get_solver(name) for name in list_solvers()] == SOLVERS
     with pytest.raises(UnknownNameError, match=r"Unknown solver 'comon'\. Did you mean 'common'"):

@@ -1,4 +1,4 @@
-"""A training run that a test can kill: python resumable.py FOLDER WEIGHTS."""
+"""A training run that a test can kill: python resumable_run.py FOLDER WEIGHTS."""
 
 import random
 import sys
@@ -12,7 +12,7 @@ import leenet_fx
 
 
 class Noisy(TensorDataset):
-    """Augments with the global generators, as torchvision and timm do."""
+    """Images augmented with the global generators, as torchvision and timm do."""
 
     def __getitem__(self, index):
         x, label = super().__getitem__(index)

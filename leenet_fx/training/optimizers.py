@@ -1,0 +1,87 @@
+"""Optimizers and learning-rate schedules of a phase."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from leenet_fx.training.parameters import UpdateParameters
+
+NECK_WEIGHT_DECAY = 1e-3
+"""Weight decay of necks. With SGD at 0.2 a branch of convolutions is 1.5 points more accurate after
+five epochs of CIFAR-10 than with Adam or AdamW at their best learning rates and decays."""
+
+WARMUP = 0.1
+"""Share of a phase over which learning rates rise."""
+
+
+def warmup_cosine(progress: float) -> float:
+    """Return the learning rate relative to its maximum: a linear rise, then a cosine to 0.
+
+    Args:
+        progress: share of the phase that is completed, in [0, 1]; above 1 counts as 1.
+    """
+    if progress < WARMUP:
+        return progress / WARMUP
+    share = (min(progress, 1.0) - WARMUP) / (1 - WARMUP)
+    return (1 + math.cos(math.pi * share)) / 2
+
+
+def make_optimizers(parameters: UpdateParameters, lr: float, sgd_lr: float) -> list[Optimizer]:
+    """Return Adam for linear layers, and SGD with momentum for necks and the backbone.
+
+    Args:
+        parameters: of one update.
+        lr: Adam's maximum learning rate.
+        sgd_lr: SGD's maximum learning rate.
+    """
+    optimizers: list[Optimizer] = []
+    if parameters.linear:
+        optimizers.append(torch.optim.Adam([_group(parameters.linear, lr)], lr))
+    groups = []
+    if parameters.necks:
+        groups.append(_group(parameters.necks, sgd_lr, weight_decay=NECK_WEIGHT_DECAY))
+    if parameters.backbone:
+        groups.append(_group(parameters.backbone, sgd_lr, weight_decay=0.0))
+    if groups:
+        optimizers.append(torch.optim.SGD(groups, sgd_lr, momentum=0.9, nesterov=True))
+    return optimizers
+
+
+def make_schedulers(
+    optimizers: Sequence[Optimizer], *, epoch: int, epochs: int, batch: int, batches: int | None
+) -> list[LambdaLR]:
+    """Return schedulers of `warmup_cosine` that start at a batch of a phase.
+
+    The learning rate of a batch is that of its middle. Schedulers hold no state but the position,
+    so new ones at the same position resume an interrupted phase.
+
+    Args:
+        optimizers: to set the learning rates of, for the batch at which they start; from
+            `make_optimizers`, as Fabric has wrapped them or not.
+        epoch: number of completed epochs of the phase.
+        epochs: number of epochs of the phase.
+        batch: number of completed batches of the epoch.
+        batches: number of batches of an epoch. If it is unknown, the learning rate is that of the
+            epoch's middle, and the schedulers are to be stepped once an epoch.
+    """
+    total = epochs * (batches or 1)
+    position = epoch if batches is None else epoch * batches + batch
+    return [
+        LambdaLR(
+            getattr(optimizer, "optimizer", optimizer),
+            lambda step: warmup_cosine((step + 0.5) / total),
+            last_epoch=position - 1,
+        )
+        for optimizer in optimizers
+    ]
+
+
+def _group(parameters: list[Any], lr: float, **options: float) -> dict[str, Any]:
+    # Schedulers that do not start at the first batch need the maximum under this name.
+    return {"params": parameters, "initial_lr": lr, **options}

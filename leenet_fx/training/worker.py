@@ -1,0 +1,161 @@
+"""Training of all phases of a plan, in one of the processes that share the work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from leenet_fx.storage.exits import fingerprint
+from leenet_fx.surgery.module import EarlyExitModule
+from leenet_fx.training import checkpoint
+from leenet_fx.training.feature_source import FeatureSource, FitData
+from leenet_fx.training.metrics import Epoch, scalars, tensorboard_logger, write_metrics
+from leenet_fx.training.plan import Plan
+from leenet_fx.training.progress import progress_bars
+from leenet_fx.training.trainer import PhaseTrainer
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Trains a network in place; can be sent to other processes.
+
+    Attributes:
+        data: of the run.
+        plan: of the run.
+        costs: (N+1,) relative costs.
+        folder: for metrics and checkpoints, if any.
+        resume: whether to resume from the checkpoint in `folder`.
+        tensorboard: whether to write TensorBoard events to `folder`.
+        show_progress: whether to show progress bars.
+    """
+
+    data: FitData
+    plan: Plan
+    costs: Tensor
+    folder: Path | None
+    resume: bool
+    tensorboard: bool
+    show_progress: bool
+
+    def __call__(
+        self,
+        fabric: Fabric,
+        ee: EarlyExitModule,
+        final: nn.Module | None,
+        history: list[Epoch],
+    ) -> None:
+        """Train all phases.
+
+        Args:
+            fabric: of the processes that share each batch.
+            ee: the network, on Fabric's device.
+            final: the final classifier, if it is trained.
+            history: is appended to.
+        """
+        plan = self.plan
+        sources = self._sources(fabric, ee, final)
+        train = sources["train"]
+        generator = torch.Generator().manual_seed(plan.seed)
+        first, trainer_state = self._resume(ee, generator, history)
+        folder = self.folder if fabric.is_global_zero else None
+        board = tensorboard_logger(folder) if folder is not None and self.tensorboard else None
+        with progress_bars(self.show_progress and fabric.is_global_zero) as bar:
+            for index, (phase, epochs) in enumerate(zip(plan.phases, plan.epochs, strict=True)):
+                if not epochs or index < first:
+                    continue
+                gates_only = phase.parameter_groups == {"gates"}
+                source = sources.get("calibration", train) if gates_only else train
+                trainer = PhaseTrainer(
+                    ee,
+                    phase,
+                    final,
+                    fabric=fabric,
+                    costs=self.costs.to(fabric.device),
+                    cost_weight=plan.alpha,
+                    lr=plan.lr,
+                    epochs=epochs,
+                    patience=plan.patience,
+                    generator=generator,
+                )
+                if trainer_state is not None and index == first:
+                    trainer.load_state_dict(trainer_state)
+                else:
+                    trainer.prepare(source)
+
+                def after_epoch(index: int = index, trainer: PhaseTrainer = trainer) -> None:
+                    epoch = history[-1]
+                    completed = epoch.epoch / trainer.epochs
+                    bar(epoch.phase, f"loss {epoch.train_loss:.4f}", completed)
+                    if folder is None:
+                        return
+                    state = self._state(ee, index, trainer, generator, history)
+                    checkpoint.save_checkpoint(folder, state)
+                    write_metrics(folder, history)
+                    if board is not None:
+                        board.log_metrics(scalars(epoch), epoch.epoch)
+
+                trainer.run(source, sources.get("val"), history, after_epoch)
+        if board is not None:
+            board.finalize("success")
+
+    def _sources(
+        self, fabric: Fabric, ee: EarlyExitModule, final: nn.Module | None
+    ) -> dict[str, FeatureSource]:
+        labelled = not self.plan.method.label_free
+        return {
+            name: FeatureSource(ee, data, name, fabric, final, labelled)
+            for name, data in self.data.named()
+        }
+
+    def _resume(
+        self, ee: EarlyExitModule, generator: torch.Generator, history: list[Epoch]
+    ) -> tuple[int, dict[str, Any] | None]:
+        """Restore the checkpoint, if there is one to resume from.
+
+        Returns:
+            The index of the first phase to train, and the state of its trainer.
+        """
+        if self.folder is None or not self.resume:
+            return 0, None
+        state = checkpoint.load_checkpoint(self.folder)
+        if state is None:
+            return 0, None
+        path = self.folder / checkpoint.FILE
+        checkpoint.check_same_run(path, self._identity(), state["run"])
+        checkpoint.check_same_network(path, state["graph"], fingerprint(ee))
+        history[:] = [Epoch(**epoch) for epoch in state["history"]]
+        generator.set_state(state["generator"])
+        checkpoint.set_random_state(state["random"], self.data.loaders())
+        for cache, epochs_read in zip(self.data.caches(), state["epochs_read"], strict=True):
+            cache.epochs_read = epochs_read
+        return state["phase"], state["trainer"]
+
+    def _identity(self) -> Mapping[str, Any]:
+        """Return what a run must share with one to resume."""
+        return {**self.plan.to_dict(), "phases": [phase.name for phase in self.plan.phases]}
+
+    def _state(
+        self,
+        ee: EarlyExitModule,
+        index: int,
+        trainer: PhaseTrainer,
+        generator: torch.Generator,
+        history: list[Epoch],
+    ) -> dict[str, Any]:
+        """Return everything that another run needs to resume this one."""
+        return {
+            "run": self._identity(),
+            "graph": fingerprint(ee),
+            "phase": index,
+            "trainer": trainer.state_dict(),
+            "history": [asdict(epoch) for epoch in history],
+            "generator": generator.get_state(),
+            "random": checkpoint.random_state(self.data.loaders()),
+            "epochs_read": [cache.epochs_read for cache in self.data.caches()],
+        }

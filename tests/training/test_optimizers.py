@@ -1,0 +1,78 @@
+"""Learning rates: torch's schedulers against the closed form, from any batch on."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from leenet_fx.training.optimizers import make_optimizers, make_schedulers, warmup_cosine
+from leenet_fx.training.parameters import UpdateParameters
+
+
+def optimizers(lr=0.1, sgd_lr=0.4):
+    linear, neck, backbone = ([nn.Parameter(torch.ones(2))] for _ in range(3))
+    return make_optimizers(UpdateParameters(linear, neck, backbone), lr, sgd_lr)
+
+
+def rates(made):
+    return [group["lr"] for optimizer in made for group in optimizer.param_groups]
+
+
+def closed_form(progress):
+    if progress < 0.1:
+        return progress / 0.1
+    return (1 + math.cos(math.pi * (progress - 0.1) / 0.9)) / 2
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_rates_rise_for_a_tenth_and_then_fall(a, b):
+    assert 0 <= warmup_cosine(a) <= 1
+    first, second = sorted((a, b))
+    if second <= 0.1:
+        assert warmup_cosine(first) <= warmup_cosine(second)
+    if first >= 0.1:
+        assert warmup_cosine(first) >= warmup_cosine(second)
+
+
+def test_rates_at_selected_points():
+    found = [warmup_cosine(progress) for progress in (0, 0.05, 0.1, 0.55, 1, 1.5)]
+    assert found == pytest.approx([0, 0.5, 1, 0.5, 0, 0])
+
+
+@pytest.mark.parametrize(("epochs", "batches"), [(1, 1), (3, 7), (12, 5)])
+def test_schedulers_follow_the_closed_form_at_the_middle_of_each_batch(epochs, batches):
+    made = optimizers()
+    for epoch in range(epochs):
+        schedulers = make_schedulers(made, epoch=epoch, epochs=epochs, batch=0, batches=batches)
+        for batch in range(batches):
+            factor = closed_form((epoch + (batch + 0.5) / batches) / epochs)
+            assert rates(made) == pytest.approx([0.1 * factor, 0.4 * factor, 0.4 * factor])
+            for optimizer in made:
+                optimizer.step()
+            for scheduler in schedulers:
+                scheduler.step()
+
+
+def test_schedulers_that_start_in_the_middle_of_an_epoch_continue_the_schedule():
+    made = optimizers()
+    make_schedulers(made, epoch=2, epochs=4, batch=3, batches=8)
+    factor = closed_form((2 + 3.5 / 8) / 4)
+    assert rates(made) == pytest.approx([0.1 * factor, 0.4 * factor, 0.4 * factor])
+
+
+def test_epochs_of_unknown_length_have_the_rate_of_their_middle():
+    made = optimizers()
+    for epoch in range(5):
+        make_schedulers(made, epoch=epoch, epochs=5, batch=0, batches=None)
+        factor = closed_form((epoch + 0.5) / 5)
+        assert rates(made) == pytest.approx([0.1 * factor, 0.4 * factor, 0.4 * factor])
+
+
+def test_necks_have_weight_decay_and_the_backbone_has_none():
+    adam, sgd = optimizers()
+    assert isinstance(adam, torch.optim.Adam)
+    assert isinstance(sgd, torch.optim.SGD)
+    assert [group["weight_decay"] for group in sgd.param_groups] == [1e-3, 0]
