@@ -48,7 +48,7 @@ def leenet(temperature_scaled: bool = True) -> Method:
         phases=(EXITS, FINAL, gates),
         policy=GateThreshold(0.0),
         source="LEENet: learned early exits (poster and reference code)",
-        trade_off="weight",
+        trade_off="cost_weight",
     )
 
 
@@ -68,7 +68,7 @@ def leenet_dial() -> Method:
         source="leenet-fx",
         branch_options={"gate": "dial"},
         requires={"gate": "dial"},
-        trade_off="dial",
+        trade_off="alpha",
     )
 
 
@@ -87,7 +87,7 @@ def diffbranch(recipe: str = "joint") -> Method:
         policy=GateThreshold(0.0),
         source="Scardapane et al. 2020, Differentiable Branching in Deep Networks",
         branch_options={"gate": "features"},
-        trade_off="weight",
+        trade_off="cost_weight",
         max_cost_weight=math.inf,
     )
 
@@ -117,7 +117,7 @@ def eenets(version: int = 1, recipe: str = "joint", two_stage: bool = True) -> M
         policy=_eenets_policy(version),
         source="Demir & Akbas 2024, Early-exit Convolutional Neural Networks",
         branch_options={"gate": "features"},
-        trade_off="weight" if version else "threshold",
+        trade_off="cost_weight" if version else "threshold",
         cost_weight=1.0,
         max_cost_weight=math.inf,
     )
@@ -163,7 +163,7 @@ def jei_dnn(period: int = 200) -> Method:
         policy=GateThreshold(0.0),
         source="Regol et al. 2024, Jointly-Learned Exit and Inference for a Dynamic Neural Network",
         branch_options={"gate": "confidence"},
-        trade_off="weight",
+        trade_off="cost_weight",
         max_cost_weight=math.inf,
     )
 

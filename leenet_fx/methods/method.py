@@ -13,7 +13,7 @@ from leenet_fx.methods.phases import Phase
 from leenet_fx.policies import Policy
 from leenet_fx.registry import Registry, unknown_name
 
-Knob: TypeAlias = Literal["weight", "threshold", "shares", "patience", "dial"]
+Knob: TypeAlias = Literal["cost_weight", "threshold", "exit_shares", "patience", "alpha"]
 """What moves a method along its frontier of accuracy and cost: the weight of the cost, for which
 gates are trained anew; a threshold common to all exits; thresholds by exponential shares; the
 patience; the dial of gates that know every weight."""

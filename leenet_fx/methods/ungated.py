@@ -53,7 +53,7 @@ def msdnet(recipe: str = "joint", threshold: float = 0.9) -> Method:
         phases=classifier_phases(recipe, SumOfExits(), EENets(0)),
         policy=MaxProbability(threshold),
         source="Huang et al. 2018, Multi-Scale Dense Networks",
-        trade_off="shares",
+        trade_off="exit_shares",
     )
 
 
@@ -121,7 +121,7 @@ def boostnet(recipe: str = "joint", threshold: float = 0.9) -> Method:
         source="Yu et al. 2023, Boosted Dynamic Neural Networks",
         branch_options={"head": "additive"},
         requires={"head": "additive"},
-        trade_off="shares",
+        trade_off="exit_shares",
     )
 
 

@@ -88,7 +88,7 @@ def fit(
     train: Iterable[Any] | FeatureCache,
     val: Iterable[Any] | FeatureCache | None = None,
     *,
-    gates: Iterable[Any] | FeatureCache | None = None,
+    calibration: Iterable[Any] | FeatureCache | None = None,
     method: str | Method | None = None,
     alpha: float | None = None,
     cost: str = "flops",
@@ -119,7 +119,7 @@ def fit(
             `cache_features` made of such a loader. Methods that learn from the backbone take
             images alone too.
         val: likewise; where given, each step keeps the weights of its best epoch on it.
-        gates: likewise, what the gates are fitted on; None takes `train`. On images that the
+        calibration: likewise, what the gates are fitted on; None takes `train`. On images that the
             backbone knows by heart no exit looks risky, so images it has not seen are better.
         method: a registered name (see `leenet_fx.list_methods`), or a `Method`, which carries its
             options: `leenet_fx.get_method("pabee", patience=3)`. None takes the method that `ee`
@@ -158,7 +158,7 @@ def fit(
         recipe,
         train,
         val,
-        gates,
+        calibration,
         _Plan(
             recipe,
             recipe.name,
@@ -192,10 +192,12 @@ def fit(
                     f"Method '{recipe.name}' trains the backbone: cache=True goes with a frozen one."
                 )
             labelled = not recipe.label_free
-            train, val, gates = (_cached(ee, data, made, labelled) for data in (train, val, gates))
+            train, val, calibration = (
+                _cached(ee, data, made, labelled) for data in (train, val, calibration)
+            )
         try:
             work = partial(
-                _work, train, val, gates, plan, folder, resume, tensorboard, _shows(progress)
+                _work, train, val, calibration, plan, folder, resume, tensorboard, _shows(progress)
             )
             distributed.run(fabric, ee, plan.final_path, work, result.history, backbone)
         finally:
@@ -203,7 +205,7 @@ def fit(
                 one.close()
         policy = recipe.policy_for(ee.num_exits)
         if policy.reads != "gate" or "gates" in plan.parameter_groups:
-            ee.policy = policy.with_alpha(plan.alpha) if recipe.trade_off == "dial" else policy
+            ee.policy = policy.with_alpha(plan.alpha) if recipe.trade_off == "alpha" else policy
         if "final" in plan.parameter_groups:
             _note_changed(ee, str(plan.final_path))
         if backbone:
@@ -237,7 +239,7 @@ def _method(ee: EarlyExitModule, method: str | Method | None) -> Method:
 def _work(
     train: Iterable[Any] | FeatureCache,
     val: Iterable[Any] | FeatureCache | None,
-    gates: Iterable[Any] | FeatureCache | None,
+    calibration: Iterable[Any] | FeatureCache | None,
     plan: _Plan,
     folder: Path | None,
     resume: bool,
@@ -251,10 +253,14 @@ def _work(
     """Every step of the plan, in one of the processes that do it."""
     labelled = not plan.recipe.label_free
     fed = Source(ee, train, "train", fabric, final, labelled)
-    gates_fed = fed if gates is None else Source(ee, gates, "gates", fabric, final, labelled)
+    gates_fed = fed
+    if calibration is not None:
+        gates_fed = Source(ee, calibration, "calibration", fabric, final, labelled)
     held_out = None if val is None else Source(ee, val, "val", fabric, final, labelled)
-    caches = [data for data in (train, val, gates) if isinstance(data, FeatureCache)]
-    loaders = [getattr(data, "loader", data) for data in (train, val, gates) if data is not None]
+    caches = [data for data in (train, val, calibration) if isinstance(data, FeatureCache)]
+    loaders = [
+        getattr(data, "loader", data) for data in (train, val, calibration) if data is not None
+    ]
     generator = torch.Generator().manual_seed(plan.seed)
     costs = _costs(ee, plan, fabric.device)
     writes = folder is not None and fabric.is_global_zero
@@ -337,7 +343,7 @@ def _checked(
     recipe: Method,
     train: object,
     val: object,
-    gates: object,
+    calibration: object,
     plan: _Plan,
     epochs: int | Mapping[str, int],
     train_final: bool | None,
@@ -353,7 +359,7 @@ def _checked(
         if val is None:
             raise InputError("patience needs val: it counts epochs without a better loss on it.")
     caches = []
-    for name, data in (("train", train), ("val", val), ("gates", gates)):
+    for name, data in (("train", train), ("val", val), ("calibration", calibration)):
         if isinstance(data, FeatureCache):
             data.check(ee)
             caches.append(name)
