@@ -26,10 +26,11 @@ from cifar10 import (
     fitted_heads,
 )
 
+from leenet_fx.environment import environment
 from leenet_fx.evaluation.sweep import Sweep, sweep
 from leenet_fx.report.page import write_page
 from leenet_fx.report.records import make_record
-from leenet_fx.report.results import Criterion, Result, environment
+from leenet_fx.report.results import Criterion, Result
 
 RESULT = RESULTS / "cifar10_alpha.json"
 COMMAND = "python benchmarks/cifar10_alpha.py --data PATH --weights PATH"

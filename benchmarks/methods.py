@@ -25,12 +25,13 @@ import leenet_fx
 from leenet_fx.data.digits import load_digits
 from leenet_fx.data.splits import open_data
 from leenet_fx.demo.run import train_backbone
+from leenet_fx.environment import environment
 from leenet_fx.evaluation.compare import SHOWN, Comparison, MethodSpec, compare, frozen
 from leenet_fx.methods.phases import single_update_phase
 from leenet_fx.objectives import FinalClassifier
 from leenet_fx.report.page import write_page
 from leenet_fx.report.records import make_frame, read_records
-from leenet_fx.report.results import Criterion, Result, environment
+from leenet_fx.report.results import Criterion, Result
 
 FOLDERS = RESULTS / "methods"
 RESULT = RESULTS / "methods.json"

@@ -16,8 +16,9 @@ from typing import Any
 from cifar10 import RESULTS, Cifar10, arguments
 
 import leenet_fx
+from leenet_fx.environment import environment
 from leenet_fx.evaluation.sweep import ALPHAS, sweep
-from leenet_fx.report.results import Criterion, Result, environment
+from leenet_fx.report.results import Criterion, Result
 
 RESULT = RESULTS / "sweep_time.json"
 COMMAND = "python benchmarks/sweep_time.py --data PATH --weights PATH"
