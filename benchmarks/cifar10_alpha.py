@@ -56,12 +56,12 @@ def run(cifar: Cifar10, seeds: int) -> tuple[Sweep, dict[str, Any], float]:
     for seed in range(seeds):
         ee, trained = fitted_heads(cifar, seed)
         start = time.perf_counter()
-        gates = cifar.loader("calibrate", seed=seed)
+        gates = cifar.loader("calibration", seed=seed)
         sweeps.append(
             sweep(
                 ee,
                 gates,
-                cifar.loader("report"),
+                cifar.loader("test"),
                 seeds=(seed,),
                 epochs={"exits": 0, "gates": GATE_EPOCHS},
                 timed=0 if seed else TIMED,

@@ -33,9 +33,9 @@ def seconds(cifar: Cifar10, alphas: tuple[float, ...], seed: int) -> float:
     start = time.perf_counter()
     sweep(
         ee,
-        cifar.loader("fit", seed=seed),
-        cifar.loader("report"),
-        gates=cifar.loader("calibrate", seed=seed),
+        cifar.loader("train", seed=seed),
+        cifar.loader("test"),
+        calibration=cifar.loader("calibration", seed=seed),
         alphas=alphas,
         seeds=(seed,),
         epochs=EPOCHS,
