@@ -324,7 +324,9 @@ def test_file_of_another_comparison_is_rejected(tmp_path):
         json.dumps({**record, "fingerprint": None}),
     ):
         path.write_text(text)
-        with pytest.raises(StorageError, match="no comparison that can be resumed|has schema None"):
+        with pytest.raises(
+            StorageError, match=r"no comparison that can be resumed|has schema None"
+        ):
             compare(tiny(), specs, train, calibration, test, out=tmp_path, **OPTIONS)
         assert path.read_text() == text
 
