@@ -206,7 +206,7 @@ def test_compare_leaves_out_what_does_not_fit_unless_it_was_named(place, tmp_pat
     assert "Skipped: pteenet: " in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
     found = json.loads((tmp_path / "all" / "comparison.json").read_text())["comparison"]
-    assert list(found["left_out"]) == ["pteenet"]
+    assert list(found["skipped"]) == ["pteenet"]
     assert [run["label"] for run in found["runs"]] == ["distilled", "pabee", "shallow-deep"]
     result = compares(place, tmp_path / "one", "--methods", "pabee,pteenet", factory="tokens")
     assert isinstance(result.exception, InputError)

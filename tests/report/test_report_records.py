@@ -55,7 +55,9 @@ def test_records_of_schema_1_are_upgraded():
 
 
 def test_damaged_and_missing_records_raise(tmp_path):
-    with pytest.raises(InputError, match=r"has neither comparison\.json nor sweep\.json nor evaluation"):
+    with pytest.raises(
+        InputError, match=r"has neither comparison\.json nor sweep\.json nor evaluation"
+    ):
         read_records(tmp_path)
     shutil.copy(STORED / "sweep.json", tmp_path / "evaluation.json")
     with pytest.raises(StorageError, match="is not a record of kind 'evaluation'"):
