@@ -169,7 +169,7 @@ def sweep(
         cost: kind of cost, as for `fit`.
         epochs: number of epochs of each phase, as for `fit`.
         lr: highest learning rate, as for `fit`.
-        live: whether exits are fitted on the images of `train`, read again in each epoch, instead of
+        live: whether exits are fitted on the images of `train`, read again in each epoch, not on
             cached features.
         timed: number of test images to time both networks on at each α, with the first seed; 0 for
             no timing.

@@ -231,7 +231,7 @@ def test_compare_leaves_out_what_does_not_fit_unless_it_was_named(place, tmp_pat
         (("compare", "resnet18", "--out", "{place}/run"), 1, "run.yaml' is of another run"),
         (("evaluate", "{place}/run", "--overwrite"), 1, "name the file that builds it, --model"),
         (("evaluate", "{place}/images", "--model", "resnet18"), 1, "Cannot read '"),
-        (("evaluate", "{place}/run", "--split", "test"), 2, "Unknown split 'test'"),
+        (("evaluate", "{place}/run", "--split", "fit"), 2, "Unknown split 'fit'"),
         (("fit", "resnet18", "--out", "{place}/run"), 1, "has 10 classes, the head"),
         (
             ("fit", "{place}/net.py:small", "--out", "{place}/run", "--data", "{place}/images"),
