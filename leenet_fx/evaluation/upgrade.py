@@ -68,7 +68,10 @@ LEVELS = Level(
     keys={"made_of": "fingerprint", "others": "other_runs"},
     children={
         "config": Level(values={"split": SPLITS, "method": METHODS, "gate": {"dial": "alpha"}}),
-        "network": Level(keys={"captured": "tracer", "refused": "rejected"}),
+        "network": Level(
+            keys={"captured": "tracer", "refused": "rejected"},
+            children={"latency": Level(keys={"plain": "backbone"})},
+        ),
         "images": Level(keys={"answer": "predicted", "right": "correct"}),
         "evaluation": EVALUATION,
         "sweep": SWEEP,
