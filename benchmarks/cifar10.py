@@ -80,7 +80,7 @@ def fitted_heads(cifar: Cifar10, seed: int) -> tuple[leenet_fx.EarlyExitModule, 
     torch.manual_seed(seed)
     found = leenet_fx.fit(
         ee,
-        cifar.loader("fit", augment=True, seed=seed, batch=HEAD_BATCH),
+        cifar.loader("train", augment=True, seed=seed, batch=HEAD_BATCH),
         method="distilled",
         epochs=HEAD_EPOCHS[name],
         precision="bf16-mixed",

@@ -26,10 +26,11 @@ from cifar10 import (
     fitted_heads,
 )
 
+from leenet_fx.environment import environment
 from leenet_fx.evaluation.sweep import Sweep, sweep
 from leenet_fx.report.page import write_page
 from leenet_fx.report.records import make_record
-from leenet_fx.report.results import Criterion, Result, environment
+from leenet_fx.report.results import Criterion, Result
 
 RESULT = RESULTS / "cifar10_alpha.json"
 COMMAND = "python benchmarks/cifar10_alpha.py --data PATH --weights PATH"
@@ -55,12 +56,12 @@ def run(cifar: Cifar10, seeds: int) -> tuple[Sweep, dict[str, Any], float]:
     for seed in range(seeds):
         ee, trained = fitted_heads(cifar, seed)
         start = time.perf_counter()
-        gates = cifar.loader("calibrate", seed=seed)
+        gates = cifar.loader("calibration", seed=seed)
         sweeps.append(
             sweep(
                 ee,
                 gates,
-                cifar.loader("report"),
+                cifar.loader("test"),
                 seeds=(seed,),
                 epochs={"exits": 0, "gates": GATE_EPOCHS},
                 timed=0 if seed else TIMED,

@@ -35,7 +35,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import leenet_fx
 from leenet_fx import EarlyExitModule
-from leenet_fx.report.results import Criterion, Result, environment
+from leenet_fx.environment import environment
+from leenet_fx.report.results import Criterion, Result
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 PARTIAL = Path(__file__).parent / "coverage-partial.jsonl"

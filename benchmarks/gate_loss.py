@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from leenet_fx.environment import environment
 from leenet_fx.objectives import leenet_loss
-from leenet_fx.report.results import Criterion, Result, environment
+from leenet_fx.report.results import Criterion, Result
 
 BATCH, EXITS, PAIRS, ALPHA = 128, 4, 30, 0.5
 RESULTS = Path(__file__).parent / "results" / "gate_loss.json"
@@ -60,7 +61,7 @@ def main() -> None:
             {"loss": "double loop", "batch": BATCH, "exits": EXITS, "median_ms": slow},
             {"loss": "leenet_loss", "batch": BATCH, "exits": EXITS, "median_ms": fast},
         ],
-        figures=[Criterion("gate loss, times faster", ratio, "x", "≥ 50", ratio >= 50)],
+        criteria=[Criterion("gate loss, times faster", ratio, "x", "≥ 50", ratio >= 50)],
         environment=environment(),
     )
     result.write(RESULTS, "Gate loss: vectorised against a double loop")

@@ -25,12 +25,19 @@ import leenet_fx
 from leenet_fx.data.digits import load_digits
 from leenet_fx.data.splits import open_data
 from leenet_fx.demo.run import train_backbone
-from leenet_fx.evaluation.compare import SHOWN, Comparison, MethodSpec, compare, frozen
+from leenet_fx.environment import environment
+from leenet_fx.evaluation.compare import compare
+from leenet_fx.evaluation.comparison import (
+    TABLE_BUDGETS,
+    Comparison,
+    MethodSpec,
+    frozen_variants,
+)
 from leenet_fx.methods.phases import single_update_phase
 from leenet_fx.objectives import FinalClassifier
 from leenet_fx.report.page import write_page
-from leenet_fx.report.records import make_frame, read_records
-from leenet_fx.report.results import Criterion, Result, environment
+from leenet_fx.report.records import make_metadata, read_records
+from leenet_fx.report.results import Criterion, Result
 
 FOLDERS = RESULTS / "methods"
 RESULT = RESULTS / "methods.json"
@@ -130,7 +137,7 @@ def accuracy_trained_on(name: str, options: argparse.Namespace) -> float:
         cifar = Cifar10(name, options.data, options.weights)
         ee = leenet_fx.attach(cifar.model, EXITS[name], name=name)
         torch.manual_seed(0)
-        images = cifar.loader("fit", augment=True, seed=0, batch=HEAD_BATCH)
+        images = cifar.loader("train", augment=True, seed=0, batch=HEAD_BATCH)
         leenet_fx.fit(
             ee,
             images,
@@ -141,7 +148,7 @@ def accuracy_trained_on(name: str, options: argparse.Namespace) -> float:
         )
         right = [
             (ee(images).argmax(1) == labels).double().mean()
-            for images, labels in cifar.loader("report", batch=500)
+            for images, labels in cifar.loader("test", batch=500)
         ]
         file.write_text(json.dumps(float(torch.stack(right).mean())))
     return float(json.loads(file.read_text()))
@@ -162,15 +169,15 @@ def on_cifar10(
     return compare(
         cifar.model,
         variants,
-        cifar.loader("fit", seed=0),
-        cifar.loader("calibrate", seed=0),
-        cifar.loader("report"),
-        augmented=cifar.loader("fit", augment=True, seed=0, batch=HEAD_BATCH),
+        cifar.loader("train", seed=0),
+        cifar.loader("calibration", seed=0),
+        cifar.loader("test"),
+        augmented=cifar.loader("train", augment=True, seed=0, batch=HEAD_BATCH),
         epochs=EPOCHS,
         seeds=seeds,
         name=title,
         out=out,
-        frame=make_frame(ee, command=COMMAND, config=config, classes=cifar.images.classes),
+        metadata=make_metadata(ee, command=COMMAND, config=config, classes=cifar.images.classes),
         progress=True,
         **given,
     )
@@ -186,14 +193,14 @@ def on_digits(out: Path) -> Comparison:
     def loader(split: str, *, shuffled: bool) -> Any:
         return images.loader(split, _as_tensor, 64, shuffle=shuffle if shuffled else None)
 
-    example = next(iter(loader("report", shuffled=False)))[0][:1]
+    example = next(iter(loader("test", shuffled=False)))[0][:1]
     ee = leenet_fx.attach(model, "linear", num_exits=3, example_inputs=example, copy=False)
     return compare(
         model,
-        brisk(frozen([*PRESETS, "pteenet"])),
-        loader("fit", shuffled=True),
-        loader("calibrate", shuffled=True),
-        loader("report", shuffled=False),
+        brisk(frozen_variants([*PRESETS, "pteenet"])),
+        loader("train", shuffled=True),
+        loader("calibration", shuffled=True),
+        loader("test", shuffled=False),
         strategy="linear",
         num_exits=3,
         example_inputs=example,
@@ -201,7 +208,9 @@ def on_digits(out: Path) -> Comparison:
         seeds=range(3),
         name="digits",
         out=out,
-        frame=make_frame(ee, command=COMMAND, config={"epochs": EPOCHS}, classes=images.classes),
+        metadata=make_metadata(
+            ee, command=COMMAND, config={"epochs": EPOCHS}, classes=images.classes
+        ),
         progress=True,
     )
 
@@ -237,7 +246,10 @@ def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "seeds": row["seeds"],
             "area": shown(row["area"], 1, 3),
             **{f"−{at} pt, FLOPs %": shown(row[f"flops_at_{at}"], 100, 1) for at in (0, 1, 3)},
-            **{f"@{at}, accuracy %": shown(row[f"accuracy_at_{at}"], 100, 2) for at in SHOWN},
+            **{
+                f"@{at}, accuracy %": shown(row[f"accuracy_at_{at}"], 100, 2)
+                for at in TABLE_BUDGETS
+            },
             "trained, s": shown(row["trained_seconds"], 1, 0),
         }
         for row in rows
@@ -253,7 +265,7 @@ def dial_rows(part: str, found: Comparison) -> list[dict[str, Any]]:
             for run in found.runs
             if run.label == label
             for at in run.points
-            if at.setting == alpha
+            if at.value == alpha
         )
 
     return [
@@ -306,7 +318,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.data.exists() or not options.weights.exists():
         sys.exit(f"Skipped: needs '{options.data}' and '{options.weights}'.")
-    on_pool = [replace(one, branch="pool") for one in frozen(PRESETS)]
+    on_pool = [replace(one, branch="pool") for one in frozen_variants(PRESETS)]
     parts: dict[str, Callable[[Path], Comparison]] = {
         "digits": on_digits,
         "resnet20": lambda out: on_cifar10(

@@ -37,10 +37,10 @@ from torch import Tensor, nn
 import leenet_fx
 from leenet_fx.cli.setup import build
 from leenet_fx.cost.latency import Latency
+from leenet_fx.environment import environment
 from leenet_fx.report.plots import BLUE, GREEN, GREY, ORANGE, pyplot, save
-from leenet_fx.report.results import Criterion, Result, environment
-from leenet_fx.runtime.active_batch import ActiveBatch
-from leenet_fx.runtime.conditional import run_stage
+from leenet_fx.report.results import Criterion, Result
+from leenet_fx.runtime.conditional import ActiveBatch, run_stage
 
 COMMAND = "python benchmarks/speed.py"
 RESULTS = Path(__file__).parent / "results"
@@ -339,10 +339,10 @@ def cell(name: str, batch: int, rounds: int) -> dict[str, Any]:
         measured = clock.median(key)
         if batch > 1:
             row[f"{key} over pieces"] = measured / clock.median(f"pieces {key}")
-            predicted = [known.batch_seconds(leaving) for known in profiles]
+            predicted = [known.of_batch(leaving) for known in profiles]
         else:
             each = [[int(e == i) for i in range(len(leaving))] for e in _outlets(leaving)]
-            predicted = [sum(known.batch_seconds(one) for one in each) for known in profiles]
+            predicted = [sum(known.of_batch(one) for one in each) for known in profiles]
         row[f"{key} over predicted"] = measured / statistics.median(predicted)
     return row
 

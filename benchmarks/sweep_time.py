@@ -16,8 +16,9 @@ from typing import Any
 from cifar10 import RESULTS, Cifar10, arguments
 
 import leenet_fx
+from leenet_fx.environment import environment
 from leenet_fx.evaluation.sweep import ALPHAS, sweep
-from leenet_fx.report.results import Criterion, Result, environment
+from leenet_fx.report.results import Criterion, Result
 
 RESULT = RESULTS / "sweep_time.json"
 COMMAND = "python benchmarks/sweep_time.py --data PATH --weights PATH"
@@ -32,9 +33,9 @@ def seconds(cifar: Cifar10, alphas: tuple[float, ...], seed: int) -> float:
     start = time.perf_counter()
     sweep(
         ee,
-        cifar.loader("fit", seed=seed),
-        cifar.loader("report"),
-        gates=cifar.loader("calibrate", seed=seed),
+        cifar.loader("train", seed=seed),
+        cifar.loader("test"),
+        calibration=cifar.loader("calibration", seed=seed),
         alphas=alphas,
         seeds=(seed,),
         epochs=EPOCHS,

@@ -113,7 +113,7 @@ def main() -> None:
         ee,
         digits["train"].loader(64, shuffle),
         # Gates are fitted on images that the network has not learned by heart.
-        calibration=digits["gates"].loader(64, shuffle),
+        calibration=digits["calibration"].loader(64, shuffle),
         method="leenet",
         alpha=options.alpha,
         epochs=epochs,

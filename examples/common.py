@@ -66,7 +66,7 @@ def run(
         augment = data.name != "digits"
         augmented = leenet_fx.make_transform(model, shape, augment=augment)
         print(f"Training {name} from scratch on {data.name}, {options.epochs} epochs ...")
-        train(model, read(data, "fit", augmented, options), options.epochs, recipe.lr)
+        train(model, read(data, "train", augmented, options), options.epochs, recipe.lr)
     model.to(DEVICE).eval()
 
     ee = leenet_fx.attach(
@@ -83,9 +83,9 @@ def run(
     exit_epochs, gate_epochs = (1, 1) if options.quick else (5, 20)
     leenet_fx.fit(
         ee,
-        read(data, "fit", transform, options),
+        read(data, "train", transform, options),
         # Images the backbone was trained on look easy at every exit, so gates are fitted on others.
-        calibration=read(data, "calibrate", transform, options),
+        calibration=read(data, "calibration", transform, options),
         epochs={
             "exits": exit_epochs,
             "final": exit_epochs if ee.spec.classifier_is_new else 0,
@@ -97,7 +97,7 @@ def run(
         cache=True,
         seed=options.seed,
     )
-    print(leenet_fx.evaluate(ee, read(data, "report", transform, options)))
+    print(leenet_fx.evaluate(ee, read(data, "test", transform, options)))
 
 
 def parse_options(name: str, recipe: Recipe, strategy: str | list[float]) -> argparse.Namespace:

@@ -219,7 +219,7 @@ def main() -> None:
     print(f"Training on {data.name}, {options.epochs} epochs ...")
     leenet_fx.fit(
         ee,
-        read(data, "fit", augmented, options),
+        read(data, "train", augmented, options),
         method=leenet_fx.get_method("msdnet", recipe="joint"),
         epochs=options.epochs,
         # Twice the method's own rate, which is for a backbone that has been trained.
@@ -230,12 +230,12 @@ def main() -> None:
 
     transform = leenet_fx.make_transform(model, shape)
     # What exits say of these images is asked for once, for all budgets.
-    kept = leenet_fx.cache_features(ee, read(data, "calibrate", transform, options))
-    report = read(data, "report", transform, options)
+    kept = leenet_fx.cache_features(ee, read(data, "calibration", transform, options))
+    report = read(data, "test", transform, options)
     for budget in options.budgets:
         leenet_fx.set_budget(ee, kept, budget, solver="exponential")
         found = leenet_fx.evaluate(ee, report)
-        left = " ".join(f"{100 * outlet.share:.0f}" for outlet in found.outlets)
+        left = " ".join(f"{100 * row.share:.0f}" for row in found.exits)
         print(
             f"Budget {budget:.2f}: {found.samples} images, accuracy {100 * found.accuracy:.2f} % "
             f"(last classifier for all {100 * found.backbone_accuracy:.2f} %), "

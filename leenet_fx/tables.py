@@ -10,10 +10,17 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WIDTH = 80
+"""Width of a table in columns."""
 
 
 def new_table(title: str, *columns: str, caption: str | None = None) -> Table:
-    """A table whose first column is left-aligned and the others right-aligned."""
+    """Return an empty table with the first column left-aligned and the others right-aligned.
+
+    Args:
+        title: line above the table.
+        columns: headers of the columns.
+        caption: text below the table.
+    """
     from rich import box
     from rich.table import Table
 
@@ -30,7 +37,7 @@ def new_table(title: str, *columns: str, caption: str | None = None) -> Table:
 
 
 def render(*tables: object, width: int = WIDTH) -> str:
-    """Rich renderables as plain text of at most `width` columns."""
+    """Render Rich renderables as plain text of at most `width` columns."""
     from rich.console import Console
 
     console = Console(file=StringIO(), width=width, color_system=None, highlight=False)
@@ -42,7 +49,7 @@ def render(*tables: object, width: int = WIDTH) -> str:
 
 
 def quantity(value: float) -> str:
-    """A count with three significant digits and a prefix: 1.81 G, 25.6 M, 512."""
+    """Format a count with three significant digits and an SI prefix: 1.81 G, 25.6 M, 512."""
     for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:.3g} {prefix}"
@@ -50,5 +57,5 @@ def quantity(value: float) -> str:
 
 
 def percent(value: float | None, digits: int = 2) -> str:
-    """A share in percent, without the sign; a dash where it is not known."""
+    """Format a share in percent, without the sign; a dash for None and NaN."""
     return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"

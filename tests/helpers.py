@@ -133,3 +133,12 @@ def assert_equal(first, second, atol=1e-5):
     assert first.keys() == second.keys()
     for key, value in first.items():
         assert torch.allclose(value.double(), second[key].double(), atol=atol), key
+
+
+def labels_and_shades(data, split):
+    """(label, brightness − 100) of each image of a split of `folder`."""
+    pairs = []
+    for index in range(len(data.splits[split])):
+        image, label = data.splits[split][index]
+        pairs.append((label, round(max(image.getpixel((0, 0))) - 100)))
+    return pairs

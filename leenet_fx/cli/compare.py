@@ -14,7 +14,7 @@ from leenet_fx.cli.output import Format, FormatOption, JsonFlag, print_json, wan
 from leenet_fx.errors import InputError, StorageError
 
 if TYPE_CHECKING:
-    from leenet_fx.evaluation.compare import MethodSpec
+    from leenet_fx.evaluation.comparison import MethodSpec
 
 ALL = "all"
 
@@ -64,9 +64,9 @@ def compare(
 
     from leenet_fx.cli.setup import attach_by_name, open_images
     from leenet_fx.data.transforms import make_transform
-    from leenet_fx.evaluation.compare import FILE
     from leenet_fx.evaluation.compare import compare as run_comparison
-    from leenet_fx.report.records import make_frame
+    from leenet_fx.evaluation.comparison_file import FILE
+    from leenet_fx.report.records import make_metadata
 
     if (out / OPTIONS).exists() and not (out / FILE).exists():
         raise StorageError(f"'{out / OPTIONS}' is of another run: choose another folder.")
@@ -94,10 +94,10 @@ def compare(
     found = run_comparison(
         backbone,
         variants,
-        images.loader("fit", transform, batch_size, shuffle=generator, workers=workers),
-        images.loader("calibrate", transform, batch_size, shuffle=generator, workers=workers),
-        images.loader("report", transform, batch_size, workers=workers),
-        augmented=images.loader("fit", training, batch_size, shuffle=generator, workers=workers),
+        images.loader("train", transform, batch_size, shuffle=generator, workers=workers),
+        images.loader("calibration", transform, batch_size, shuffle=generator, workers=workers),
+        images.loader("test", transform, batch_size, workers=workers),
+        augmented=images.loader("train", training, batch_size, shuffle=generator, workers=workers),
         strategy=list(ee.spec.placement.names) if at else strategy,
         num_exits=num_exits,
         example_inputs=torch.zeros(1, *ee.spec.image_shape),
@@ -109,7 +109,7 @@ def compare(
         seeds=range(seed, seed + seeds),
         skip_unfit=methods == ALL,
         out=out,
-        frame=make_frame(
+        metadata=make_metadata(
             ee, command=command_line("compare", ctx), config=options, classes=images.classes
         ),
         progress=True,
@@ -133,13 +133,13 @@ def parse_methods(text: str, joint: bool) -> list[MethodSpec]:
         UnknownNameError: no such method.
         InputError: no name, or one twice.
     """
-    from leenet_fx.evaluation.compare import MethodSpec, frozen
+    from leenet_fx.evaluation.comparison import MethodSpec, frozen_variants
     from leenet_fx.methods import list_method_options, list_methods
 
     names = list_methods() if text == ALL else [name.strip() for name in text.split(",")]
     if not all(names) or len(set(names)) < len(names):
         raise InputError(f"--methods is like all or leenet,ztw, each once, got '{text}'.")
-    variants = frozen(names)
+    variants = frozen_variants(names)
     if joint:
         variants += [
             MethodSpec(f"{name}, joint", name, {"recipe": "joint"})

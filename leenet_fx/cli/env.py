@@ -9,7 +9,7 @@ def env(format: FormatOption = Format.human, as_json: JsonFlag = False) -> None:
     """Print versions, device and threads."""
     import torch
 
-    from leenet_fx.report.results import environment
+    from leenet_fx.environment import environment
 
     found = environment("cuda" if torch.cuda.is_available() else "cpu")
     if wants_json(format, as_json):

@@ -26,7 +26,7 @@ def evaluate(
     download: o.DownloadOption = False,
     skip_bad: o.SkipBadOption = False,
     weights: o.WeightsOption = None,
-    split: Annotated[str, typer.Option(help="fit, validate, calibrate or report.")] = "report",
+    split: Annotated[str, typer.Option(help="train, val, calibration or test.")] = "test",
     batch_size: o.BatchSizeOption = 128,
     workers: o.WorkersOption = 0,
     size: Annotated[

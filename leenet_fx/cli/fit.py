@@ -98,14 +98,16 @@ def fit(
     if augment:
         training = make_transform(backbone, ee.spec.image_shape, augment=True, name=model)
     generator = torch.Generator().manual_seed(seed)
-    train = images.loader("fit", training, batch_size, shuffle=generator, workers=workers)
-    val = images.loader("validate", transform, batch_size, workers=workers)
-    gates = images.loader("calibrate", transform, batch_size, shuffle=generator, workers=workers)
+    train = images.loader("train", training, batch_size, shuffle=generator, workers=workers)
+    val = images.loader("val", transform, batch_size, workers=workers)
+    calibration = images.loader(
+        "calibration", transform, batch_size, shuffle=generator, workers=workers
+    )
     result = fit_exits(
         ee,
         train,
         val,
-        calibration=gates,
+        calibration=calibration,
         method=chosen,
         alpha=alpha,
         cost=cost,

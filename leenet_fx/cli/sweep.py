@@ -94,13 +94,15 @@ def sweep(
     images, transform = open_images(ee, backbone, data, root, download, skip_bad)
     measure_for(ee, cost)
     generator = torch.Generator().manual_seed(seed)
-    train = images.loader("fit", transform, batch_size, shuffle=generator, workers=workers)
-    gates = images.loader("calibrate", transform, batch_size, shuffle=generator, workers=workers)
+    train = images.loader("train", transform, batch_size, shuffle=generator, workers=workers)
+    calibration = images.loader(
+        "calibration", transform, batch_size, shuffle=generator, workers=workers
+    )
     found = run_sweep(
         ee,
         train,
-        images.loader("report", transform, batch_size, workers=workers),
-        gates=gates,
+        images.loader("test", transform, batch_size, workers=workers),
+        calibration=calibration,
         alphas=values,
         seeds=range(seed, seed + seeds),
         method=chosen,

@@ -1,1 +1,1 @@
-"""Images with labels, and the four splits that keep fitting, choosing and reporting apart."""
+"""Labelled images in four splits, and transforms for them."""

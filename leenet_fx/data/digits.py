@@ -1,9 +1,9 @@
 """scikit-learn's handwritten digits on a larger canvas, each with a known degree of difficulty.
 
-As they come (8x8, centred) the 1,797 images are too easy to tell easy from hard: nearly all would
-leave at the first exit. So each is placed on a 32x32 canvas by a transformation whose strength, the
-difficulty, is drawn uniformly from [0, 1]: shift, rotation, change of scale, noise, and pieces of
-other digits beside it. A difficulty of 0 is the plain digit in the middle.
+The 1,797 images (8x8, centred) are too easy: nearly all would exit at the first exit. So each is
+placed on a 32x32 canvas by a transformation whose strength, the difficulty, is drawn uniformly from
+[0, 1]: translation, rotation, scaling, noise, and parts of other digits next to it. A difficulty of
+0 is the untransformed digit in the centre.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ from leenet_fx.errors import DependencyError
 
 CANVAS = 32
 CLASSES = 10
-SPLITS = {"train": 800, "gates": 250, "validate": 250, "test": 497}
-"""Digits of each split; each of the 1,797 is in one split only."""
+SPLITS = {"train": 800, "calibration": 250, "val": 250, "test": 497}
+"""Number of digits in each split; each of the 1,797 is in one split only."""
+
+MEASURED_VIEWS = 4
+"""Largest number of placements of a digit that is only measured on."""
 
 
 @dataclass(frozen=True)
 class Digits:
-    """One split.
+    """Images, labels and difficulties of one split.
 
     Attributes:
-        images: (n, 1, 32, 32), values around 0..1.
+        images: (n, 1, 32, 32), values in about 0..1.
         labels: (n,) digits.
         difficulty: (n,) in [0, 1].
     """
@@ -44,7 +47,12 @@ class Digits:
     def loader(
         self, batch_size: int, generator: torch.Generator | None = None
     ) -> DataLoader[tuple[Tensor, ...]]:
-        """Batches of (image, label); shuffled where a generator is given."""
+        """Return a loader of batches (images (B, 1, 32, 32), labels (B,)).
+
+        Args:
+            batch_size: number of images per batch.
+            generator: draws the order; None keeps the order.
+        """
         return DataLoader(
             TensorDataset(self.images, self.labels),
             batch_size=batch_size,
@@ -54,14 +62,14 @@ class Digits:
 
 
 def load_digits(seed: int = 0, *, views: int = 8) -> dict[str, Digits]:
-    """The digits placed on canvases, in the splits "train", "gates", "validate" and "test".
+    """Load the digits, placed on canvases, in the splits "train", "calibration", "val" and "test".
 
-    Which image is in which split does not depend on the seed; where each is placed does.
+    The placements depend on the seed; the images of each split do not.
 
     Args:
-        seed: for every placement.
-        views: placements of each digit that something is fitted to; of the digits that only
-            measure there are at most four.
+        seed: random seed of the placements.
+        views: number of placements of each digit in "train" and "calibration"; the digits of "val"
+            and "test" have at most four.
 
     Raises:
         DependencyError: scikit-learn is not installed.
@@ -82,19 +90,20 @@ def load_digits(seed: int = 0, *, views: int = 8) -> dict[str, Digits]:
     for name, size in SPLITS.items():
         chosen = order[start : start + size]
         start += size
-        chosen = chosen.repeat(views if name in ("train", "gates") else min(views, 4))
+        fitted = name in ("train", "calibration")
+        chosen = chosen.repeat(views if fitted else min(views, MEASURED_VIEWS))
         difficulty = torch.rand(len(chosen), generator=generator)
-        # Pieces of other digits come from the same split, so no test image is seen in training.
+        # Parts of other digits are from the same split, so that no test image is used in training.
         images = place(glyphs[chosen], difficulty, generator)
         splits[name] = Digits(images, labels[chosen], difficulty)
     return splits
 
 
 def place(glyphs: Tensor, difficulty: Tensor, generator: torch.Generator) -> Tensor:
-    """Draws each glyph on a canvas, as hard to read as its difficulty says.
+    """Place each glyph on a canvas, transformed in proportion to its difficulty.
 
     Args:
-        glyphs: (n, 1, 8, 8) in 0..1; also what distracting pieces are cut from.
+        glyphs: (n, 1, 8, 8), values in 0..1; parts of them are also added next to other glyphs.
         difficulty: (n,) in [0, 1].
         generator: draws the placements.
 
@@ -122,7 +131,14 @@ def place(glyphs: Tensor, difficulty: Tensor, generator: torch.Generator) -> Ten
 
 
 def _draw(glyphs: Tensor, angle: Tensor, scale: Tensor, centre: Tensor) -> Tensor:
-    """Glyphs rotated by `angle`, `scale` of the canvas wide, at `centre` (canvas is −1..1)."""
+    """Draw glyphs on canvases.
+
+    Args:
+        glyphs: (n, 1, 8, 8).
+        angle: (n,) rotation in radians.
+        scale: (n,) width of a glyph relative to the canvas.
+        centre: (n, 2) position, in −1..1.
+    """
     cos, sin = angle.cos() / scale, angle.sin() / scale
     x, y = centre.unbind(1)
     theta = torch.stack(

@@ -1,4 +1,4 @@
-"""Images in folders, tar files and torchvision's data sets; a bad file is named, not skipped."""
+"""Labelled images in folders, tar files and torchvision's data sets."""
 
 from __future__ import annotations
 
@@ -11,117 +11,131 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from leenet_fx.errors import InputError
 from leenet_fx.registry import unknown_name
 
 logger = logging.getLogger("leenet_fx")
 
-NAMED = 5
-"""How many bad files an error names."""
+LISTED = 5
+"""Number of unreadable files that a message lists."""
 
 
 class ImageFiles(Dataset[tuple[Any, int]]):
-    """Labelled images of a folder with one folder a class, or of a tar file with such folders.
+    """Labelled images of a folder, or of a tar file, with one folder per class.
 
     Attributes:
         root: the folder or file.
         classes: names of the classes, in the order of their labels.
-        targets: the label of each image.
-        transform: what turns a PIL image into what is wanted; None gives the PIL image.
+        targets: label of each image.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._reader = _reader(root)
-        known = getattr(self._reader, "class_to_idx", None) or self._reader.class_name_to_idx
-        self.classes = sorted(known, key=known.__getitem__)
+        labels = getattr(self._reader, "class_to_idx", None) or self._reader.class_name_to_idx
+        self.classes = sorted(labels, key=labels.__getitem__)
         samples = self._reader.samples
         targets = getattr(self._reader, "targets", None)
-        found = targets if targets is not None else [label for _, label in samples]
-        self.targets = [int(label) for label in found]
-        self.transform: Callable[[Image.Image], Any] | None = None
-        self._left_out: set[int] = set()
-        self._kept = list(range(len(samples)))
+        if targets is None:
+            targets = [label for _, label in samples]
+        self.targets = [int(label) for label in targets]
+        # Positions in the reader; fewer once unreadable images are removed.
+        self._positions = list(range(len(samples)))
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._positions)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        at = self._kept[index]
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """Read an image.
+
+        Raises:
+            InputError: it cannot be read; the message lists all images that cannot.
+        """
+        position = self._positions[index]
         try:
-            image = self._open(at)
+            image = self._open(position)
         except Exception as error:
-            raise InputError(self._report(at, error)) from error
-        return (image if self.transform is None else self.transform(image)), self.targets[index]
+            raise InputError(self._describe_unreadable(position, error)) from error
+        return image, self.targets[index]
 
-    def skip_bad(self) -> list[str]:
-        """Leaves out what cannot be read; returns the names."""
-        bad = self._bad()
-        kept = [(at, label) for at, label in zip(self._kept, self.targets, strict=True)]
-        kept = [(at, label) for at, label in kept if at not in bad]
-        self._kept = [at for at, _ in kept]
-        self.targets = [label for _, label in kept]
-        return [self._name(at) for at in sorted(bad)]
+    def remove_unreadable(self) -> list[str]:
+        """Remove the images that cannot be read, and return their names."""
+        unreadable = self._unreadable()
+        readable = [
+            (position, label)
+            for position, label in zip(self._positions, self.targets, strict=True)
+            if position not in unreadable
+        ]
+        self._positions = [position for position, _ in readable]
+        self.targets = [label for _, label in readable]
+        return [self._name(position) for position in sorted(unreadable)]
 
-    def _open(self, at: int) -> Image.Image:
+    def _open(self, position: int) -> Image.Image:
         if self.root.is_dir():
-            with Image.open(self._reader.samples[at][0]) as image:
+            with Image.open(self._reader.samples[position][0]) as image:
                 image.load()
             return image
-        # Opened anew each time: nothing stays open, and worker processes share no position.
-        entry = self._reader.samples[at][0]
+        # The tar file is opened for each image, so that worker processes share no file position.
+        entry = self._reader.samples[position][0]
         with self.root.open("rb") as tar:
             tar.seek(entry.offset_data)
             image = Image.open(io.BytesIO(tar.read(entry.size)))
         image.load()
         return image
 
-    def _bad(self) -> set[int]:
-        bad = set()
-        for at in self._kept:
+    def _unreadable(self) -> set[int]:
+        """Return the positions of images that cannot be read."""
+        unreadable = set()
+        for position in self._positions:
             try:
-                self._open(at)
+                self._open(position)
             except Exception:
-                bad.add(at)
-        return bad
+                unreadable.add(position)
+        return unreadable
 
-    def _name(self, at: int) -> str:
-        return str(self._reader.filename(at))
+    def _name(self, position: int) -> str:
+        return str(self._reader.filename(position))
 
-    def _report(self, at: int, error: Exception) -> str:
-        bad = sorted(self._bad() | {at})
-        names = ", ".join(self._name(one) for one in bad[:NAMED])
-        more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    def _describe_unreadable(self, position: int, error: Exception) -> str:
+        unreadable = sorted(self._unreadable() | {position})
+        names = ", ".join(self._name(one) for one in unreadable[:LISTED])
+        more = f" and {len(unreadable) - LISTED} more" if len(unreadable) > LISTED else ""
         return (
-            f"{len(bad)} of {len(self)} images in '{self.root}' cannot be read: {names}{more} "
-            f"({self._name(at)}: {error}). Mend them, or leave them out with skip_bad=True "
-            "(--skip-bad)."
+            f"{len(unreadable)} of {len(self)} images in '{self.root}' cannot be read: "
+            f"{names}{more} ({self._name(position)}: {error}). Repair them, or skip them with "
+            "skip_bad=True (--skip-bad)."
         )
 
 
-class Some(Dataset[Any]):
-    """Some items of a data set, with labels that are known without reading images."""
+class LabelledSubset(Subset[Any]):
+    """Part of a data set, with the labels available without reading images.
+
+    Attributes:
+        dataset: the data set.
+        indices: indices of the samples in it.
+        targets: label of each sample of the subset.
+    """
 
     def __init__(
         self, dataset: Dataset[Any], indices: Sequence[int], targets: Sequence[int]
     ) -> None:
-        self.dataset = dataset
-        self.indices = list(indices)
+        """Select samples.
+
+        Args:
+            dataset: the data set.
+            indices: indices of the samples in it.
+            targets: labels of the whole data set.
+        """
+        super().__init__(dataset, list(indices))
         self.targets = [targets[index] for index in self.indices]
 
-    def __len__(self) -> int:
-        return len(self.indices)
 
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[self.indices[index]]
+class TransformedImages(Dataset[tuple[Tensor, int]]):
+    """A data set of (PIL image, label) with a transform applied to the images."""
 
-
-class Transformed(Dataset[tuple[Tensor, int]]):
-    """A data set of (PIL image, label) through a transform."""
-
-    def __init__(self, dataset: Some, transform: Callable[[Any], Tensor]) -> None:
+    def __init__(self, dataset: LabelledSubset, transform: Callable[[Any], Tensor]) -> None:
         self.dataset = dataset
         self.targets = dataset.targets
         self.transform = transform
@@ -134,10 +148,16 @@ class Transformed(Dataset[tuple[Tensor, int]]):
         return self.transform(image), int(label)
 
 
-class Pictures(Dataset[tuple[Image.Image, int]]):
-    """Tensors in 0..1 as PIL images, so that they take the same transforms as files."""
+class TensorImages(Dataset[tuple[Image.Image, int]]):
+    """Images of a tensor as PIL images, which take the same transforms as image files."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
+        """Wrap tensors.
+
+        Args:
+            images: (n, 1, H, W), values in 0..1.
+            labels: (n,) class indices.
+        """
         self.images = images
         self.targets = [int(label) for label in labels]
 
@@ -150,22 +170,28 @@ class Pictures(Dataset[tuple[Image.Image, int]]):
 
 
 def open_files(root: Path, skip_bad: bool = False) -> ImageFiles:
-    """Opens a folder or a tar file.
+    """Open a folder or a tar file.
+
+    Args:
+        root: the folder or file.
+        skip_bad: whether to skip images that cannot be read, with a warning.
 
     Raises:
-        InputError: it is missing, has no images, or has a class without any.
+        InputError: it is missing, has no images, or has a class without images.
     """
     if not root.exists():
         raise InputError(f"No folder or file '{root}'.")
     if root.is_file() and root.suffix != ".tar":
-        raise InputError(f"'{root}' is no folder and no .tar file; unpack or untar.gz it first.")
+        raise InputError(
+            f"'{root}' is neither a folder nor a .tar file; unpack or decompress it first."
+        )
     files = ImageFiles(root)
     if skip_bad:
-        skipped = files.skip_bad()
+        skipped = files.remove_unreadable()
         if skipped:
-            names = ", ".join(skipped[:NAMED]) + (", …" if len(skipped) > NAMED else "")
+            names = ", ".join(skipped[:LISTED]) + (", …" if len(skipped) > LISTED else "")
             logger.warning(
-                "%d of %d images in '%s' cannot be read and are left out: %s",
+                "%d of %d images in '%s' cannot be read and are skipped: %s",
                 len(skipped),
                 len(skipped) + len(files),
                 root,
@@ -182,11 +208,17 @@ def open_files(root: Path, skip_bad: bool = False) -> ImageFiles:
 
 
 def open_torchvision(name: str, root: Path, train: bool, download: bool) -> Dataset[Any]:
-    """One of torchvision's data sets of labelled images, by its class name.
+    """Open one of torchvision's data sets of labelled images.
+
+    Args:
+        name: name of its class.
+        root: folder of torchvision's data sets.
+        train: whether to open the training split or the test split.
+        download: whether torchvision may download it.
 
     Raises:
         UnknownNameError: no such data set.
-        InputError: it is not at `root`, or has no training and test split.
+        InputError: it is not in `root`, or has no training and test split.
     """
     import inspect
 
@@ -200,27 +232,27 @@ def open_torchvision(name: str, root: Path, train: bool, download: bool) -> Data
     if name not in known:
         raise unknown_name("data set", name, known)
     build = getattr(datasets, name)
-    takes = inspect.signature(build).parameters
+    parameters = inspect.signature(build).parameters
     options: dict[str, Any] = {}
-    if "download" in takes:
+    if "download" in parameters:
         options["download"] = download
-    if "train" in takes:
+    if "train" in parameters:
         options["train"] = train
     else:
         options["split"] = "train" if train else "test"
     try:
-        found = build(str(root), **options)
+        dataset = build(str(root), **options)
     except Exception as error:
         raise InputError(
-            f"Data set '{name}' cannot be read from '{root}': {error} "
-            "download=True (--download) gets it, root= (--root) says where it is."
+            f"Data set '{name}' cannot be read from '{root}': {error} download=True (--download) "
+            "downloads it; root= (--root) is the folder it is in."
         ) from error
-    assert isinstance(found, Dataset)
-    return found
+    assert isinstance(dataset, Dataset)
+    return dataset
 
 
 def labels_of(dataset: Any) -> list[int]:
-    """The labels of a data set, without reading its images where it knows them."""
+    """Return the labels of a data set, without reading images if it stores them."""
     for attribute in ("targets", "labels", "_labels"):
         values = getattr(dataset, attribute, None)
         if values is not None:
@@ -238,13 +270,14 @@ def _parameters(build: Any) -> list[str]:
 
 
 def _reader(root: Path) -> Any:
+    """Return timm's reader of a folder or tar file."""
     from timm.data.readers.reader_image_folder import ReaderImageFolder
     from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
     try:
         if root.is_dir():
             return ReaderImageFolder(str(root))
-        # A table of contents kept beside the file would be a pickle.
+        # A cached table of contents would be a pickle file.
         reader = ReaderImageInTar(str(root), cache_tarfiles=False, cache_tarinfo=False)
     except RuntimeError as error:
         raise InputError(f"'{root}' has no images in class folders: {error}") from error

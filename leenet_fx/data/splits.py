@@ -1,7 +1,7 @@
-"""The four splits: fit, validate, calibrate, report.
+"""Images in four splits: train, val, calibration, test.
 
-Exits are fitted on `fit` and stopped early on `validate`; gates and thresholds are set on
-`calibrate`; figures come from `report`, which nothing else sees.
+Exits are trained on `train`, with early stopping on `val`; gates and thresholds are fitted on
+`calibration`; results are measured on `test`, which nothing is fitted to.
 """
 
 from __future__ import annotations
@@ -16,34 +16,38 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from leenet_fx.data.images import (
-    Pictures,
-    Some,
-    Transformed,
+    LabelledSubset,
+    TensorImages,
+    TransformedImages,
     labels_of,
     open_files,
     open_torchvision,
 )
 from leenet_fx.errors import InputError
 
-NAMES = ("fit", "validate", "calibrate", "report")
-TRAIN = ("train",)
-VALIDATION = ("val", "validation", "valid", "validate")
-TEST = ("test",)
+NAMES = ("train", "val", "calibration", "test")
+
+FOLDERS = {
+    "train": ("train",),
+    "val": ("val", "validation", "valid", "validate"),
+    "test": ("test",),
+}
+"""Names of the folders, or tar files, of each part."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """Labelled images in four splits; each item is (PIL image, label).
+    """Labelled images in four splits; each sample is (PIL image, label).
 
     Attributes:
-        name: where they come from.
+        name: path or name of the data set.
         classes: names of the classes, in the order of their labels.
-        splits: "fit", "validate", "calibrate" and "report".
+        splits: "train", "val", "calibration" and "test".
     """
 
     name: str
     classes: tuple[str, ...]
-    splits: dict[str, Some]
+    splits: dict[str, LabelledSubset]
 
     def loader(
         self,
@@ -54,17 +58,17 @@ class Data:
         shuffle: Any = None,
         workers: int = 0,
     ) -> DataLoader[Any]:
-        """Batches (images (B, C, H, W), labels (B,)) of a split.
+        """Return a loader of batches (images (B, C, H, W), labels (B,)) of a split.
 
         Args:
-            split: one of the four.
+            split: "train", "val", "calibration" or "test".
             transform: PIL image → tensor (C, H, W).
-            batch_size: images a batch.
-            shuffle: a torch.Generator to draw the order from; None keeps the order.
-            workers: processes that read images.
+            batch_size: number of images per batch.
+            shuffle: a torch.Generator that the order is drawn from; None keeps the order.
+            workers: number of processes that read images.
         """
         return DataLoader(
-            Transformed(self.splits[split], transform),
+            TransformedImages(self.splits[split], transform),
             batch_size=batch_size,
             shuffle=shuffle is not None,
             generator=shuffle,
@@ -76,69 +80,73 @@ class Data:
 def open_data(
     where: str | Path, *, root: str | Path = "data", download: bool = False, skip_bad: bool = False
 ) -> Data:
-    """Opens images and splits them.
+    """Open images and split them.
 
     Args:
-        where: a folder or a tar file with one folder a class; a folder that holds `train` and
+        where: a folder or a tar file with one folder per class; a folder that contains `train` and
             `val` or `test` (folders or tar files); the name of one of torchvision's data sets,
             such as "CIFAR10"; or "digits", scikit-learn's digits on a canvas.
-        root: where torchvision's data sets are kept.
+        root: folder of torchvision's data sets.
         download: whether torchvision may download.
-        skip_bad: whether to leave out images that cannot be read, with a warning.
+        skip_bad: whether to skip images that cannot be read, with a warning.
 
-    In the order of the files within each class: of `train` the first 90 % are "fit" and the rest
-    "validate", of `test` (or `val`) the first half is "calibrate" and the rest "report"; where
-    there are all three, `train` is "fit" and `val` is "validate". One folder without such parts is
-    split 70, 10, 10 and 10 %.
+    Each class is split in the order of its files. The first 90 % of the folder `train` are the
+    split "train" and the rest is "val"; the first half of the folder `test` (or `val`) is
+    "calibration" and the rest is "test". With all three folders, `train` is "train" and `val` is
+    "val". A single folder is split into 70, 10, 10 and 10 %.
 
     Raises:
         InputError: nothing is there, a class is empty, classes differ between parts, or a class
-            has too few images to be in every split.
+            has too few images for all splits.
         UnknownNameError: neither a path nor the name of a data set.
     """
     if str(where) == "digits":
         return _digits()
     path = Path(where)
     if not path.exists() and path.name == str(where) and not path.suffix:
-        parts = [
-            open_torchvision(str(where), Path(root), train, download) for train in (True, False)
-        ]
-        classes = tuple(str(name) for name in getattr(parts[0], "classes", ()))
-        return _split(str(where), classes, parts[0], None, parts[1])
-    found = {
-        part: _find(path, names)
-        for part, names in (("train", TRAIN), ("val", VALIDATION), ("test", TEST))
-    }
-    if path.is_dir() and found["train"] is not None:
-        files = {part: open_files(at, skip_bad) for part, at in found.items() if at is not None}
-        if len(files) == 1:
-            raise InputError(f"'{path}' holds train, but neither val nor test beside it.")
-        for part, one in files.items():
-            _check_classes(path, part, files["train"].classes, one.classes)
-        second = files.get("test", files.get("val"))
-        validation = files.get("val") if "test" in files else None
-        return _split(str(path), tuple(files["train"].classes), files["train"], validation, second)
-    whole = open_files(path, skip_bad)
-    pieces = split_each_class(whole.targets, (0.7, 0.1, 0.1, 0.1), str(path))
+        train, test = (
+            open_torchvision(str(where), Path(root), is_train, download)
+            for is_train in (True, False)
+        )
+        classes = tuple(str(name) for name in getattr(train, "classes", ()))
+        return _split(str(where), classes, train, None, test)
+    paths = {part: _find(path, names) for part, names in FOLDERS.items()}
+    if path.is_dir() and paths["train"] is not None:
+        parts = {part: open_files(at, skip_bad) for part, at in paths.items() if at is not None}
+        if len(parts) == 1:
+            raise InputError(f"'{path}' contains train, but neither val nor test.")
+        classes = tuple(parts["train"].classes)
+        for part, files in parts.items():
+            _check_classes(path, part, classes, files.classes)
+        val = parts.get("val") if "test" in parts else None
+        return _split(str(path), classes, parts["train"], val, parts.get("test", parts.get("val")))
+    files = open_files(path, skip_bad)
+    pieces = split_each_class(files.targets, (0.7, 0.1, 0.1, 0.1), str(path))
     splits = {
-        name: Some(whole, piece, whole.targets) for name, piece in zip(NAMES, pieces, strict=True)
+        name: LabelledSubset(files, piece, files.targets)
+        for name, piece in zip(NAMES, pieces, strict=True)
     }
-    return Data(str(path), tuple(whole.classes), splits)
+    return Data(str(path), tuple(files.classes), splits)
 
 
 def split_each_class(
     targets: Sequence[int], shares: Sequence[float], name: str = "the data"
 ) -> list[list[int]]:
-    """Splits indices so that each class is split by `shares`, in the order it has.
+    """Split indices so that each class is divided by `shares`, in its order.
+
+    Args:
+        targets: label of each image.
+        shares: share of each part; their sum is 1.
+        name: name of the data set, for the error message.
 
     Raises:
-        InputError: a class has too few images to be in every part.
+        InputError: a class has too few images for all parts.
     """
-    members: dict[int, list[int]] = {}
+    indices_of: dict[int, list[int]] = {}
     for index, label in enumerate(targets):
-        members.setdefault(label, []).append(index)
+        indices_of.setdefault(label, []).append(index)
     parts: list[list[int]] = [[] for _ in shares]
-    for label, indices in sorted(members.items()):
+    for label, indices in sorted(indices_of.items()):
         ends = [round(share * len(indices)) for share in accumulate(shares)]
         for part, start, end in zip(parts, [0, *ends], ends, strict=False):
             if end <= start:
@@ -154,42 +162,44 @@ def _split(
     name: str,
     classes: tuple[str, ...],
     train: Dataset[Any],
-    validation: Dataset[Any] | None,
+    val: Dataset[Any] | None,
     test: Dataset[Any] | None,
 ) -> Data:
-    labels = labels_of(train)
-    if validation is None:
-        first, second = split_each_class(labels, (0.9, 0.1), name)
-        splits = {"fit": Some(train, first, labels), "validate": Some(train, second, labels)}
-    else:
-        found = labels_of(validation)
-        splits = {
-            "fit": Some(train, range(len(labels)), labels),
-            "validate": Some(validation, range(len(found)), found),
-        }
+    """Split `test` into two halves, and `train` into "train" and "val" if there is no `val`."""
     assert test is not None
-    found = labels_of(test)
-    for part, piece in zip(
-        ("calibrate", "report"), split_each_class(found, (0.5, 0.5), name), strict=True
-    ):
-        splits[part] = Some(test, piece, found)
-    known = classes or tuple(str(label) for label in range(max(labels) + 1))
-    return Data(name, known, splits)
+    train_labels, test_labels = labels_of(train), labels_of(test)
+    if val is None:
+        first, rest = split_each_class(train_labels, (0.9, 0.1), name)
+        splits = {
+            "train": LabelledSubset(train, first, train_labels),
+            "val": LabelledSubset(train, rest, train_labels),
+        }
+    else:
+        val_labels = labels_of(val)
+        splits = {
+            "train": LabelledSubset(train, range(len(train_labels)), train_labels),
+            "val": LabelledSubset(val, range(len(val_labels)), val_labels),
+        }
+    halves = split_each_class(test_labels, (0.5, 0.5), name)
+    for split, half in zip(("calibration", "test"), halves, strict=True):
+        splits[split] = LabelledSubset(test, half, test_labels)
+    names = classes or tuple(str(label) for label in range(max(train_labels) + 1))
+    return Data(name, names, splits)
 
 
 def _digits() -> Data:
     from leenet_fx.data.digits import load_digits
 
-    parts = load_digits(seed=0)
-    named = {"fit": "train", "validate": "validate", "calibrate": "gates", "report": "test"}
     splits = {}
-    for name, part in named.items():
-        pictures = Pictures(parts[part].images, parts[part].labels)
-        splits[name] = Some(pictures, range(len(pictures)), pictures.targets)
-    return Data("digits", tuple(map(str, range(10))), splits)
+    for name, digits in load_digits(seed=0).items():
+        images = TensorImages(digits.images, digits.labels)
+        splits[name] = LabelledSubset(images, range(len(images)), images.targets)
+    ordered = {name: splits[name] for name in NAMES}
+    return Data("digits", tuple(map(str, range(10))), ordered)
 
 
 def _find(path: Path, names: Sequence[str]) -> Path | None:
+    """Return the first folder or tar file of one of these names."""
     for name in names:
         for candidate in (path / name, path / f"{name}.tar"):
             if candidate.exists():
@@ -198,9 +208,10 @@ def _find(path: Path, names: Sequence[str]) -> Path | None:
 
 
 def _check_classes(path: Path, part: str, expected: Sequence[str], found: Sequence[str]) -> None:
+    """Raise InputError if a part has other classes than train."""
     if list(expected) != list(found):
-        odd = sorted(set(expected) ^ set(found))
+        different = sorted(set(expected) ^ set(found))
         raise InputError(
             f"'{path}': train has {len(expected)} classes, {part} has {len(found)}; "
-            f"'{odd[0]}' is not in both."
+            f"'{different[0]}' is not in both."
         )

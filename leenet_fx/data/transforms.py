@@ -1,4 +1,4 @@
-"""From a PIL image to what a model was trained on, by timm's transforms."""
+"""Transforms from PIL images to the input that a model expects."""
 
 from __future__ import annotations
 
@@ -11,33 +11,37 @@ from torch import Tensor, nn
 def make_transform(
     model: nn.Module, image_shape: tuple[int, ...], *, augment: bool = False, name: str = ""
 ) -> Callable[[Any], Tensor]:
-    """The transform a model expects: its mean, spread, crop and interpolation.
+    """Return the transform a model expects: its mean, standard deviation, crop and interpolation.
 
-    A model says so by `pretrained_cfg`, a dictionary as timm's models have it; torchvision's are
-    known by their name; others get ImageNet's mean and spread.
+    They are read from the model's `pretrained_cfg`, a dictionary as timm's models have it;
+    torchvision's models are recognised by `name`; other models get ImageNet's mean and standard
+    deviation.
 
     Args:
         model: the backbone.
         image_shape: (C, H, W).
-        augment: random crops and flips, for training.
-        name: `torchvision/NAME`, where it is one of those.
+        augment: whether to add random crops and flips, for training.
+        name: name of the model, `torchvision/NAME` for one of torchvision's.
+
+    Returns:
+        PIL image → tensor (C, H, W).
     """
     from timm.data import create_transform, resolve_data_config
     from torchvision import transforms
 
     config = resolve_data_config(
         {"input_size": image_shape},
-        pretrained_cfg={"crop_pct": 1.0, **_torchvision(name), **_own(model)},
+        pretrained_cfg={"crop_pct": 1.0, **_torchvision_config(name), **_pretrained_config(model)},
     )
     channels, height, width = image_shape
     for key in ("mean", "std"):
         if channels == 1:
             config[key] = (sum(config[key]) / len(config[key]),)
     small = min(height, width) <= 64
-    make: Any
+    transform: Any
     if augment and small:
-        # Crops by area suit large photographs; small images are padded and shifted.
-        make = transforms.Compose(
+        # Random resized crops suit large photographs; small images are padded and cropped.
+        transform = transforms.Compose(
             [
                 transforms.Resize((height, width)),
                 transforms.RandomCrop((height, width), padding=max(1, height // 8)),
@@ -47,7 +51,7 @@ def make_transform(
             ]
         )
     else:
-        make = create_transform(
+        transform = create_transform(
             config["input_size"],
             is_training=augment,
             mean=config["mean"],
@@ -56,27 +60,28 @@ def make_transform(
             crop_pct=config["crop_pct"],
             crop_mode=config["crop_mode"],
         )
-    return Prepared("L" if channels == 1 else "RGB", make)
+    return ImageTransform("L" if channels == 1 else "RGB", transform)
 
 
-class Prepared:
-    """Colour mode, then a transform; a class, so that worker processes can be sent it."""
+class ImageTransform:
+    """Conversion to a colour mode, followed by a transform; can be pickled for worker processes."""
 
     def __init__(self, mode: str, transform: Callable[[Any], Tensor]) -> None:
         self.mode = mode
         self.transform = transform
 
     def __call__(self, image: Any) -> Tensor:
-        """PIL image → tensor (C, H, W)."""
+        """Return a PIL image as a tensor (C, H, W)."""
         return self.transform(image.convert(self.mode))
 
 
-def _own(model: nn.Module) -> dict[str, Any]:
-    found = getattr(model, "pretrained_cfg", None)
-    return dict(found) if isinstance(found, dict) else {}
+def _pretrained_config(model: nn.Module) -> dict[str, Any]:
+    config = getattr(model, "pretrained_cfg", None)
+    return dict(config) if isinstance(config, dict) else {}
 
 
-def _torchvision(name: str) -> dict[str, Any]:
+def _torchvision_config(name: str) -> dict[str, Any]:
+    """Return the transform of torchvision's default weights in timm's form."""
     library, _, rest = name.partition("/")
     if library != "torchvision":
         return {}
@@ -85,10 +90,10 @@ def _torchvision(name: str) -> dict[str, Any]:
     weights: Any = getattr(get_model_weights(rest), "DEFAULT", None)
     if weights is None:
         return {}
-    made = weights.transforms()
+    preset = weights.transforms()
     return {
-        "mean": tuple(made.mean),
-        "std": tuple(made.std),
-        "crop_pct": made.crop_size[0] / made.resize_size[0],
-        "interpolation": str(made.interpolation.value),
+        "mean": tuple(preset.mean),
+        "std": tuple(preset.std),
+        "crop_pct": preset.crop_size[0] / preset.resize_size[0],
+        "interpolation": str(preset.interpolation.value),
     }

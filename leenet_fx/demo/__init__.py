@@ -1,1 +1,1 @@
-"""The demo on real images: data, job, pictures."""
+"""The demo on scikit-learn's digits."""

@@ -1,1 +1,1 @@
-"""Accuracy, cost and time of a network with exits."""
+"""Measurement of networks with exits: evaluation, sweeps over α, comparison of methods."""

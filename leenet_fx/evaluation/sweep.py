@@ -1,4 +1,4 @@
-"""sweep: one set of exits, gates for each α, and what each α costs and answers."""
+"""sweep: one set of exits and gates for each α, with the accuracy and cost of each α."""
 
 from __future__ import annotations
 
@@ -14,29 +14,28 @@ from leenet_fx.errors import InputError
 from leenet_fx.evaluation.evaluate import Evaluation, evaluate, summarise
 from leenet_fx.evaluation.sample_records import replay
 from leenet_fx.features.feature_cache import FeatureCache, cache_features
-from leenet_fx.keywords import check_keywords
 from leenet_fx.methods import Method, as_method
 from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training.fit import fit
 
 ALPHAS = tuple(round(0.05 * step, 2) for step in range(21))
-"""0, 0.05, … 1, as LEENet published them."""
+"""0, 0.05, … 1, as published for LEENet."""
 
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One α with one seed, on the report images.
+    """Measurements on the test split for one α and one random seed.
 
     Attributes:
-        alpha: weight of the cost against the error.
-        seed: of everything drawn.
-        accuracy: with exits.
-        random_accuracy: expected if the same shares of samples left at the exits at random.
-        relative_flops: mean FLOPs spent, relative to the plain model.
+        alpha: cost weight, in [0, 1].
+        seed: random seed.
+        accuracy: overall accuracy (adaptive).
+        random_accuracy: expected accuracy of random exiting at the same exit rates.
+        relative_flops: mean FLOPs, relative to the backbone.
         mean_exit: mean exit index; N is the final classifier.
-        shares: of the samples, leaving at each outlet.
-        seconds: measured time of the first images; None where nothing was timed.
-        plain_seconds: of the plain model in the same run.
+        shares: share of the samples at each exit and at the final classifier.
+        seconds: measured time on the first images; None if not measured.
+        backbone_seconds: measured time of the backbone in the same run; None if not measured.
     """
 
     alpha: float
@@ -52,17 +51,17 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What `sweep` found.
+    """Result of `sweep`.
 
     Attributes:
-        method: the preset.
-        cost: what counted as cost.
-        plain_accuracy: of the plain model on the report images.
-        samples: number of report images.
-        timed: how many of them were timed at each α.
-        outlets: names of the exits and "final".
-        outlet_flops: FLOPs of leaving at each, relative to the plain model.
-        points: one for each seed and α.
+        method: name of the method.
+        cost: kind of cost that gates were trained with.
+        backbone_accuracy: accuracy of the backbone on the test split.
+        samples: number of test images.
+        timed: number of test images that both networks were timed on at each α.
+        exits: names of the exits, and "final" for the final classifier.
+        exit_flops: FLOPs of a sample that exits there, relative to the backbone.
+        points: measurements for each seed and α.
     """
 
     method: str
@@ -70,50 +69,52 @@ class Sweep:
     backbone_accuracy: float
     samples: int
     timed: int
-    outlets: tuple[str, ...]
+    exits: tuple[str, ...]
     exit_flops: tuple[float, ...]
     points: tuple[SweepPoint, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
     def medians(self) -> list[dict[str, Any]]:
-        """One record for each α: medians over seeds, and the lowest and highest accuracy."""
+        """Return a record for each α: medians over seeds, with lowest and highest values."""
         rows = []
         for alpha in sorted({point.alpha for point in self.points}):
-            here = [point for point in self.points if point.alpha == alpha]
-            row: dict[str, Any] = {"alpha": alpha, "seeds": len(here)}
+            points = [point for point in self.points if point.alpha == alpha]
+            row: dict[str, Any] = {"alpha": alpha, "seeds": len(points)}
             for key in ("accuracy", "random_accuracy", "relative_flops", "mean_exit"):
-                row[key] = statistics.median(getattr(point, key) for point in here)
-            row["accuracy_low"] = min(point.accuracy for point in here)
-            row["accuracy_high"] = max(point.accuracy for point in here)
-            row["flops_low"] = min(point.relative_flops for point in here)
-            row["flops_high"] = max(point.relative_flops for point in here)
+                row[key] = statistics.median(getattr(point, key) for point in points)
+            row["accuracy_low"] = min(point.accuracy for point in points)
+            row["accuracy_high"] = max(point.accuracy for point in points)
+            row["flops_low"] = min(point.relative_flops for point in points)
+            row["flops_high"] = max(point.relative_flops for point in points)
             ratios = [
-                p.seconds / p.backbone_seconds for p in here if p.seconds and p.backbone_seconds
+                point.seconds / point.backbone_seconds
+                for point in points
+                if point.seconds and point.backbone_seconds
             ]
             row["time_ratio"] = statistics.median(ratios) if ratios else None
-            row["shares"] = [
-                statistics.fmean(column) for column in zip(*(p.shares for p in here), strict=True)
-            ]
+            by_exit = zip(*(point.shares for point in points), strict=True)
+            row["shares"] = [statistics.fmean(shares) for shares in by_exit]
             rows.append(row)
         return rows
 
     def summary(self) -> str:
-        """A table of text."""
+        """Format the medians as a plain-text table."""
         table = tables.new_table(
-            f"{self.method}, cost by {self.cost}; {self.samples} images, plain model "
+            f"{self.method}, cost in {self.cost}; {self.samples} images, backbone "
             f"{100 * self.backbone_accuracy:.2f} %",
             "α",
             "accuracy %",
-            "lost",
-            "at random %",
+            "drop",
+            "random %",
             "FLOPs rel.",
             "time rel.",
             "mean exit",
             "first exit %",
-            caption="Medians over seeds; lost: points of accuracy below the plain model.",
+            caption="Medians over seeds. drop: accuracy drop from the backbone in percentage "
+            "points; random: random exiting at the same exit rates.",
         )
         for row in self.medians():
             ratio = row["time_ratio"]
@@ -133,13 +134,12 @@ class Sweep:
         return self.summary()
 
 
-@check_keywords
 def sweep(
     ee: EarlyExitModule,
     train: Iterable[Any] | FeatureCache,
-    report: Iterable[Any],
+    test: Iterable[Any],
     *,
-    gates: Iterable[Any] | FeatureCache | None = None,
+    calibration: Iterable[Any] | FeatureCache | None = None,
     alphas: Sequence[float] = ALPHAS,
     seeds: Sequence[int] = (0,),
     method: str | Method = "leenet",
@@ -148,128 +148,136 @@ def sweep(
     lr: float | None = None,
     live: bool = False,
     timed: int = 0,
-    keep: Callable[[SweepPoint, EarlyExitModule], None] | None = None,
+    on_point: Callable[[SweepPoint, EarlyExitModule], None] | None = None,
     progress: bool | None = None,
 ) -> Sweep:
-    """Fits exits once for each seed and gates for each α, and measures each on the report images.
+    """Fit exits once for each seed and gates for each α, and measure each on the test split.
 
-    The frozen backbone runs once over each set of images: see `cache_features`. `ee` itself stays
-    as it is.
+    The frozen backbone runs once over each set of images: see `cache_features`. `ee` itself is not
+    changed.
 
     Args:
         ee: a network with exits.
         train: (images, labels) that exits are fitted on, without augmentation unless `live`.
-        report: (images, labels) that figures are measured on; nothing is fitted to them.
-        gates: (images, labels) that gates are fitted on; None takes `train`. Images that the
-            backbone has not learned by heart tell better which exits are to be trusted.
-        alphas: weights of the cost, each in [0, 1].
-        seeds: for everything drawn.
-        method, cost, epochs, lr: as `fit` takes them.
-        live: whether exits are fitted on the images of `train` as they are read anew each epoch,
-            not on kept features.
-        timed: how many report images to time both networks on at each α, with the first seed; 0
-            for none.
-        keep: called with each point and the network fitted for it.
-        progress: whether to tell of each point on stderr; None does so on a terminal.
+        test: (images, labels) to measure on; nothing is fitted to them.
+        calibration: (images, labels) that gates are fitted on; None takes `train`. Images that the
+            backbone was not trained on are better: it has overfitted to its training images, so
+            their confidences are too high.
+        alphas: cost weights, each in [0, 1].
+        seeds: random seeds.
+        method: a registered name or a `Method`, as for `fit`.
+        cost: kind of cost, as for `fit`.
+        epochs: number of epochs of each phase, as for `fit`.
+        lr: highest learning rate, as for `fit`.
+        live: whether exits are fitted on the images of `train`, read again in each epoch, not on
+            cached features.
+        timed: number of test images to time both networks on at each α, with the first seed; 0 for
+            no timing.
+        on_point: called with each point and the network fitted for it.
+        progress: whether to print each point to stderr; None prints on a terminal.
 
     Raises:
-        InputError: the method has no step that trains gates alone.
+        InputError: the method has no last phase that trains gates alone; no α or no seed.
         InputError, UnknownNameError, StorageError, TrainingError: as `fit` and `cache_features`.
     """
     if not alphas or not seeds:
         raise InputError("A sweep needs at least one alpha and one seed.")
-    chosen = as_method(method)
-    before, gate_epochs = _phases(chosen, epochs, ee.spec.classifier_is_new)
-    made: list[FeatureCache] = []
+    method = as_method(method)
+    exit_epochs, gate_epochs = _split_epochs(method, epochs, ee.spec.classifier_is_new)
+    opened: list[FeatureCache] = []
 
-    def kept(data: Any) -> FeatureCache:
+    def cached(data: Iterable[Any] | FeatureCache) -> FeatureCache:
         if isinstance(data, FeatureCache):
             return data
-        made.append(cache_features(ee, data))
-        return made[-1]
+        opened.append(cache_features(ee, data))
+        return opened[-1]
 
     show = sys.stderr.isatty() if progress is None else progress
     points: list[SweepPoint] = []
-    plain = 0.0
+    backbone_accuracy = 0.0
     try:
-        fitted_on = train if live else kept(train)
-        reuse = gates is None and isinstance(fitted_on, FeatureCache)
-        gates_on = fitted_on if reuse else kept(train if gates is None else gates)
-        held_out = kept(report)
-        sample = _first(report, timed) if timed else None
-        for turn, seed in enumerate(seeds):
-            work = copy.deepcopy(ee)
-            options: dict[str, Any] = {"method": chosen, "cost": cost, "lr": lr, "seed": seed}
-            fit(work, fitted_on, epochs=before, progress=False, **options)
+        exit_data = train if live else cached(train)
+        if calibration is None and isinstance(exit_data, FeatureCache):
+            gate_data = exit_data
+        else:
+            gate_data = cached(train if calibration is None else calibration)
+        test_data = cached(test)
+        timed_images = _first_images(test, timed) if timed else None
+        for seed in seeds:
+            network = copy.deepcopy(ee)
+            options: dict[str, Any] = {"method": method, "cost": cost, "lr": lr, "seed": seed}
+            fit(network, exit_data, epochs=exit_epochs, progress=False, **options)
             for alpha in alphas:
-                fit(work, gates_on, alpha=alpha, epochs=gate_epochs, progress=False, **options)
-                found = summarise(work, replay(work, held_out))
-                plain = found.backbone_accuracy
-                times = evaluate(work, sample) if sample is not None and turn == 0 else None
-                point = _point(alpha, seed, found, times)
+                fit(network, gate_data, alpha=alpha, epochs=gate_epochs, progress=False, **options)
+                evaluation = summarise(network, replay(network, test_data))
+                backbone_accuracy = evaluation.backbone_accuracy
+                times = None
+                if timed_images is not None and seed == seeds[0]:
+                    times = evaluate(network, timed_images)
+                point = _point(alpha, seed, evaluation, times)
                 points.append(point)
-                if keep is not None:
-                    keep(point, work)
+                if on_point is not None:
+                    on_point(point, network)
                 if show:
                     print(
-                        f"seed {seed}, α {alpha:g}: {100 * point.accuracy:.2f} %, "
+                        f"seed {seed}, α {alpha:g}: accuracy {100 * point.accuracy:.2f} %, "
                         f"{point.relative_flops:.3f} of the FLOPs",
                         file=sys.stderr,
                         flush=True,
                     )
-        samples = len(held_out)
+        samples = len(test_data)
     finally:
-        for cache in made:
+        for cache in opened:
             cache.close()
     return Sweep(
-        method=chosen.name,
+        method=method.name,
         cost=cost,
-        backbone_accuracy=plain,
+        backbone_accuracy=backbone_accuracy,
         samples=samples,
         timed=timed,
-        outlets=tuple(row.name for row in work.costs),
-        exit_flops=work.costs.relative("flops"),
+        exits=tuple(row.name for row in network.costs),
+        exit_flops=network.costs.relative("flops"),
         points=tuple(points),
     )
 
 
-def _phases(
+def _split_epochs(
     method: Method, epochs: int | dict[str, int], train_final: bool
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Epochs of what comes before the gates, and of the gates alone."""
+    """Return the epochs by phase of a call that fits the exits, and of one that fits the gates."""
     phases = method.phases
     if phases[-1].parameter_groups != {"gates"}:
         raise InputError(
-            f"Method '{method.name}' has no last step that trains gates alone, so α cannot vary on the "
-            "same exits; 'leenet-fx compare' draws its frontier."
+            f"The last phase of method '{method.name}' does not train gates alone, so exits cannot "
+            "be fitted once for all α; 'leenet-fx compare' measures its frontier."
         )
+    trained = [p.name for p in phases if p.parameter_groups != {"final"} or train_final]
     if isinstance(epochs, int):
-        epochs = {s.name: epochs for s in phases if s.parameter_groups != {"final"} or train_final}
+        epochs = dict.fromkeys(trained, epochs)
     last = phases[-1].name
-    none = {phase.name: 0 for phase in phases if phase.parameter_groups != {"final"} or train_final}
-    return {**epochs, last: 0}, {**none, last: epochs.get(last, 10)}
+    return {**epochs, last: 0}, {**dict.fromkeys(trained, 0), last: epochs.get(last, 10)}
 
 
-def _point(alpha: float, seed: int, found: Evaluation, times: Evaluation | None) -> SweepPoint:
+def _point(alpha: float, seed: int, result: Evaluation, times: Evaluation | None) -> SweepPoint:
     return SweepPoint(
         alpha=float(alpha),
         seed=seed,
-        accuracy=found.accuracy,
-        random_accuracy=found.random_accuracy,
-        relative_flops=found.relative_flops,
-        mean_exit=found.mean_exit,
-        shares=tuple(outlet.share for outlet in found.outlets),
+        accuracy=result.accuracy,
+        random_accuracy=result.random_accuracy,
+        relative_flops=result.relative_flops,
+        mean_exit=result.mean_exit,
+        shares=tuple(row.share for row in result.exits),
         seconds=None if times is None else times.seconds,
         backbone_seconds=None if times is None else times.backbone_seconds,
     )
 
 
-def _first(loader: Iterable[Any], count: int) -> list[Any]:
-    """The first images as batches in memory, so that reading them is not timed."""
-    found, seen = [], 0
+def _first_images(loader: Iterable[Any], count: int) -> list[Any]:
+    """Read the first images into memory, so that reading them is not timed."""
+    batches, read = [], 0
     for images, labels, *_ in loader:
-        found.append((images[: count - seen], labels[: count - seen]))
-        seen += len(images)
-        if seen >= count:
+        batches.append((images[: count - read], labels[: count - read]))
+        read += len(images)
+        if read >= count:
             break
-    return found
+    return batches

@@ -1,1 +1,1 @@
-"""Tables, plots and result files."""
+"""Tables, plots, result files and the report page."""

@@ -1,7 +1,8 @@
-"""Pictures: a network with its exits, accuracy against cost, sample images per exit."""
+"""Image files: a network with its exits, accuracy against cost, sample images of each exit."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,17 +18,29 @@ if TYPE_CHECKING:
 
     from leenet_fx.surgery.module import EarlyExitModule
 
-# Okabe and Ito's colours, told apart under every common colour blindness and in grey.
+# Okabe and Ito's colours, distinguishable with colour blindness and in grey.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
+
 MOST_LABELS = 16
+"""Number of exits above which exits are not labelled."""
+
 LABEL_STEP = 0.26
+"""Vertical distance of labels, relative to the bar of blocks."""
+
+COLUMNS = 14
+"""Number of sample images per exit."""
 
 
 def plot_network(ee: EarlyExitModule, path: Path) -> None:
-    """Draws the network as blocks along its cumulative FLOPs, with the exits on it.
+    """Plot the network as blocks along its cumulative FLOPs, with its exits.
+
+    Args:
+        ee: the network.
+        path: image file to write.
 
     Raises:
         DependencyError: matplotlib is not installed.
+        UnknownNameError: matplotlib does not write such image files.
     """
     spec = ee.spec
     figure, axes = pyplot().subplots(layout="constrained")
@@ -39,8 +52,8 @@ def plot_network(ee: EarlyExitModule, path: Path) -> None:
     draw_network(axes, spec.profile.shares, exits, width=10)
     axes.set(
         xlim=(0, 1.12),
-        xlabel=f"share of the plain model's {quantity(spec.profile.flops)}FLOPs "
-        "(FLOPs = 2 x MACs); numbers: block boundaries, each at its block's end",
+        xlabel=f"share of the backbone's {quantity(spec.profile.flops)}FLOPs "
+        "(FLOPs = 2 x MACs); numbers: blocks",
         title=f"{spec.profile.model}, '{spec.placement.strategy}' placement",
     )
     save(figure, path)
@@ -53,19 +66,19 @@ def draw_network(
     *,
     width: float,
     fontsize: float = 8,
-    hang_from: float = 1.0,
+    below_from: float = 1.0,
 ) -> None:
-    """Draws blocks along their cumulative FLOPs with a line for each exit; sets the figure's size.
+    """Draw blocks along their cumulative FLOPs with a line per exit, and set the figure's size.
 
     Args:
-        axes: where to.
-        shares: of the FLOPs, where each boundary is.
-        exits: share of the FLOPs and label of each, the final classifier last. Labels are left out
-            when there are too many.
-        width: of the figure in inches.
-        fontsize: of the labels.
-        hang_from: exits behind this share hang below the blocks, with their labels to the left;
-            where the width is small, labels to the right would run out of it.
+        axes: axes to draw on.
+        shares: share of the FLOPs at each block boundary.
+        exits: share of the FLOPs and label of each exit, the final classifier last. Labels are not
+            drawn if there are too many.
+        width: width of the figure in inches.
+        fontsize: font size of the labels.
+        below_from: exits after this share are drawn below the blocks, with their labels to the
+            left; in a narrow figure, labels to the right would not fit.
     """
     for i, (start, end) in enumerate(pairwise([0.0, *shares, 1.0])):
         colour = "#cfd8e3" if i % 2 else "#e6ebf2"
@@ -73,27 +86,27 @@ def draw_network(
         if end - start > fontsize / 40 / width:
             axes.text((start + end) / 2, 0, str(i), ha="center", va="center", fontsize=fontsize)
     labelled = len(exits) <= MOST_LABELS + 1
-    standing = sum(at <= hang_from for at, _ in exits) if labelled else 1
-    hanging = len(exits) - standing if labelled else 0
-    top = 0.5 + LABEL_STEP * standing
-    bottom = -0.35 - (0.2 + LABEL_STEP * hanging if hanging else 0)
+    above = sum(at <= below_from for at, _ in exits) if labelled else 1
+    below = len(exits) - above if labelled else 0
+    top = 0.5 + LABEL_STEP * above
+    bottom = -0.35 - (0.2 + LABEL_STEP * below if below else 0)
     for index, (at, label) in enumerate(exits):
-        up = at <= hang_from or not labelled
-        # Each line stops before the next label on its side, so that no line crosses a label.
-        if up:
+        is_above = at <= below_from or not labelled
+        # Each line ends before the next label on its side, so that no line crosses a label.
+        if is_above:
             end = top - (LABEL_STEP * index if labelled else 0)
         else:
-            end = -0.5 - LABEL_STEP * (index - standing + 1)
+            end = -0.5 - LABEL_STEP * (index - above + 1)
         final = index == len(exits) - 1
         colour = GREEN if final else ORANGE
-        axes.plot([at, at], [-0.3 if up else 0.3, end], color=colour, lw=1.8)
+        axes.plot([at, at], [-0.3 if is_above else 0.3, end], color=colour, lw=1.8)
         if labelled:
             axes.text(
-                at + 0.005 if up else at - 0.012,
+                at + 0.005 if is_above else at - 0.012,
                 end,
                 label,
-                ha="left" if up else "right",
-                va="top" if up else "bottom",
+                ha="left" if is_above else "right",
+                va="top" if is_above else "bottom",
                 fontsize=fontsize,
             )
     axes.set(
@@ -104,38 +117,39 @@ def draw_network(
 
 
 def plot_tradeoff(
-    points: Sequence[dict[str, Any]], backbone_accuracy: float, chosen: float, path: Path
+    points: Sequence[dict[str, Any]], backbone_accuracy: float, selected: float, path: Path
 ) -> None:
-    """Accuracy against relative FLOPs for several α.
+    """Plot accuracy against relative FLOPs for several α.
 
     Args:
         points: records with `alpha`, `relative_flops`, `accuracy` and `random_accuracy`.
-        plain_accuracy: the plain model's, drawn as the reference.
-        chosen: the α to mark.
+        backbone_accuracy: accuracy of the backbone, drawn as the reference.
+        selected: the α to mark.
+        path: image file to write.
     """
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     points = sorted(points, key=lambda point: point["relative_flops"])
-    cost = [point["relative_flops"] for point in points]
+    flops = [point["relative_flops"] for point in points]
     for key, label, style, colour in (
         ("accuracy", "learned gates", "o-", BLUE),
-        ("random_accuracy", "same shares at random", "s--", GREY),
+        ("random_accuracy", "random exiting at the same exit rates", "s--", GREY),
     ):
-        axes.plot(cost, [100 * p[key] for p in points], style, color=colour, label=label, ms=5)
-    axes.plot([1.0], [100 * backbone_accuracy], "D", color=GREEN, label="plain model", ms=8)
+        axes.plot(flops, [100 * p[key] for p in points], style, color=colour, label=label, ms=5)
+    axes.plot([1.0], [100 * backbone_accuracy], "D", color=GREEN, label="backbone", ms=8)
     axes.axhline(100 * backbone_accuracy, color=GREEN, lw=0.8, alpha=0.6)
-    for turn, point in enumerate(points):
-        picked = point["alpha"] == chosen
+    for index, point in enumerate(points):
+        is_selected = point["alpha"] == selected
         axes.annotate(
             f"α={point['alpha']:g}",
             (point["relative_flops"], 100 * point["accuracy"]),
             textcoords="offset points",
-            xytext=(5, -11) if turn % 2 else (-8, 9),
+            xytext=(5, -11) if index % 2 else (-8, 9),
             fontsize=8,
-            color=ORANGE if picked else "black",
-            fontweight="bold" if picked else "normal",
+            color=ORANGE if is_selected else "black",
+            fontweight="bold" if is_selected else "normal",
         )
-        if picked:
+        if is_selected:
             axes.plot(
                 [point["relative_flops"]],
                 [100 * point["accuracy"]],
@@ -144,10 +158,10 @@ def plot_tradeoff(
                 mfc="none",
                 mec=ORANGE,
                 mew=2,
-                label="chosen on validation images",
+                label="selected on the validation split",
             )
     axes.set(
-        xlabel="mean FLOPs, relative to the plain model", ylabel="accuracy on validation images, %"
+        xlabel="mean FLOPs, relative to the backbone", ylabel="accuracy on the validation split, %"
     )
     axes.margins(0.06, 0.1)
     axes.grid(alpha=0.3)
@@ -155,57 +169,60 @@ def plot_tradeoff(
     save(figure, path)
 
 
-def plot_strip(
-    images: Tensor, exit_index: Tensor, right: Tensor, names: Sequence[str], path: Path
+def plot_samples(
+    images: Tensor, exit_index: Tensor, correct: Tensor, names: Sequence[str], path: Path
 ) -> None:
-    """Sample images that left at each exit, one row an exit; wrong answers are framed.
+    """Plot sample images of each exit, one row per exit; wrong predictions are framed.
 
     Args:
         images: (n, 1, H, W).
-        exit_index: (n,) where each left.
-        right: (n,) whether its answer was right.
-        names: of the outlets.
+        exit_index: (n,) exit taken by each image.
+        correct: (n,) whether its prediction is correct.
+        names: names of the exits and of the final classifier.
+        path: image file to write.
     """
     plt = pyplot()
-    columns = 14
     figure, grid = plt.subplots(
-        len(names), columns, figsize=(columns * 0.72, len(names) * 0.82 + 0.5), squeeze=False
+        len(names), COLUMNS, figsize=(COLUMNS * 0.72, len(names) * 0.82 + 0.5), squeeze=False
     )
-    for outlet, name in enumerate(names):
-        here = (exit_index == outlet).nonzero().squeeze(1)
-        for column, axes in enumerate(grid[outlet]):
+    for exit_number, name in enumerate(names):
+        indices = (exit_index == exit_number).nonzero().squeeze(1)
+        for column, axes in enumerate(grid[exit_number]):
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-            if column >= len(here):
+            if column >= len(indices):
                 continue
-            index = int(here[column])
+            index = int(indices[column])
             axes.imshow(images[index, 0].numpy(), cmap="gray", vmin=0, vmax=1)
-            if not right[index]:
+            if not correct[index]:
                 axes.spines[:].set(visible=True, color=ORANGE, linewidth=3)
-        grid[outlet][0].set_ylabel(
-            f"{name}\n({len(here)})", rotation=0, ha="right", va="center", fontsize=8
+        grid[exit_number][0].set_ylabel(
+            f"{name}\n({len(indices)})", rotation=0, ha="right", va="center", fontsize=8
         )
-    figure.suptitle("Where images leave (count); framed: answered wrongly", fontsize=10)
+    figure.suptitle("Samples of each exit (count); framed: wrong prediction", fontsize=10)
     figure.subplots_adjust(left=0.13, right=0.99, top=0.88, bottom=0.02, wspace=0.08, hspace=0.08)
     save(figure, path)
 
 
 def save(figure: Any, path: Path) -> None:
-    """Writes a figure whole or not at all, and closes it."""
-    import io
+    """Write a figure atomically, in the format of the path's suffix, and close it.
 
+    Raises:
+        UnknownNameError: matplotlib does not write this format.
+        StorageError: the file cannot be written.
+    """
     buffer = io.BytesIO()
-    kind = path.suffix.lstrip(".") or "png"
-    known = figure.canvas.get_supported_filetypes()
-    if kind not in known:
-        raise unknown_name("picture format", kind, known)
-    figure.savefig(buffer, format=kind, dpi=130)
+    file_format = path.suffix.lstrip(".") or "png"
+    supported = figure.canvas.get_supported_filetypes()
+    if file_format not in supported:
+        raise unknown_name("image format", file_format, supported)
+    figure.savefig(buffer, format=file_format, dpi=130)
     pyplot().close(figure)
     write_atomically(path, buffer.getvalue())
 
 
 def pyplot() -> Any:
-    """matplotlib.pyplot, drawing to memory.
+    """Return matplotlib.pyplot with a backend that needs no display.
 
     Raises:
         DependencyError: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""Records: what a verb measured, as JSON that reports are written from."""
+"""Records: measurements and their metadata as JSON, which report pages are made from."""
 
 from __future__ import annotations
 
@@ -10,43 +10,47 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from leenet_fx.environment import environment
 from leenet_fx.errors import InputError, StorageError
-from leenet_fx.evaluation import compare
+from leenet_fx.evaluation import comparison_file
 from leenet_fx.evaluation.evaluate import Evaluation
 from leenet_fx.evaluation.sweep import Sweep
-from leenet_fx.report.results import environment
+from leenet_fx.evaluation.upgrade import SCHEMA, upgrade_record
 from leenet_fx.storage.files import check_free, read_text, write_atomically
 from leenet_fx.surgery.module import EarlyExitModule, device_of
 
-SCHEMA = 1
-FILES = {"comparison": compare.FILE, "sweep": "sweep.json", "evaluation": "evaluation.json"}
-"""Of each kind, in the order that a page shows them."""
+FILES = {
+    "comparison": comparison_file.FILE,
+    "sweep": "sweep.json",
+    "evaluation": "evaluation.json",
+}
+"""File name of each kind of record, in the order of a page."""
 
 THUMBNAIL = 96
 """Largest side of a sample image, in pixels."""
 
 
 def describe_network(ee: EarlyExitModule) -> dict[str, Any]:
-    """Where exits are and what each costs: the JSON of `leenet-fx inspect`."""
+    """Return the exits, their costs and the candidates: the JSON of `leenet-fx inspect`."""
     spec, profile = ee.spec, ee.spec.profile
     return {
         **ee.costs.to_dict(),
         "strategy": spec.placement.strategy,
         "branch": spec.branch,
         "image_shape": list(spec.image_shape),
-        "captured": spec.tracer,
+        "tracer": spec.tracer_kind,
         "num_classes": spec.num_classes,
         "placement": list(spec.placement.names),
         "candidates": [
             {**asdict(candidate), "relative_flops": share}
             for candidate, share in zip(profile.candidates, profile.shares, strict=True)
         ],
-        "refused": spec.rejected,
+        "rejected": spec.rejected,
     }
 
 
 def make_record(
-    found: Evaluation | Sweep,
+    result: Evaluation | Sweep,
     ee: EarlyExitModule,
     *,
     command: str,
@@ -54,37 +58,37 @@ def make_record(
     classes: Sequence[str],
     images: Sequence[Sequence[Mapping[str, Any]]] | None = None,
 ) -> dict[str, Any]:
-    """One record.
+    """Build the record of an evaluation or a sweep.
 
     Args:
-        found: what was measured.
+        result: the measurements.
         ee: the network.
-        command: what to type to get it again.
+        command: command line that reproduces them.
         config: the resolved options.
         classes: names of the classes.
-        images: sample images of each outlet, as `sample_images` makes them.
+        images: sample images of each exit, from `sample_images`.
     """
-    kind = "evaluation" if isinstance(found, Evaluation) else "sweep"
-    measured = found.to_dict()
-    if isinstance(found, Sweep):
-        measured["medians"] = found.medians()
+    kind = "evaluation" if isinstance(result, Evaluation) else "sweep"
+    values = result.to_dict()
+    if isinstance(result, Sweep):
+        values["medians"] = result.medians()
     return {
         "kind": kind,
         "schema": SCHEMA,
-        **make_frame(ee, command=command, config=config, classes=classes),
+        **make_metadata(ee, command=command, config=config, classes=classes),
         "images": None if images is None else [list(row) for row in images],
-        kind: measured,
+        kind: values,
     }
 
 
-def make_frame(
+def make_metadata(
     ee: EarlyExitModule, *, command: str, config: Mapping[str, Any], classes: Sequence[str]
 ) -> dict[str, Any]:
-    """What every record says besides what was measured; `compare` takes it as its `frame`.
+    """Build the entries of a record besides the measurements; the `metadata` of `compare`.
 
     Args:
         ee: the network.
-        command: what to type to get it again.
+        command: command line that reproduces the measurements.
         config: the resolved options.
         classes: names of the classes.
     """
@@ -98,31 +102,36 @@ def make_frame(
 
 
 def sample_images(
-    found: Evaluation, pictures: Any, classes: Sequence[str]
+    evaluation: Evaluation, dataset: Any, classes: Sequence[str]
 ) -> list[list[dict[str, Any]]]:
-    """The examples an evaluation names, small, as data URIs: one list an outlet.
+    """Return small images of the examples of an evaluation as data URIs, one list per exit.
 
     Args:
-        found: the evaluation.
-        pictures: by position (PIL image, label), the images that were evaluated.
+        evaluation: the evaluation.
+        dataset: the evaluated data set; item i is (PIL image, label).
         classes: names of the classes.
     """
     return [
         [
             {
-                "src": _data_uri(pictures[example.position][0]),
+                "src": _data_uri(dataset[example.index][0]),
                 "label": classes[example.label],
-                "answer": classes[example.answer],
-                "right": example.label == example.answer,
+                "predicted": classes[example.predicted],
+                "correct": example.label == example.predicted,
             }
-            for example in outlet.examples
+            for example in row.examples
         ]
-        for outlet in found.outlets
+        for row in evaluation.exits
     ]
 
 
 def write_record(folder: Path, record: Mapping[str, Any], overwrite: bool = False) -> Path:
-    """Writes `evaluation.json` or `sweep.json`.
+    """Write `evaluation.json` or `sweep.json`, and return its path.
+
+    Args:
+        folder: where to write it.
+        record: the record, from `make_record`.
+        overwrite: whether to replace an existing file.
 
     Raises:
         StorageError: it exists already, or cannot be written.
@@ -134,13 +143,15 @@ def write_record(folder: Path, record: Mapping[str, Any], overwrite: bool = Fals
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """The records in a folder, in the order comparison, sweep, evaluation.
+    """Read the records in a folder, in the order comparison, sweep, evaluation.
+
+    Records of schema 1 are upgraded.
 
     Raises:
-        InputError: there is none.
-        StorageError: one is damaged.
+        InputError: the folder has no records.
+        StorageError: a file is damaged.
     """
-    found = []
+    records = []
     for kind, name in FILES.items():
         path = folder / name
         if not path.exists():
@@ -150,16 +161,16 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise StorageError(f"'{path}' is not JSON: {error}.") from error
         if not isinstance(record, dict) or record.get("kind") != kind:
-            raise StorageError(f"'{path}' is no record of kind '{kind}'.")
-        found.append(record)
-    if not found:
+            raise StorageError(f"'{path}' is not a record of kind '{kind}'.")
+        records.append(upgrade_record(record, path))
+    if not records:
         raise InputError(f"'{folder}' has neither {' nor '.join(FILES.values())}.")
-    return found
+    return records
 
 
 def _data_uri(image: Any) -> str:
-    small = image.convert("RGB")
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    thumbnail = image.convert("RGB")
+    thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
-    small.save(buffer, format="PNG", optimize=True)
+    thumbnail.save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -115,7 +115,7 @@ def test_a_factory_that_makes_no_module(capsys, monkeypatch, tmp_path):
     assert "returned a int" in fails(capsys, monkeypatch, "inspect", f"{file}:number")[1]
     assert "failed: KeyError" in fails(capsys, monkeypatch, "inspect", f"{file}:broken")[1]
     picture = ("inspect", "torchvision/alexnet", "--plot", str(tmp_path / "a.xyz"))
-    assert "Unknown picture format 'xyz'" in fails(capsys, monkeypatch, *picture)[1]
+    assert "Unknown image format 'xyz'" in fails(capsys, monkeypatch, *picture)[1]
     assert "Did you mean 'small'" in fails(capsys, monkeypatch, "inspect", f"{file}:smal")[1]
 
 

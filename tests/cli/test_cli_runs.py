@@ -103,7 +103,7 @@ def test_evaluate_measures_the_report_split_with_the_fitted_weights(place, capsy
     assert record["classes"] == ["blue", "green", "red"]
     assert record["command"].startswith(f"leenet-fx evaluate {place}/run --model")
     assert [len(row) for row in record["images"]] == [
-        len(outlet["examples"]) for outlet in found["outlets"]
+        len(row["examples"]) for row in found["exits"]
     ]
     scope = {}
     exec(FACTORY, scope)
@@ -114,11 +114,11 @@ def test_evaluate_measures_the_report_split_with_the_fitted_weights(place, capsy
     ee = leenet_fx.load(place / "run", base)
     data = leenet_fx.open_data(place / "images")
     transform = leenet_fx.make_transform(base, (3, 16, 16))
-    x, labels = next(iter(data.loader("report", transform, 100)))
+    x, labels = next(iter(data.loader("test", transform, 100)))
     assert found["accuracy"] == pytest.approx(float((ee(x).argmax(1) == labels).float().mean()))
     with torch.no_grad():
-        plain = (base(x).argmax(1) == labels).float().mean()
-    assert found["plain_accuracy"] == pytest.approx(float(plain))
+        accuracy = (base(x).argmax(1) == labels).float().mean()
+    assert found["backbone_accuracy"] == pytest.approx(float(accuracy))
     result = run("evaluate", f"{place}/run", *model(place))
     assert result.exit_code != 0
     table = run("evaluate", f"{place}/run", *model(place), "--overwrite").stdout
@@ -203,10 +203,10 @@ def test_compare_leaves_out_what_does_not_fit_unless_it_was_named(place, tmp_pat
     monkeypatch.setattr("leenet_fx.methods.list_methods", lambda: names)
     result = compares(place, tmp_path / "all", factory="tokens")
     assert result.exit_code == 0, result.output
-    assert "Left out: pteenet: " in result.stdout
+    assert "Skipped: pteenet: " in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
     found = json.loads((tmp_path / "all" / "comparison.json").read_text())["comparison"]
-    assert list(found["left_out"]) == ["pteenet"]
+    assert list(found["skipped"]) == ["pteenet"]
     assert [run["label"] for run in found["runs"]] == ["distilled", "pabee", "shallow-deep"]
     result = compares(place, tmp_path / "one", "--methods", "pabee,pteenet", factory="tokens")
     assert isinstance(result.exception, InputError)
@@ -231,7 +231,7 @@ def test_compare_leaves_out_what_does_not_fit_unless_it_was_named(place, tmp_pat
         (("compare", "resnet18", "--out", "{place}/run"), 1, "run.yaml' is of another run"),
         (("evaluate", "{place}/run", "--overwrite"), 1, "name the file that builds it, --model"),
         (("evaluate", "{place}/images", "--model", "resnet18"), 1, "Cannot read '"),
-        (("evaluate", "{place}/run", "--split", "test"), 2, "Unknown split 'test'"),
+        (("evaluate", "{place}/run", "--split", "fit"), 2, "Unknown split 'fit'"),
         (("fit", "resnet18", "--out", "{place}/run"), 1, "has 10 classes, the head"),
         (
             ("fit", "{place}/net.py:small", "--out", "{place}/run", "--data", "{place}/images"),

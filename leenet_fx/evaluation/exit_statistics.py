@@ -1,0 +1,128 @@
+"""Statistics of exits and of classes, from sample records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from leenet_fx.evaluation.metrics import accuracy, auroc, calibration_error, confusions
+from leenet_fx.evaluation.sample_records import SampleRecords
+
+EXAMPLES = 6
+"""Number of correct, and of wrong, samples listed for each exit."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A sample: its position in the loader, its label and the predicted class."""
+
+    index: int
+    label: int
+    predicted: int
+
+
+@dataclass(frozen=True)
+class ExitStatistics:
+    """Statistics of one exit, or of the final classifier.
+
+    Attributes:
+        name: name of the block in front of the exit; "final" for the final classifier.
+        relative_flops: FLOPs of a sample that exits here, relative to the backbone.
+        count: number of samples that exit here.
+        share: their share of all samples.
+        accuracy: accuracy on these samples; None if no sample exits here.
+        accuracy_if_all_exit: accuracy if all samples exit here.
+        auroc: AUROC of the confidence over all samples; None if all predictions are correct, or
+            none is.
+        calibration_error: expected calibration error over all samples, 15 bins.
+        confusion: (label, predicted class, count) of the errors made here, most frequent first.
+        examples: the first samples that exit here with a correct prediction, then with a wrong one.
+    """
+
+    name: str
+    relative_flops: float
+    count: int
+    share: float
+    accuracy: float | None
+    accuracy_if_all_exit: float
+    auroc: float | None
+    calibration_error: float | None
+    confusion: tuple[tuple[int, int, int], ...]
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """Statistics of the samples of one class.
+
+    Attributes:
+        label: class index.
+        samples: number of samples.
+        accuracy: accuracy on them.
+        exit_counts: number of samples at each exit and at the final classifier.
+    """
+
+    label: int
+    samples: int
+    accuracy: float
+    exit_counts: tuple[int, ...]
+
+
+def exit_statistics(
+    records: SampleRecords, index: int, name: str, relative_flops: float
+) -> ExitStatistics:
+    """Compute the statistics of one exit.
+
+    Args:
+        records: records of all samples.
+        index: exit index; N is the final classifier.
+        name: name of the exit.
+        relative_flops: FLOPs of a sample that exits here, relative to the backbone.
+    """
+    exits_here = records.exit_index == index
+    correct = records.correct[:, index]
+    confidence = records.confidence[:, index]
+    count = int(exits_here.sum())
+    return ExitStatistics(
+        name=name,
+        relative_flops=relative_flops,
+        count=count,
+        share=count / len(records.labels),
+        accuracy=accuracy(correct[exits_here]) if count else None,
+        accuracy_if_all_exit=accuracy(correct),
+        auroc=auroc(confidence, correct),
+        calibration_error=calibration_error(confidence, correct),
+        confusion=confusions(records.labels[exits_here], records.predicted[exits_here, index]),
+        examples=_examples(records, exits_here & correct)
+        + _examples(records, exits_here & ~correct),
+    )
+
+
+def class_statistics(records: SampleRecords, exits: int) -> tuple[ClassStatistics, ...]:
+    """Compute the statistics of each class that occurs, in the order of the labels.
+
+    Args:
+        records: records of all samples.
+        exits: number of exits, the final classifier included.
+    """
+    statistics = []
+    for label in records.labels.unique().tolist():
+        of_class = records.labels == label
+        statistics.append(
+            ClassStatistics(
+                label=label,
+                samples=int(of_class.sum()),
+                accuracy=accuracy(records.overall_correct[of_class]),
+                exit_counts=tuple(records.exit_index[of_class].bincount(minlength=exits).tolist()),
+            )
+        )
+    return tuple(statistics)
+
+
+def _examples(records: SampleRecords, mask: Tensor) -> tuple[Example, ...]:
+    """Return the first samples of a mask (n,)."""
+    return tuple(
+        Example(index, int(records.labels[index]), int(records.overall_predicted[index]))
+        for index in mask.nonzero().squeeze(1)[:EXAMPLES].tolist()
+    )

@@ -1,0 +1,320 @@
+"""The run of one method in a comparison: fit it and measure its frontier."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leenet_fx.calibration.budgets import monotone_costs
+from leenet_fx.calibration.cached_outputs import (
+    CachedOutputs,
+    ask,
+    cached_exit_indices,
+    confidences,
+)
+from leenet_fx.calibration.solvers import get_solver
+from leenet_fx.errors import InputError, first_line
+from leenet_fx.evaluation.comparison import MethodSpec
+from leenet_fx.evaluation.frontier import FrontierPoint, MethodRun
+from leenet_fx.evaluation.metrics import accuracy
+from leenet_fx.features.feature_cache import FeatureCache, cache_features
+from leenet_fx.methods import Method
+from leenet_fx.policies import Patience, Policy, ThresholdPolicy
+from leenet_fx.storage.exits import load
+from leenet_fx.surgery.module import EarlyExitModule
+from leenet_fx.training.fit import fit
+
+ALPHAS = (0.0, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 1.0)
+"""Cost weights α that gated methods are trained for."""
+
+LAMBDAS = (0.0, 0.2, 0.5, 1.0, 2.0, 4.0)
+"""Cost weights λ that methods without an upper limit of the cost weight are trained for."""
+
+BUDGET_STEPS = {"threshold": 100, "exit_shares": 16}
+"""Number of steps between the budgets that thresholds are solved for, by trade-off parameter."""
+
+
+class Splits:
+    """The images of a comparison, with the cached features of the network that last used them.
+
+    Attributes:
+        train: (images, labels) without augmentation.
+        calibration: (images, labels) that gates and thresholds are fitted on.
+        test: (images, labels) to measure on.
+        augmented: the training images with augmentation.
+    """
+
+    def __init__(
+        self,
+        train: Iterable[Any],
+        calibration: Iterable[Any],
+        test: Iterable[Any],
+        augmented: Iterable[Any],
+    ) -> None:
+        self.train = train
+        self.calibration = calibration
+        self.test = test
+        self.augmented = augmented
+        self._caches: dict[str, FeatureCache] = {}
+
+    @property
+    def loaders(self) -> tuple[Iterable[Any], ...]:
+        """All loaders."""
+        return self.train, self.calibration, self.test, self.augmented
+
+    def cached(self, ee: EarlyExitModule, name: str) -> FeatureCache:
+        """Return cached features of "train", "calibration" or "test"."""
+        cache = self._caches.get(name)
+        if cache is not None and not cache.fits(ee):
+            self._caches.pop(name).close()
+            cache = None
+        if cache is None:
+            cache = self._caches[name] = cache_features(ee, getattr(self, name))
+        return cache
+
+    def close(self) -> None:
+        """Free the memory and files of all caches."""
+        for cache in self._caches.values():
+            cache.close()
+        self._caches.clear()
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Settings of one run.
+
+    Attributes:
+        spec: what is compared.
+        method: its method, with its options.
+        epochs: number of epochs of each phase, or by phase name.
+        precision: of training, as for `fit`.
+        seed: random seed.
+        key: the settings as JSON, without the seed.
+    """
+
+    spec: MethodSpec
+    method: Method
+    epochs: int | Mapping[str, int]
+    precision: str | None
+    seed: int
+    key: str
+
+
+def run_method(ee: EarlyExitModule, settings: RunSettings, splits: Splits) -> MethodRun:
+    """Fit a method and measure its frontier.
+
+    Args:
+        ee: a network with the method's exits, which is trained.
+        settings: what to fit, and how.
+        splits: the images.
+
+    Raises:
+        InputError: the method does not train a new final classifier.
+        InputError, TrainingError: as `fit`.
+    """
+    method = settings.method
+    _check_final_classifier(ee, settings)
+    trainer = _Trainer(ee, settings, splits)
+    epochs = phase_epochs(method, settings.epochs, ee.spec.classifier_is_new)
+    by_cost_weight = method.trade_off == "cost_weight"
+    cost_weights: tuple[float, ...] = (method.cost_weight,)
+    if by_cost_weight:
+        # Only the last phase depends on the cost weight, so the others are trained once.
+        cost_weights = ALPHAS if method.max_cost_weight == 1 else LAMBDAS
+        last = list(epochs)[-1]
+        if len(epochs) > 1:
+            trainer.train(method.cost_weight, {**epochs, last: 0})
+        epochs = {phase: count if phase == last else 0 for phase, count in epochs.items()}
+    start = copy.deepcopy(ee.state_dict())
+    points: list[FrontierPoint] = []
+    backbone_accuracy = math.nan
+    for cost_weight in cost_weights:
+        ee.load_state_dict(start)
+        trainer.train(cost_weight, epochs)
+        calibration = ask(ee, splits.cached(ee, "calibration"))
+        test = ask(ee, splits.cached(ee, "test"))
+        final = test.labels.new_full(test.labels.shape, ee.num_exits)
+        backbone_accuracy = accuracy(test.right(final))
+        if by_cost_weight:
+            points.append(_measure(ee, ee.policy, test, cost_weight))
+        else:
+            points += _frontier(ee, method, calibration, test)
+    return MethodRun(
+        label=settings.spec.label,
+        method=settings.spec.method,
+        seed=settings.seed,
+        trade_off=method.trade_off,
+        backbone_accuracy=backbone_accuracy,
+        exits=ee.spec.placement.names,
+        trained_seconds=trainer.seconds,
+        points=tuple(points),
+        key=settings.key,
+    )
+
+
+def trains_backbone(method: Method) -> bool:
+    """Return whether a phase of the method trains the backbone."""
+    return any("backbone" in phase.parameter_groups for phase in method.phases)
+
+
+def phase_epochs(
+    method: Method, epochs: int | Mapping[str, int], train_final: bool
+) -> dict[str, int]:
+    """Return the number of epochs of each phase that has parameters to train.
+
+    Args:
+        method: the method.
+        epochs: of each phase, or by phase name; phases that are not in it take those of "exits".
+        train_final: whether the final classifier is trained.
+    """
+    names = [
+        phase.name for phase in method.phases if phase.parameter_groups != {"final"} or train_final
+    ]
+    if isinstance(epochs, Mapping):
+        return {name: epochs.get(name, epochs.get("exits", 10)) for name in names}
+    return dict.fromkeys(names, epochs)
+
+
+def load_classifiers(ee: EarlyExitModule, model: nn.Module, folder: str) -> None:
+    """Copy the necks and heads of a saved network with the same exits into `ee`.
+
+    Raises:
+        InputError: the saved network has other exits or other branches.
+        StorageError: as `load`.
+    """
+    saved = load(folder, model)
+    for branch, other in zip(ee.exits.branches(), saved.exits.branches(), strict=False):
+        for part in ("neck", "head"):
+            if not hasattr(branch, part) or not hasattr(other, part):
+                raise InputError(
+                    f"'{folder}': only branches with a neck and a head can start from a saved "
+                    "network."
+                )
+            try:
+                getattr(branch, part).load_state_dict(getattr(other, part).state_dict())
+            except RuntimeError as error:
+                raise InputError(f"'{folder}': {first_line(error)}") from error
+    if saved.spec.placement.names != ee.spec.placement.names:
+        raise InputError(
+            f"'{folder}' has exits after {saved.spec.placement.names}, expected "
+            f"{ee.spec.placement.names}."
+        )
+
+
+class _Trainer:
+    """Repeated calls of `fit` on the splits of a comparison.
+
+    Attributes:
+        seconds: training time so far.
+    """
+
+    def __init__(self, ee: EarlyExitModule, settings: RunSettings, splits: Splits) -> None:
+        self.seconds = 0.0
+        self._ee = ee
+        self._settings = settings
+        self._splits = splits
+
+    def train(self, cost_weight: float, epochs: Mapping[str, int]) -> None:
+        """Fit for one cost weight."""
+        settings, splits = self._settings, self._splits
+        method, spec = settings.method, settings.spec
+        backbone = trains_backbone(method)
+        # While the backbone trains, its features change and cannot be cached.
+        calibration: Any = splits.calibration if backbone else self._cached("calibration")
+        uncached = backbone or spec.augmented
+        train: Any = splits.augmented if uncached else self._cached("train")
+        # Caches are shared by all methods, so neither their random draws nor the time to build
+        # them count for this one.
+        _seed_generators(settings.seed, splits.loaders)
+        start = time.perf_counter()
+        fit(
+            self._ee,
+            train,
+            calibration=calibration,
+            method=method,
+            alpha=cost_weight if method.gated else None,
+            epochs=epochs,
+            lr=spec.lr,
+            precision=settings.precision,
+            seed=settings.seed,
+            progress=False,
+        )
+        self.seconds += time.perf_counter() - start
+
+    def _cached(self, name: str) -> FeatureCache:
+        return self._splits.cached(self._ee, name)
+
+
+def _seed_generators(seed: int, loaders: Iterable[object]) -> None:
+    """Seed the global generators and those of the loaders."""
+    import numpy as np
+
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    for loader in loaders:
+        generator = getattr(loader, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+
+
+def _check_final_classifier(ee: EarlyExitModule, settings: RunSettings) -> None:
+    """Raise InputError if the final classifier is new and the method does not train it."""
+    groups = {group for phase in settings.method.phases for group in phase.parameter_groups}
+    if ee.spec.classifier_is_new and not groups & {"final", "backbone"}:
+        raise InputError(
+            f"Method '{settings.spec.method}' does not train the final classifier, and this one is "
+            "new."
+        )
+
+
+def _frontier(
+    ee: EarlyExitModule, method: Method, calibration: CachedOutputs, test: CachedOutputs
+) -> Iterator[FrontierPoint]:
+    """Yield the operating points of a fitted network, chosen on one split, measured on another."""
+    policy = ee.policy
+    if method.trade_off == "alpha":
+        for alpha in ALPHAS:
+            yield _measure(ee, policy.with_alpha(alpha), test, alpha)
+        return
+    if method.trade_off == "patience":
+        for patience in range(1, ee.num_exits):
+            yield _measure(ee, Patience(patience), test, patience)
+        return
+    assert isinstance(policy, ThresholdPolicy)
+    solve = get_solver("exponential" if method.trade_off == "exit_shares" else "common")
+    confidence = confidences(ee, policy, calibration)
+    costs = monotone_costs(ee)
+    steps = BUDGET_STEPS[method.trade_off]
+    for step in range(steps + 1):
+        budget = costs[0] + (costs[-1] - costs[0]) * step / steps
+        thresholds = solve(confidence, costs, budget)
+        yield _measure(ee, policy.with_confidence(thresholds), test, budget)
+
+
+def _measure(
+    ee: EarlyExitModule, policy: Policy, test: CachedOutputs, value: float
+) -> FrontierPoint:
+    """Measure the operating point of a policy."""
+    exit_index: Tensor = cached_exit_indices(ee, policy, test)
+    shares = exit_index.bincount(minlength=ee.num_exits + 1).double() / len(exit_index)
+    costs = shares.new_tensor(_costs_under(ee, policy))
+    return FrontierPoint(
+        value=float(value),
+        accuracy=accuracy(test.right(exit_index)),
+        relative_flops=float((shares * costs).sum()),
+        shares=tuple(shares.tolist()),
+    )
+
+
+def _costs_under(ee: EarlyExitModule, policy: Policy) -> tuple[float, ...]:
+    ee.policy = policy
+    return ee.costs.relative()

@@ -1,0 +1,158 @@
+"""Figures of a sweep over α, as SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from leenet_fx.report.plots import BLUE, GREEN, GREY
+from leenet_fx.report.svg import FONT, WIDTH, svg_style, to_svg
+
+
+def tradeoff(sweep: Mapping[str, Any], name: str) -> str:
+    """Plot accuracy against FLOPs: one point for each α, with its range over the seeds.
+
+    Args:
+        sweep: `Sweep.to_dict()` with its `medians`.
+        name: unique name of the figure on the page.
+
+    Raises:
+        DependencyError: matplotlib is not installed.
+    """
+    rows = sorted(sweep["medians"], key=lambda row: row["relative_flops"])
+    flops = [row["relative_flops"] for row in rows]
+    accuracy = [100 * row["accuracy"] for row in rows]
+    random_accuracy = [100 * row["random_accuracy"] for row in rows]
+    backbone_accuracy = 100 * sweep["backbone_accuracy"]
+    with svg_style(name) as plt:
+        figure, axes = plt.subplots(figsize=(WIDTH, 4.4), layout="constrained")
+        axes.axhline(backbone_accuracy, color=GREEN, lw=0.8)
+        random_line = axes.plot(flops, random_accuracy, "s--", color=GREY, ms=4)[0]
+        adaptive_line = axes.errorbar(
+            flops,
+            accuracy,
+            xerr=_error_bars(rows, "relative_flops", "flops", 1),
+            yerr=_error_bars(rows, "accuracy", "accuracy", 100),
+            fmt="o-",
+            color=BLUE,
+            ms=5,
+            capsize=2,
+            elinewidth=1,
+        )
+        backbone_point = axes.plot([1.0], [backbone_accuracy], "D", color=GREEN, ms=8)[0]
+        over = "" if max(row["seeds"] for row in rows) == 1 else ": median, range over seeds"
+        figure.legend(
+            [adaptive_line, random_line, backbone_point],
+            [f"early exits{over}", "random exiting at the same exit rates", "backbone"],
+            loc="outside upper left",
+            frameon=False,
+        )
+        axes.set(xlabel="mean FLOPs, relative to the backbone", ylabel="accuracy, %")
+        axes.margins(0.12, 0.12)
+        axes.grid(alpha=0.3)
+        _label_points(figure, axes, rows)
+        return to_svg(figure, "Accuracy against FLOPs for each α, with the backbone")
+
+
+def trends(sweep: Mapping[str, Any], name: str) -> str:
+    """Plot accuracy, mean exit, time and FLOPs over α, with their ranges over the seeds.
+
+    Time is not plotted if it was not measured.
+
+    Args:
+        sweep: `Sweep.to_dict()` with its `medians`.
+        name: unique name of the figure on the page.
+
+    Raises:
+        DependencyError: matplotlib is not installed.
+    """
+    rows, points = sweep["medians"], sweep["points"]
+    panels: list[tuple[str, str, float, float | None]] = [
+        ("accuracy", "accuracy, %", 100, 100 * sweep["backbone_accuracy"]),
+        ("mean_exit", "mean exit", 1, None),
+        ("time_ratio", "time, relative", 1, 1.0),
+        ("relative_flops", "FLOPs, relative", 1, 1.0),
+    ]
+    panels = [panel for panel in panels if any(row[panel[0]] is not None for row in rows)]
+    with svg_style(name) as plt:
+        figure, grid = plt.subplots(
+            len(panels),
+            figsize=(WIDTH, 0.8 + 1.35 * len(panels)),
+            sharex=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        for axes, (key, title, scale, reference) in zip(grid[:, 0], panels, strict=True):
+            measured = [row for row in rows if row[key] is not None]
+            alphas = [row["alpha"] for row in measured]
+            axes.plot(alphas, [scale * row[key] for row in measured], "o-", color=BLUE, ms=4)
+            if key != "time_ratio":
+                ranges = [
+                    [scale * point[key] for point in points if point["alpha"] == alpha]
+                    for alpha in alphas
+                ]
+                axes.fill_between(
+                    alphas, [*map(min, ranges)], [*map(max, ranges)], color=BLUE, alpha=0.25, lw=0
+                )
+            if reference is not None:
+                axes.axhline(reference, color=GREEN, lw=1.2, ls="-.", label="backbone")
+            axes.set_title(title, loc="left", fontsize=FONT)
+            axes.margins(y=0.15)
+            axes.grid(alpha=0.3)
+        grid[0, 0].legend(frameon=False, loc="lower left", bbox_to_anchor=(0.5, 0.96))
+        grid[-1, 0].set_xlabel("α, cost weight")
+        return to_svg(figure, f"Over α: {'; '.join(panel[1] for panel in panels)}")
+
+
+def _error_bars(
+    rows: Sequence[Mapping[str, Any]], middle: str, ends: str, scale: float
+) -> list[list[float]]:
+    """Return the lengths of error bars to both sides."""
+    return [
+        [scale * (row[middle] - row[f"{ends}_low"]) for row in rows],
+        [scale * (row[f"{ends}_high"] - row[middle]) for row in rows],
+    ]
+
+
+def _label_points(figure: Any, axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Label points with α, the two ends first, where no line, point or other label is covered."""
+    from matplotlib.transforms import Bbox
+
+    figure.canvas.draw()
+    figure.set_layout_engine("none")
+    lines = [
+        line.get_path().transformed(line.get_transform())
+        for line in axes.lines
+        if line.get_linestyle() != "None"
+    ]
+    occupied = []
+    for row in rows:
+        for keys in (("accuracy_low", "accuracy_high"), ("random_accuracy", "random_accuracy")):
+            ends = [(row["relative_flops"], 100 * row[key]) for key in keys]
+            occupied.append(Bbox(axes.transData.transform(ends)).padded(5))
+    for row in (rows[0], *rows[:0:-1]):
+        for end, offset, horizontal, vertical in (
+            ("high", (0, 6), "center", "bottom"),
+            ("low", (0, -6), "center", "top"),
+            ("high", (-7, 0), "right", "center"),
+            ("low", (7, 0), "left", "center"),
+        ):
+            label = axes.annotate(
+                f"α={row['alpha']:g}",
+                (row["relative_flops"], 100 * row[f"accuracy_{end}"]),
+                offset,
+                textcoords="offset points",
+                ha=horizontal,
+                va=vertical,
+            )
+            box = label.get_window_extent()
+            free = (
+                axes.bbox.x0 < box.x0
+                and box.x1 < axes.bbox.x1
+                and not any(box.overlaps(other) for other in occupied)
+                and not any(line.intersects_bbox(box, filled=False) for line in lines)
+            )
+            if free:
+                occupied.append(box.padded(2))
+                break
+            label.remove()
