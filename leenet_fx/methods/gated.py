@@ -52,7 +52,7 @@ def leenet(temperature_scaled: bool = True) -> Method:
     )
 
 
-@register_method("leenet-dial")
+@register_method("leenet-alpha")
 def leenet_dial() -> Method:
     """One network for every α: gates that take α as an input; leenet-fx's own.
 
@@ -66,8 +66,8 @@ def leenet_dial() -> Method:
         phases=(EXITS, FINAL, gates),
         policy=AlphaConditionedGate(0.5),
         source="leenet-fx",
-        branch_options={"gate": "dial"},
-        requires={"gate": "dial"},
+        branch_options={"gate": "alpha"},
+        requires={"gate": "alpha"},
         trade_off="dial",
     )
 

@@ -123,9 +123,9 @@ class HistoryGate(Gate):
         return torch.cat([sure, torch.stack([agree, average.amax(1)], 1)], 1)
 
 
-@register_gate("dial")
+@register_gate("alpha")
 class AlphaGate(HistoryGate):
-    """As `history`, for every weight α of the cost at once: `leenet-dial`.
+    """As `history`, for every weight α of the cost at once: `leenet-alpha`.
 
     z = a(α)·s + b(α) on the scaled evidence s, with a and b quadratic in the dial d = 2α − 1, so
     that one gate stands for a family; leenet-fx's own.

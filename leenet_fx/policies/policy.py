@@ -70,7 +70,7 @@ class Policy(ABC):
         """
         raise InputError(
             f"The policy {self!r} has no dial to turn to alpha={alpha!r}: fit with "
-            "method='leenet-dial'."
+            "method='leenet-alpha'."
         )
 
     def __eq__(self, other: object) -> bool:
@@ -147,11 +147,11 @@ def _numbers(given: float | Sequence[float]) -> tuple[float, ...]:
     return tuple(float(value) + 0.0 for value in values)
 
 
-@register_policy("shut")
+@register_policy("never")
 class NeverExit(Policy):
     """Nobody leaves and no branch runs: the plain model."""
 
-    name = "shut"
+    name = "never"
     reads = "nothing"
 
     def should_exit(self, index: int, scores: Tensor) -> Tensor:
@@ -175,11 +175,11 @@ class GateThreshold(ThresholdPolicy):
         return scores
 
 
-@register_policy("dial")
+@register_policy("alpha-gate")
 class AlphaConditionedGate(GateThreshold):
-    """As `LearnedGate`, of gates that know every weight α of the cost (`leenet-dial`)."""
+    """As `LearnedGate`, of gates that know every weight α of the cost (`leenet-alpha`)."""
 
-    name = "dial"
+    name = "alpha-gate"
 
     def __init__(self, alpha: float = 0.5, thresholds: float | Sequence[float] = 0.0) -> None:
         super().__init__(thresholds)

@@ -34,7 +34,7 @@ def describe_network(ee: EarlyExitModule) -> dict[str, Any]:
         "strategy": spec.placement.strategy,
         "branch": spec.branch,
         "image_shape": list(spec.image_shape),
-        "captured": spec.tracer_kind,
+        "captured": spec.tracer,
         "num_classes": spec.num_classes,
         "placement": list(spec.placement.names),
         "candidates": [

@@ -73,7 +73,7 @@ def rewrite(
         final_classifier=traced.final_classifier,
         classifier_is_new=traced.classifier_is_new,
         shares_weights=shares_weights,
-        tracer_kind=traced.trace.tracer_kind,
+        tracer=traced.trace.tracer_kind,
         blocks=blocks,
         changed=_replaced(traced),
         method=method,

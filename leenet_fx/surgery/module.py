@@ -93,7 +93,7 @@ class ExitSpec:
     final_classifier: str | None
     classifier_is_new: bool
     shares_weights: bool
-    tracer_kind: Literal["fx", "export"]
+    tracer: Literal["fx", "export"]
     blocks: tuple[str, ...] | None = None
     changed: tuple[str, ...] = ()
     method: MethodConfig | None = None
@@ -336,7 +336,7 @@ class EarlyExitModule(fx.GraphModule):
         Raises:
             ModeError: the backbone was captured by torch.export, and knows evaluation mode only.
         """
-        if self.spec.tracer_kind == "export":
+        if self.spec.tracer == "export":
             raise ModeError(
                 f"The backbone of {self.spec.profile.model} was captured by torch.export: dropout "
                 "and BatchNorm are as in evaluation mode, and it cannot be trained. The warning "
@@ -507,7 +507,7 @@ class EarlyExitModule(fx.GraphModule):
                 f"Expected images with {expected[0]} channels, got {images.shape[1]} "
                 f"(shape {tuple(images.shape)})."
             )
-        if self.spec.tracer_kind == "export" and tuple(images.shape[1:]) != expected:
+        if self.spec.tracer == "export" and tuple(images.shape[1:]) != expected:
             raise InputError(
                 f"{self.spec.profile.model} was captured by torch.export for images of "
                 f"{expected}, got {tuple(images.shape[1:])}: attach with example_inputs of that "

@@ -51,7 +51,7 @@ class ShapeFlow(TinyNet):
 def test_torch_export_takes_over_where_fx_cannot(caplog):
     model = ShapeFlow().eval()
     ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE)
-    assert ee.spec.tracer_kind == "export"
+    assert ee.spec.tracer == "export"
     by_fx = leenet_fx.attach(tiny(), "every", example_inputs=EXAMPLE)
     assert [row.params for row in ee.costs] == [row.params for row in by_fx.costs]
     assert "cannot be trained" in caplog.text
@@ -128,7 +128,7 @@ class Types(TinyNet):
 def test_a_trace_that_went_another_way_is_noticed():
     model = Types().eval()
     ee = leenet_fx.attach(model, "every", example_inputs=EXAMPLE)
-    assert ee.spec.tracer_kind == "export"
+    assert ee.spec.tracer == "export"
     check(model, ee)
 
 

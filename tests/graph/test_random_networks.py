@@ -121,7 +121,7 @@ def test_random_networks(model, data):
     model = model.eval()
     before = copy.deepcopy(model.state_dict())
     ee = leenet_fx.attach(model, "every", example_inputs=images(1, 3, SIZE, SIZE))
-    assert ee.spec.tracer_kind == "fx"
+    assert ee.spec.tracer == "fx"
     assert len(ee.spec.profile.candidates) + len(ee.spec.rejected) == len(model.order)
     assert ee.spec.rejected == {}
 
