@@ -34,8 +34,9 @@ from leenet_fx.features.batches import batches, count_batches
 from leenet_fx.features.feature_cache import FeatureCache, cache_features
 from leenet_fx.methods import Method, get_method, list_method_options
 from leenet_fx.policies import NeverExit, Patience, Policy, ThresholdPolicy
-from leenet_fx.storage.exits import backbone_digest, load
+from leenet_fx.storage.exits import load
 from leenet_fx.storage.files import make_folder, read_text, write_atomically
+from leenet_fx.storage.fingerprint import backbone_digest
 from leenet_fx.surgery.attach import attach
 from leenet_fx.surgery.module import EarlyExitModule, device_of
 from leenet_fx.training.checkpoint import random_state, set_random_state

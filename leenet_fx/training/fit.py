@@ -24,8 +24,10 @@ from leenet_fx.features.feature_cache import FeatureCache, cache_features
 from leenet_fx.methods import CUSTOM, DEFAULT, Method, MethodConfig, as_method
 from leenet_fx.methods.phases import Phase
 from leenet_fx.registry import unknown_name
-from leenet_fx.storage.exits import CONFIG, fingerprint, load, read_config, save
+from leenet_fx.storage.config import CONFIG, read_config
+from leenet_fx.storage.exits import load, save
 from leenet_fx.storage.files import make_folder, remove_leftovers
+from leenet_fx.storage.fingerprint import fingerprint
 from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training import checkpoint, distributed
 from leenet_fx.training.log import Epoch, TensorBoard, write_metrics
