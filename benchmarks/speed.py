@@ -37,8 +37,9 @@ from torch import Tensor, nn
 import leenet_fx
 from leenet_fx.cli.setup import build
 from leenet_fx.cost.latency import Latency
+from leenet_fx.environment import environment
 from leenet_fx.report.plots import BLUE, GREEN, GREY, ORANGE, pyplot, save
-from leenet_fx.report.results import Criterion, Result, environment
+from leenet_fx.report.results import Criterion, Result
 from leenet_fx.runtime.conditional import ActiveBatch, run_stage
 
 COMMAND = "python benchmarks/speed.py"

@@ -11,8 +11,6 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import torch
-
 T = TypeVar("T")
 
 CONFIG_KEYS = {"captured": "tracer"}
@@ -85,7 +83,7 @@ def upgrade_state_dict(state: Mapping[str, Any]) -> dict[str, Any]:
     key = "exits._extra_state"
     if key in upgraded:
         policy = upgrade_policy(json.loads(bytes(upgraded[key].tolist())))
-        upgraded[key] = torch.tensor(list(json.dumps(policy).encode()), dtype=torch.uint8)
+        upgraded[key] = upgraded[key].new_tensor(list(json.dumps(policy).encode()))
     return upgraded
 
 
