@@ -2,8 +2,8 @@
 
     python benchmarks/methods.py --data PATH --weights PATH [--part NAME]…
 
-Classifiers are trained on the train split, gates and thresholds on the calibration split; accuracies
-are of the test split. Runs whose results are in a part's folder are not repeated, so an interrupted
+Classifiers are trained on the train split, gates and thresholds on the calibration split;
+accuracies are of the test split. Runs whose results are in a part's folder are not repeated, so an interrupted
 benchmark is resumed. The part "digits" needs no files: its backbone is trained on scikit-learn's
 digits first.
 """
@@ -271,7 +271,7 @@ def alpha_rows(part: str, comparison: Comparison) -> list[dict[str, Any]]:
             for run in comparison.runs
             if run.label == label
             for point in run.points
-            if at.value == alpha
+            if point.value == alpha
         )
 
     return [
