@@ -11,8 +11,8 @@ benchmarks/results/speed/ and not repeated.
 
 glibc returns large blocks to the system and requests them again: at batch 32 a third of a
 ResNet-20's time is page faults, whose number varies at random. The program restarts itself with
-values of MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ that are large enough to keep the blocks,
-for all systems alike.
+values of MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ that are large enough to keep the
+blocks, for all systems alike.
 """
 
 from __future__ import annotations
