@@ -4,8 +4,8 @@
 
 Classifiers are trained on the train split, gates and thresholds on the calibration split;
 accuracies are of the test split. Runs whose results are in a part's folder are not repeated, so an
-interrupted benchmark is resumed. The part "digits" needs no files: its backbone is trained on scikit-learn's
-digits first.
+interrupted benchmark is resumed. The part "digits" needs no files: its backbone is trained on
+scikit-learn's digits first.
 """
 
 from __future__ import annotations
