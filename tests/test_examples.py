@@ -33,7 +33,7 @@ def test_quickstart_prints_exits_and_accuracy():
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "3 exits, 'linear' placement" in result.stdout
     assert "1988 images" not in result.stdout
-    assert "497 images: accuracy" in result.stdout
+    assert "497 images: overall accuracy" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_an_example_prints_exits_and_accuracy(name, placement, images):
     printed = run(name, "--quick")
     assert placement in printed
     assert "FLOPs = 2 x MACs, per image" in printed
-    assert f"{images} images: accuracy" in printed
+    assert f"{images} images: overall accuracy" in printed
     assert "Mean exit" in printed
 
 
@@ -88,7 +88,7 @@ def test_weights_of_a_file_and_another_number_of_classes(tmp_path):
     printed = run("resnet.py", "--quick", "--strategy", "golden", *weights)
     assert "from scratch" not in printed
     assert "'golden' placement" in printed
-    assert "256 images: accuracy" in printed
+    assert "256 images: overall accuracy" in printed
 
 
 @pytest.mark.parametrize(
