@@ -52,7 +52,7 @@ def backbone_digest(ee: EarlyExitModule) -> str:
     """Return a digest of the weights that are those of the original model."""
     return weights_digest(
         (name, tensor)
-        for name, tensor in sorted(ee.state_dict().items())
+        for name, tensor in sorted(ee.state_dict(keep_vars=True).items())
         if isinstance(tensor, Tensor) and not is_new(ee, name) and not tensor.is_meta
     )
 

@@ -22,6 +22,7 @@ METHOD_OPTIONS = {
     "leenet": {"tempered": "temperature_scaled"},
     "pabee": {"agreements": "patience"},
 }
+PLAN_KEYS = {"lengths": "epochs"}
 EPOCH_KEYS = {"step": "phase"}
 PHASES = {
     "exits together": "exits joint",
@@ -126,7 +127,7 @@ def _upgrade_fit(fit: Mapping[str, Any]) -> dict[str, Any]:
             {**epoch, "phase": _new(PHASES, epoch.get("phase"))} for epoch in epochs
         ]
     if isinstance(plan := fit.get("plan"), Mapping):
-        upgraded["plan"] = _upgrade_method(plan)
+        upgraded["plan"] = _renamed(_upgrade_method(plan), PLAN_KEYS)
     return upgraded
 
 

@@ -96,6 +96,7 @@ def test_the_record_of_training_has_the_new_words(name):
         assert config["fit"] is None
         return
     assert config["fit"]["method"] == config["fit"]["plan"]["method"] == METHODS[name][0]
+    assert config["fit"]["plan"]["epochs"] == stored["fit"]["plan"]["lengths"]
     assert [epoch["phase"] for epoch in config["fit"]["history"]] == [
         epoch["step"] for epoch in stored["fit"]["history"]
     ]
