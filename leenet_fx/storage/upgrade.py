@@ -25,8 +25,8 @@ METHOD_OPTIONS = {
 PLAN_KEYS = {"lengths": "epochs"}
 EPOCH_KEYS = {"step": "phase"}
 PHASES = {
-    "exits together": "exits joint",
-    "gates together": "gates joint",
+    "exits together": "joint exits",
+    "gates together": "joint gates",
     "together": "joint",
     "turns": "alternating",
 }

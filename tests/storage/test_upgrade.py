@@ -115,13 +115,15 @@ def test_options_phases_and_times_of_other_runs(tmp_path, method, options, expec
     epoch = {"epoch": 1, "train_loss": 1.0, "val_loss": None, "seconds": 0.1}
     config["fit"]["method"] = config["fit"]["plan"]["method"] = method
     config["fit"]["options"] = config["fit"]["plan"]["options"] = options
-    config["fit"]["history"] = [{"step": "together", **epoch}, {"step": "turns", **epoch}]
+    steps = ("together", "turns", "gates together")
+    config["fit"]["history"] = [{"step": step, **epoch} for step in steps]
     config["costs"]["latency"] = {"plain": [1.0], "stages": [[1.0]]}
     (tmp_path / "exit_config.json").write_text(json.dumps(config))
     upgraded = read_config(tmp_path)
     assert upgraded["method"] == {"name": method, "options": expected}
     assert upgraded["fit"]["options"] == upgraded["fit"]["plan"]["options"] == expected
-    assert [e["phase"] for e in upgraded["fit"]["history"]] == ["joint", "alternating"]
+    phases = ["joint", "alternating", "joint gates"]
+    assert [e["phase"] for e in upgraded["fit"]["history"]] == phases
     assert upgraded["costs"]["latency"] == {"backbone": [1.0], "stages": [[1.0]]}
 
 
