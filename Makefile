@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
+# Number of the sample of models that `make coverage-sample` checks; by default another one each day.
+SAMPLE ?= $(shell date -u +%j | sed 's/^0*//')
 
-.PHONY: demo test lint check test-oldest benchmarks speed coverage docs clean
+.PHONY: demo test lint check test-oldest benchmarks speed coverage coverage-sample docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/leenet-fx demo
@@ -18,9 +20,9 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint test
+check: lint docs test
 
-# The oldest supported torch, in a virtual environment of its own.
+# The oldest supported torch, in a separate virtual environment.
 test-oldest:
 	$(MAKE) test VENV=.venv-oldest PINS="torch==2.11.* torchvision==0.26.*"
 
@@ -28,14 +30,19 @@ benchmarks: $(VENV)/installed
 	$(BIN)/leenet-fx demo --seeds 3 --output benchmarks/results
 	$(BIN)/python benchmarks/gate_loss.py
 
-# Beside the plain model and earlyon; about 75 minutes. Takes up where it was interrupted.
+# Beside the backbone and earlyon; about 75 minutes. Resumes an interrupted run.
 speed: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python benchmarks/speed.py
 
-# Every torchvision and timm model; takes up where it was interrupted.
+# Every torchvision and timm model; resumes an interrupted run.
 coverage: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/coverage.py --jobs $(JOBS)
+
+# Models of 24 families; `make test` always checks sample 0.
+coverage-sample: $(VENV)/installed
+	OMP_NUM_THREADS=1 LEENET_FX_SAMPLE=$(SAMPLE) $(BIN)/python -m pytest -n $(JOBS) \
+		tests/test_coverage.py -k sample_is_verified
 
 docs: $(VENV)/installed
 	$(BIN)/mkdocs build --strict -f docs/mkdocs.yml

@@ -1,7 +1,7 @@
-"""Checks exits in every torchvision and timm classifier, and writes down what it found.
+"""Check exits in every torchvision and timm classifier.
 
-`python benchmarks/coverage.py` renews benchmarks/results/coverage.json; it can be interrupted, and
-takes up where it stopped. `--names 'timm/vit*'` checks some and writes nothing.
+`python benchmarks/coverage.py` renews benchmarks/results/coverage.json and resumes an interrupted
+run. `--names 'timm/vit*'` checks some models and writes nothing.
 """
 
 from __future__ import annotations
@@ -41,29 +41,33 @@ from leenet_fx.report.results import Criterion, Result
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 PARTIAL = Path(__file__).parent / "coverage-partial.jsonl"
 SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384)
-"""Image sizes to run at, the first that a model takes; 32 for large ones only."""
+"""Image sizes; the first that a model accepts is used, 32 for large models only."""
 CLASSES = 10
-"""Classes of the head that an encoder is given."""
+"""Number of classes of the classifier added to an encoder."""
 GAINS = (1.0, 1.5, 2.0, 3.0, 0.5)
-"""How much larger the kernels drawn make what they are given; the first that works."""
-ROWS, FEWER_ROWS = 8, 4
-"""Images in the batch whose samples leave one by one; fewer for large models."""
+"""Gains of the random initialisation; the first that gives distinct finite logits is used."""
+BATCH, LARGE_BATCH = 8, 4
+"""Batch sizes at which samples exit at different exits; the smaller for large models."""
 LARGE = 50_000_000
-"""Parameters of a large model."""
-MOST_PARAMS = 250_000_000
-"""A model with more is run by its smallest sibling: two at a time must fit in 8 GiB."""
+"""Number of parameters of a large model."""
+MAX_PARAMS = 250_000_000
+"""Of a larger model the smallest of the same class is run: two must fit in 8 GiB."""
 TASKS = 100
-"""Models after which a process is replaced."""
+"""Number of models after which a process is replaced."""
 SAME, ORACLE, ORACLE64 = 1e-5, 2e-4, 1e-6
-"""Tolerances, relative to the largest logit: the same operators; smaller batches, which are summed
-in another order: some networks of random weights amplify that, and are asked again in float64."""
+"""Tolerances relative to the largest logit: for the same operators; for smaller batches, whose sums
+have another order; and for these in float64, since some networks with random weights amplify
+rounding errors."""
 
 
 def check(name: str) -> dict[str, Any]:
-    """Every check of one model, as a flat record; `verified` says whether all passed.
+    """Return the results of all checks of one model as a flat record; `verified` if all passed.
 
-    Costs, blocks and time are those of the model as it is built by default, on the meta device;
-    what it computes is compared at the smallest image size it takes, with weights drawn at random.
+    Costs, blocks and time are those of the model with its default options, on the meta device.
+    Outputs are compared at the smallest image size that it accepts, with random weights.
+
+    Args:
+        name: of the model, with its library.
     """
     row: dict[str, Any] = {"name": name}
     start = time.perf_counter()
@@ -91,13 +95,13 @@ def _on_meta(name: str, **options: Any) -> nn.Module:
     try:
         model = leenet_fx.create_model(name, device="meta", **options)
     except (RuntimeError, NotImplementedError):
-        # Some models compute with their weights while they are built.
+        # The constructors of some models compute with weights.
         model = leenet_fx.create_model(name, **options)
     return model.eval()
 
 
 def _attach(model: nn.Module, strategy: Any, **options: Any) -> EarlyExitModule:
-    """attach without copying weights; an encoder gets a class head."""
+    """Attach exits without copying weights; an encoder gets a classifier."""
     try:
         return leenet_fx.attach(model, strategy, copy=False, **options)
     except leenet_fx.InputError as error:
@@ -107,7 +111,7 @@ def _attach(model: nn.Module, strategy: Any, **options: Any) -> EarlyExitModule:
 
 
 def _timed(model: nn.Module) -> tuple[EarlyExitModule, float]:
-    """attach as by default, and its CPU time."""
+    """Attach exits with default options, and return the CPU time too."""
     options: dict[str, Any] = {}
     while True:
         start = time.process_time()
@@ -126,22 +130,22 @@ def _inspect(name: str, model: nn.Module) -> dict[str, Any]:
     profile = ee.spec.profile
     names = [candidate.name for candidate in profile.candidates]
     if len(names) < 2:
-        raise RuntimeError(f"{len(names)} boundaries, refused: {ee.spec.rejected}")
+        raise RuntimeError(f"{len(names)} boundaries, rejected: {ee.spec.rejected}")
     blocks = timm_blocks(model) if name.startswith("timm/") else []
-    found = [_has_boundary(block, names) for block in blocks]
-    first = found.index(True) if True in found else 0
-    # What comes before the first boundary is the stem.
-    missed = [b for b, has in zip(blocks[first:], found[first:], strict=True) if not has]
+    covered = [_has_boundary(block, names) for block in blocks]
+    first = covered.index(True) if True in covered else 0
+    # Blocks before the first boundary belong to the stem.
+    missed = [b for b, has in zip(blocks[first:], covered[first:], strict=True) if not has]
     if missed:
         raise RuntimeError(f"no boundary for {len(missed)} blocks: {', '.join(missed[:3])}")
     return {
-        "captured": ee.spec.tracer,
+        "tracer": ee.spec.tracer,
         "encoder": "final" in ee.exits._modules,
         "attach_s": round(seconds, 3),
         "nodes": len(ee.graph.nodes),
         "image": list(ee.spec.image_shape),
         "candidates": len(names),
-        "refused": len(ee.spec.rejected),
+        "rejected": len(ee.spec.rejected),
         "fine": ee.num_exits,
         "gflops": round(profile.flops / 1e9, 3),
         "blocks": f"{names[0]} … {names[-1]}",
@@ -149,9 +153,9 @@ def _inspect(name: str, model: nn.Module) -> dict[str, Any]:
 
 
 def timm_blocks(model: nn.Module) -> list[str]:
-    """The blocks by timm's own grouping of parameters (for layer-wise learning rates).
+    """Return the blocks by timm's grouping of parameters for layer-wise learning rates.
 
-    A block is the common name of a group's parameters, if the group has two weights or more.
+    A block is the common prefix of the parameters' names in a group of at least two weights.
     """
     from timm.models._manipulate import group_with_matcher
 
@@ -159,7 +163,7 @@ def timm_blocks(model: nn.Module) -> list[str]:
         return []
     weights = [(n, p) for n, p in model.named_parameters() if sum(s > 1 for s in p.shape) >= 2]
     groups = group_with_matcher(weights, model.group_matcher(coarse=False), reverse=False)
-    found = []
+    blocks = []
     for names in list(groups.values())[1:-1]:
         parts = [str(n).split(".") for n in names]
         common = []
@@ -168,8 +172,8 @@ def timm_blocks(model: nn.Module) -> list[str]:
                 break
             common.append(column[0])
         if len(names) >= 2 and common and any(map(str.isdigit, ".".join(common))):
-            found.append(".".join(common))
-    return found
+            blocks.append(".".join(common))
+    return blocks
 
 
 def _has_boundary(block: str, names: Iterable[str]) -> bool:
@@ -180,12 +184,12 @@ def _has_boundary(block: str, names: Iterable[str]) -> bool:
 
 def _run(name: str, params: int) -> dict[str, Any]:
     run_by = name
-    if params > MOST_PARAMS:
+    if params > MAX_PARAMS:
         run_by = _smallest_sibling(name)
     model, size = build_small(run_by, SIZES if params > LARGE else SIZES[1:])
-    rows = FEWER_ROWS if params > LARGE else ROWS
+    batch_size = LARGE_BATCH if params > LARGE else BATCH
     images = torch.randn(
-        rows, _channels(model), size, size, generator=torch.Generator().manual_seed(0)
+        batch_size, _channels(model), size, size, generator=torch.Generator().manual_seed(0)
     )
     _enliven(model, images[:2])
     ee = _attach(model, "every", example_inputs=images[:1])
@@ -218,21 +222,21 @@ def _channels(model: nn.Module) -> int:
 
 def _smallest_sibling(name: str) -> str:
     cls = type(_on_meta(name))
-    alike = [
+    same_class = [
         (size, other) for size, other, theirs in _siblings(name.split("_")[0]) if theirs is cls
     ]
-    return min(alike)[1]
+    return min(same_class)[1]
 
 
 @cache
 def _siblings(stem: str) -> list[tuple[int, str, type]]:
-    """Parameters, name and class of every model whose name begins alike."""
+    """Return the number of parameters, name and class of every model with the same first word."""
     models = ((name, _on_meta(name)) for name in leenet_fx.list_models(f"{stem}*"))
     return [(sum(p.numel() for p in m.parameters()), name, type(m)) for name, m in models]
 
 
 def build_small(name: str, sizes: Sequence[int]) -> tuple[nn.Module, int]:
-    """The model with weights, and the smallest of `sizes` (or its own) that it takes."""
+    """Return the model with weights, and the smallest of `sizes`, or its default, it accepts."""
     default = getattr(_on_meta(name), "default_cfg", {}).get("input_size", (3, 224, 224))[-1]
     for size in (*(s for s in sizes if s < default), default):
         for options in ({"img_size": size}, {"image_size": size}, {}):
@@ -243,13 +247,13 @@ def build_small(name: str, sizes: Sequence[int]) -> tuple[nn.Module, int]:
                         model.to("meta")(torch.empty(batch, _channels(model), size, size))
             except Exception:
                 continue
-            with _NoDrawing():
+            with _NoInitialisation():
                 return leenet_fx.create_model(name, **options).eval(), size
-    raise RuntimeError(f"takes none of {sizes}")
+    raise RuntimeError(f"accepts none of {sizes}")
 
 
-class _NoDrawing(TorchDispatchMode):
-    """Zeros where a model would draw large tensors: they are drawn again."""
+class _NoInitialisation(TorchDispatchMode):
+    """Zeros instead of the random initialisation of large tensors, which `randomise` replaces."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._overloadpacket.__name__
@@ -260,9 +264,12 @@ class _NoDrawing(TorchDispatchMode):
 
 @torch.no_grad()
 def randomise(model: nn.Module, gain: float, generator: torch.Generator) -> None:
-    """Draws all weights anew, zeros and ones too, so that no part of the network is without effect.
+    """Initialise all weights at random, so that every part of the network affects its output.
 
-    Kernels make what they are given `gain` times as large; scales and shifts vary.
+    Args:
+        model: changed in place.
+        gain: factor by which a layer scales the standard deviation of its inputs.
+        generator: of random numbers.
     """
     noise = torch.randn(1 << 20, generator=generator)
     for parameter in model.parameters():
@@ -284,26 +291,26 @@ def randomise(model: nn.Module, gain: float, generator: torch.Generator) -> None
 
 
 def _enliven(model: nn.Module, images: Tensor) -> None:
-    """Draws weights with which two images get two answers: what is equal otherwise says nothing."""
+    """Initialise a model so that two images have different logits."""
     for gain in GAINS:
         randomise(model, gain, torch.Generator().manual_seed(0))
         with torch.no_grad():
-            made = _output(model(images)).flatten(1)
-        if bool(made.isfinite().all()) and _difference(made[:1], made[1:]) > 1e-4:
+            logits = _output(model(images)).flatten(1)
+        if bool(logits.isfinite().all()) and _difference(logits[:1], logits[1:]) > 1e-4:
             return
-    raise RuntimeError("the model itself gives all images the same logits, or none that are finite")
+    raise RuntimeError("the model itself has the same logits for all images, or infinite ones")
 
 
 def _expected(model: nn.Module, ee: EarlyExitModule, images: Tensor) -> Tensor:
-    made = _output(model(images))
-    head = ee.exits._modules.get("final")
-    return made if head is None else head(made)
+    output = _output(model(images))
+    classifier = ee.exits._modules.get("final")
+    return output if classifier is None else classifier(output)
 
 
-def _output(made: Any) -> Tensor:
-    while not isinstance(made, Tensor):
-        made = made["logits"] if isinstance(made, dict) else made[0]
-    return made
+def _output(value: Any) -> Tensor:
+    while not isinstance(value, Tensor):
+        value = value["logits"] if isinstance(value, dict) else value[0]
+    return value
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
@@ -315,24 +322,26 @@ def _same(model: nn.Module, ee: EarlyExitModule, images: Tensor) -> float:
     expected = _expected(model, ee, images)
     difference = _difference(ee(images), expected)
     if not difference <= SAME:
-        raise RuntimeError(f"differs from the original by {difference:.1e} with shut gates")
+        raise RuntimeError(
+            f"differs from the original by {difference:.1e} with early exits disabled"
+        )
     return difference
 
 
 def _oracle(ee: EarlyExitModule, images: Tensor) -> tuple[float, Tensor]:
-    """Every exit is left at by some sample, in an order drawn at random."""
+    """Compare samples that exit at every exit, in random order, with the outputs of all exits."""
     logits = torch.stack(ee.all_exits(images).logits)
-    rows, outlets = len(images), ee.num_exits + 1
-    order = torch.randperm(outlets, generator=torch.Generator().manual_seed(1))
-    order = order.repeat(math.ceil(rows / outlets))
-    order = torch.cat([order, order[: -len(order) % rows]])
+    batch, classifiers = len(images), ee.num_exits + 1
+    order = torch.randperm(classifiers, generator=torch.Generator().manual_seed(1))
+    order = order.repeat(math.ceil(batch / classifiers))
+    order = torch.cat([order, order[: -len(order) % batch]])
     worst = 0.0
-    for index in order.split(rows):
-        found = ee.predict(images, exit_index=index)
-        if not torch.equal(found.exit_index, index):
-            raise RuntimeError("samples did not leave where they were told to")
-        expected = logits[index, torch.arange(rows)]
-        worst = max(worst, _difference(found.logits, expected))
+    for index in order.split(batch):
+        prediction = ee.predict(images, exit_index=index)
+        if not torch.equal(prediction.exit_index, index):
+            raise RuntimeError("samples did not exit at the given exits")
+        expected = logits[index, torch.arange(batch)]
+        worst = max(worst, _difference(prediction.logits, expected))
     return worst, index
 
 
@@ -345,8 +354,8 @@ def _keys(model: nn.Module, ee: EarlyExitModule) -> None:
         raise RuntimeError("values differ")
     if ee.load_state_dict(theirs, strict=False).unexpected_keys:
         raise RuntimeError("the original's state dict does not load")
-    found = model.load_state_dict(ee.state_dict(), strict=False)
-    if found.missing_keys or not all(key.startswith("exits.") for key in found.unexpected_keys):
+    keys = model.load_state_dict(ee.state_dict(), strict=False)
+    if keys.missing_keys or not all(key.startswith("exits.") for key in keys.unexpected_keys):
         raise RuntimeError("the original does not load the state dict")
 
 
@@ -356,14 +365,14 @@ def _identical(a: Any, b: Any) -> bool:
 
 def _copies(ee: EarlyExitModule, images: Tensor, index: Tensor) -> None:
     expected = ee.predict(images, exit_index=index).logits
-    for how in (_deepcopied, _pickled):
-        twin = how(ee)
+    for copy in (_deepcopied, _pickled):
+        twin = copy(ee)
         if not torch.equal(twin.predict(images, exit_index=index).logits, expected):
-            raise RuntimeError(f"{how.__name__}: predicts something else")
+            raise RuntimeError(f"{copy.__name__}: predicts other logits")
         if [n.name for n in twin.graph.nodes] != [n.name for n in ee.graph.nodes]:
-            raise RuntimeError(f"{how.__name__}: another graph")
+            raise RuntimeError(f"{copy.__name__}: another graph")
         if twin.costs != ee.costs:
-            raise RuntimeError(f"{how.__name__}: other costs")
+            raise RuntimeError(f"{copy.__name__}: other costs")
         del twin
 
 
@@ -372,12 +381,12 @@ def _tensors(ee: EarlyExitModule) -> list[Tensor]:
 
 
 def _deepcopied(ee: EarlyExitModule) -> EarlyExitModule:
-    """A deep copy but for the weights, which would double the memory."""
+    """Return a deep copy that shares the weights, to save memory."""
     return deepcopy(ee, {id(tensor): tensor for tensor in _tensors(ee)})
 
 
 def _pickled(ee: EarlyExitModule) -> EarlyExitModule:
-    """Through pickle and back, but for the weights."""
+    """Return a pickled and unpickled copy that shares the weights."""
     tensors = _tensors(ee)
     position = {id(tensor): index for index, tensor in enumerate(tensors)}
     with io.BytesIO() as file:
@@ -391,7 +400,7 @@ def _pickled(ee: EarlyExitModule) -> EarlyExitModule:
 
 
 def _training(model: nn.Module, ee: EarlyExitModule, images: Tensor) -> float | str:
-    """How far training mode, with the same random numbers, is from the original's."""
+    """Return the difference from the original in training mode, with the same random numbers."""
     if ee.spec.tracer == "export":
         return "frozen"
     state = {k: v.clone() for k, v in model.state_dict().items() if "running" in k}
@@ -400,14 +409,14 @@ def _training(model: nn.Module, ee: EarlyExitModule, images: Tensor) -> float | 
         expected = _expected(model.train(), ee, images)
         model.load_state_dict(state, strict=False)
         torch.manual_seed(1)
-        found = ee.train()(images).logits[-1]
+        logits = ee.train()(images).logits[-1]
     except (ValueError, RuntimeError) as error:
-        # One value a channel, at the smallest size, is too little for BatchNorm.
+        # BatchNorm needs more than one value per channel, which the smallest size may not give.
         return "more than 1 value" if "more than 1 value" in str(error) else str(error)[:80]
     finally:
         model.eval()
         ee.eval()
-    return float(f"{_difference(found, expected):.1e}")
+    return float(f"{_difference(logits, expected):.1e}")
 
 
 def _flops(model: nn.Module, ee: EarlyExitModule, image: Tensor) -> tuple[float, float | None]:
@@ -423,7 +432,7 @@ def _flops(model: nn.Module, ee: EarlyExitModule, image: Tensor) -> tuple[float,
 
 
 def quiet() -> None:
-    """One thread, and no warnings: they are about pretrained weights and input sizes."""
+    """Use one thread, and disable warnings about pretrained weights and input sizes."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.getLogger("leenet_fx").setLevel(logging.ERROR)
@@ -431,7 +440,16 @@ def quiet() -> None:
 
 
 def sweep(names: Sequence[str], jobs: int, partial: Path | None) -> list[dict[str, Any]]:
-    """Checks `names` in `jobs` processes; `partial` keeps rows for a sweep that is interrupted."""
+    """Check models in parallel.
+
+    Args:
+        names: of the models.
+        jobs: number of processes.
+        partial: file of the rows measured so far, from which an interrupted run resumes; or None.
+
+    Returns:
+        A row for each name, in the same order.
+    """
     rows: dict[str, dict[str, Any]] = {}
     if partial is not None and partial.exists():
         rows = {row["name"]: row for row in map(json.loads, partial.read_text().splitlines())}
@@ -443,7 +461,7 @@ def sweep(names: Sequence[str], jobs: int, partial: Path | None) -> list[dict[st
         task = progress.add_task("models", total=len(names), completed=len(names) - len(todo))
         for row in _rows(todo, jobs):
             rows[row["name"]] = row
-            progress.run_stage(task)
+            progress.advance(task)
             if not row["verified"]:
                 progress.console.print(f"{row['name']}: {row['failure']}", markup=False)
             if partial is not None:
@@ -454,14 +472,14 @@ def sweep(names: Sequence[str], jobs: int, partial: Path | None) -> list[dict[st
 
 @cache
 def _last_seconds() -> dict[str, float]:
-    """How long each model took in the last sweep: the slow ones come last."""
+    """Return the seconds of each model in the committed sweep, by which models are ordered."""
     if not RESULTS.exists():
         return {}
     return {row["name"]: row["check_s"] for row in json.loads(RESULTS.read_text())["rows"]}
 
 
 def _rows(names: Sequence[str], jobs: int) -> Iterator[dict[str, Any]]:
-    """Rows as they come; models that take their process with them (out of memory) fail."""
+    """Yield rows as they are finished; a model whose process is killed (memory) is not verified."""
     context = multiprocessing.get_context("spawn")
     waiting = list(reversed(names))
     while waiting:
@@ -483,7 +501,7 @@ def _rows(names: Sequence[str], jobs: int) -> Iterator[dict[str, Any]]:
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One line a family, and what is not verified."""
+    """Return one row per family, with the models that are not verified."""
     families: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         families.setdefault(row.get("family", row["name"]), []).append(row)
@@ -497,16 +515,23 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "family": family,
                 "models": len(members),
                 "verified": sum(row["verified"] for row in members),
-                "by export": sum(row.get("captured") == "export" for row in members),
+                "by export": sum(_tracer(row) == "export" for row in members),
                 "encoders": sum(bool(row.get("encoder")) for row in members),
                 "boundaries": _span(candidates),
-                "alive at a cut, at most": max((row.get("live", 0) for row in members), default=0),
+                "tensors at a cut, at most": max(
+                    (row.get("live", 0) for row in members), default=0
+                ),
                 "attach s, median": statistics.median(attach) if attach else None,
                 "attach s, worst": max(attach, default=None),
                 "not verified": "; ".join(failures),
             }
         )
     return table
+
+
+def _tracer(row: dict[str, Any]) -> str | None:
+    """Return the tracer of a row; results of schema 1 call it `captured`."""
+    return row.get("tracer", row.get("captured"))
 
 
 def _span(values: Sequence[int]) -> str:
@@ -516,30 +541,31 @@ def _span(values: Sequence[int]) -> str:
 
 
 def figures(rows: Sequence[dict[str, Any]]) -> list[Criterion]:
-    """What was asked for."""
-    found = []
-    for library, asked in (("torchvision", 1.0), ("timm", 0.995)):
+    """Return the criteria and whether they are met."""
+    criteria = []
+    for library, required in (("torchvision", 1.0), ("timm", 0.995)):
         ours = [row["verified"] for row in rows if row["name"].startswith(library)]
         share = sum(ours) / max(len(ours), 1)
-        words = f"{100 * asked:g} % of {len(ours)}"
-        found.append(
-            Criterion(f"{library} verified: {sum(ours)}", 100 * share, "%", words, share >= asked)
-        )
+        target = f"{100 * required:g} % of {len(ours)}"
+        name = f"{library} verified: {sum(ours)}"
+        criteria.append(Criterion(name, 100 * share, "%", target, share >= required))
     attach = [row["attach_s"] for row in rows if "attach_s" in row]
     median, worst = statistics.median(attach), max(attach)
-    found.append(
+    criteria.append(
         Criterion("attach without weight copies, median", median, "s", "≤ 0.5", median <= 0.5)
     )
-    found.append(Criterion("attach without weight copies, worst", worst, "s", "≤ 15", worst <= 15))
-    return found
+    criteria.append(
+        Criterion("attach without weight copies, worst", worst, "s", "≤ 15", worst <= 15)
+    )
+    return criteria
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the sweep; returns 1 where a model named on the command line is not verified."""
+    """Run the sweep; return 1 if a model named on the command line is not verified."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--names", nargs="*", help="patterns, such as 'timm/vit*'")
     parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
-    parser.add_argument("--fresh", action="store_true", help="do not take up an interrupted sweep")
+    parser.add_argument("--fresh", action="store_true", help="do not resume an interrupted run")
     options = parser.parse_args(arguments)
     names = leenet_fx.list_models()
     if options.names:

@@ -1,4 +1,4 @@
-"""How much faster the vectorised gate loss is than a plain double loop, forward and backward.
+"""Speed of the vectorised gate loss and of a double loop, forward and backward.
 
 Writes benchmarks/results/gate_loss.json: `python benchmarks/gate_loss.py`.
 """
@@ -22,20 +22,20 @@ RESULTS = Path(__file__).parent / "results" / "gate_loss.json"
 
 
 def double_loop(losses: Tensor, gates: Tensor, costs: Tensor, alpha: float) -> Tensor:
-    """The same formula sample by sample and exit by exit, as reference codes have it."""
+    """Return the same loss with loops over samples and exits, as in reference code."""
     total = torch.zeros(())
-    samples, outlets = losses.shape
+    samples, classifiers = losses.shape
     for b in range(samples):
-        inside = torch.ones(())
-        for i in range(outlets):
-            gate = torch.sigmoid(gates[b, i]) if i < outlets - 1 else torch.ones(())
-            total = total + gate * inside * ((1 - alpha) * losses[b, i] + alpha * costs[i])
-            inside = inside * (1 - gate)
+        remaining = torch.ones(())
+        for i in range(classifiers):
+            gate = torch.sigmoid(gates[b, i]) if i < classifiers - 1 else torch.ones(())
+            total = total + gate * remaining * ((1 - alpha) * losses[b, i] + alpha * costs[i])
+            remaining = remaining * (1 - gate)
     return total / samples
 
 
 def seconds(loss: Callable[..., Tensor], losses: Tensor, gates: Tensor, costs: Tensor) -> float:
-    """Wall-clock time of one forward and backward pass."""
+    """Return the wall-clock time of one forward and backward pass."""
     gates = gates.clone().requires_grad_()
     start = time.perf_counter()
     loss(losses, gates, costs, ALPHA).backward()
@@ -43,7 +43,7 @@ def seconds(loss: Callable[..., Tensor], losses: Tensor, gates: Tensor, costs: T
 
 
 def main() -> None:
-    """Times interleaved pairs and writes the result."""
+    """Time interleaved pairs and write the result."""
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     losses = torch.rand(BATCH, EXITS + 1, generator=generator)
@@ -61,10 +61,10 @@ def main() -> None:
             {"loss": "double loop", "batch": BATCH, "exits": EXITS, "median_ms": slow},
             {"loss": "leenet_loss", "batch": BATCH, "exits": EXITS, "median_ms": fast},
         ],
-        criteria=[Criterion("gate loss, times faster", ratio, "x", "≥ 50", ratio >= 50)],
+        criteria=[Criterion("gate loss, speed-up", ratio, "x", "≥ 50", ratio >= 50)],
         environment=environment(),
     )
-    result.write(RESULTS, "Gate loss: vectorised against a double loop")
+    result.write(RESULTS, "Gate loss: vectorised and as a double loop")
     print(f"{slow:.1f} ms against {fast:.3f} ms: {ratio:.0f} x")
 
 

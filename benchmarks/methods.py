@@ -1,10 +1,11 @@
-"""Every published method on the same backbones and images, each with its frontier.
+"""Frontiers of every published method on the same backbones and images.
 
     python benchmarks/methods.py --data PATH --weights PATH [--part NAME]…
 
-Classifiers are fitted on `fit`, gates and thresholds on `calibrate`, figures are of `report`. Runs
-that a part's folder holds are not repeated, so a benchmark cut short goes on where it was. The part
-"digits" needs no files: its backbone is trained first, on scikit-learn's digits.
+Classifiers are trained on the train split, gates and thresholds on the calibration split;
+accuracies are of the test split. Runs whose results are in a part's folder are not repeated, so an
+interrupted benchmark is resumed. The part "digits" needs no files: its backbone is trained on
+scikit-learn's digits first.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cifar10 import EXITS, HEAD_BATCH, RESULTS, WORK, Cifar10, fitted_heads
+from cifar10 import EXITS, HEAD_BATCH, RESULTS, WORK, Cifar10, trained_branches
 
 import leenet_fx
 from leenet_fx.data.digits import load_digits
@@ -41,53 +42,53 @@ from leenet_fx.report.results import Criterion, Result
 
 FOLDERS = RESULTS / "methods"
 RESULT = RESULTS / "methods.json"
-DIAL = RESULTS / "dial.json"
-DIALLED = (0.2, 0.3, 0.4, 0.45, 0.5, 0.6, 0.8)
-"""α at which one network for all is set beside gates trained for each."""
+ALPHA_CONDITIONED = RESULTS / "dial.json"
+ALPHAS = (0.2, 0.3, 0.4, 0.45, 0.5, 0.6, 0.8)
+"""Values of α at which α-conditioned gates and gates trained for one α are compared."""
 
 COMMAND = "python benchmarks/methods.py --data PATH --weights PATH"
 EPOCHS = {"exits": 6, "gates": 15}
 SLOW = {"diffbranch": 6, "jei-dnn": 3, "eenets": 3}
-"""Epochs of methods that train on all images anew for each weight of the cost."""
+"""Number of epochs of methods that train on all images for each cost weight."""
 
 JOINT_EPOCHS = 15
-"""Without a GPU the recipe that trains the backbone has one seed."""
+"""Number of epochs of the recipe that trains the backbone, which has one seed."""
 
-PRESETS = [name for name in leenet_fx.list_methods() if name != "pteenet"]
-"""PTEEnet's branches are convolutions: it is compared on digits, not on pooled features."""
+METHODS = [name for name in leenet_fx.list_methods() if name != "pteenet"]
+"""All but PTEEnet, whose branches are convolutional: it is compared on digits only."""
 
 JOINT_LR = 0.24
-"""Eight times the recipe's own, of plain model and exits alike: fifteen epochs are short."""
+"""Eight times the recipe's default, for backbone and exits: fifteen epochs are few."""
 
 PRECISION = "bf16-mixed"
-"""Of the recipe that trains the backbone, and of the plain model trained as long."""
+"""Of the recipe that trains the backbone, and of the backbone trained alone."""
 
-ASKED = {
+TARGETS = {
     "resnet20": ((0.01, 0.60), (0.03, 0.50)),
     "resnet56": ((0.01, 0.57), (0.03, 0.46)),
     "resnet20-mixed": ((0.0, 0.55), (0.01, 0.42)),
 }
-"""(accuracy lost, relative FLOPs) that were asked for."""
+"""Part → pairs of maximum accuracy drop and relative FLOPs."""
 
 
-@leenet_fx.register_method("trained-on")
-def trained_on() -> leenet_fx.Method:
-    """The plain model, trained as long as one with exits."""
-    step = single_update_phase("together", "backbone", FinalClassifier(), lr=0.03, sgd_lr=0.01)
-    return leenet_fx.Method((step,), leenet_fx.NeverExit(), "the reference")
+@leenet_fx.register_method("backbone-only")
+def backbone_only() -> leenet_fx.Method:
+    """Return a method that trains the backbone alone, for reference."""
+    phase = single_update_phase("joint", "backbone", FinalClassifier(), lr=0.03, sgd_lr=0.01)
+    return leenet_fx.Method((phase,), leenet_fx.NeverExit(), "reference")
 
 
-def brisk(variants: Sequence[MethodSpec]) -> list[MethodSpec]:
-    """The slow ones last, with fewer epochs."""
-    found = []
-    for one in variants:
-        last = SLOW.get(one.method, EPOCHS["gates"])
-        found.append(replace(one, epochs={**EPOCHS, "gates": last, "turns": last}))
-    return sorted(found, key=lambda one: one.method in SLOW)
+def with_fewer_epochs(specs: Sequence[MethodSpec]) -> list[MethodSpec]:
+    """Return the methods with fewer epochs of slow ones, and these last."""
+    changed = []
+    for spec in specs:
+        last = SLOW.get(spec.method, EPOCHS["gates"])
+        changed.append(replace(spec, epochs={**EPOCHS, "gates": last, "alternating": last}))
+    return sorted(changed, key=lambda spec: spec.method in SLOW)
 
 
 def convolutional(name: str) -> list[MethodSpec]:
-    """Methods on the heads with convolutions that `cifar10.py` fits, which stay as they are."""
+    """Return methods on the convolutional branches that `cifar10.py` trains, which are frozen."""
     common: dict[str, Any] = {
         "strategy": EXITS[name],
         "branch": "conv",
@@ -95,7 +96,7 @@ def convolutional(name: str) -> list[MethodSpec]:
         "start": str(WORK / f"{name}-{{seed}}"),
         "epochs": {"exits": 0, "gates": 60},
     }
-    history, dial = {"gate": "history"}, {"gate": "dial"}
+    history, alpha = {"gate": "history"}, {"gate": "alpha"}
     return [
         MethodSpec("conv: distilled", "distilled", branch_options=history, **common),
         MethodSpec(
@@ -109,12 +110,12 @@ def convolutional(name: str) -> list[MethodSpec]:
             "conv: msdnet", "msdnet", {"recipe": "disjoint"}, branch_options=history, **common
         ),
         MethodSpec("conv: leenet", "leenet", branch_options=history, **common),
-        MethodSpec("conv: leenet-dial", "leenet-dial", branch_options=dial, **common),
+        MethodSpec("conv: leenet-alpha", "leenet-alpha", branch_options=alpha, **common),
     ]
 
 
 def mixed(name: str) -> list[MethodSpec]:
-    """The backbone trained with the heads."""
+    """Return methods that train the backbone with its exits."""
     return [
         MethodSpec(
             "conv: distilled, mixed",
@@ -124,15 +125,15 @@ def mixed(name: str) -> list[MethodSpec]:
             branch="conv",
             branch_options={"gate": "history"},
             start=str(WORK / f"{name}-{{seed}}"),
-            epochs={"together": JOINT_EPOCHS},
+            epochs={"joint": JOINT_EPOCHS},
             lr=JOINT_LR,
         ),
     ]
 
 
-def accuracy_trained_on(name: str, options: argparse.Namespace) -> float:
-    """The plain model's accuracy on the report images, trained for as many epochs alone."""
-    file = WORK / f"{name}-trained-on.json"
+def backbone_accuracy(name: str, options: argparse.Namespace) -> float:
+    """Return the test accuracy of the backbone trained alone for as many epochs."""
+    file = WORK / f"{name}-backbone-only.json"
     if not file.exists():
         cifar = Cifar10(name, options.data, options.weights)
         ee = leenet_fx.attach(cifar.model, EXITS[name], name=name)
@@ -141,34 +142,34 @@ def accuracy_trained_on(name: str, options: argparse.Namespace) -> float:
         leenet_fx.fit(
             ee,
             images,
-            method="trained-on",
+            method="backbone-only",
             epochs=JOINT_EPOCHS,
             lr=JOINT_LR,
             precision=PRECISION,
         )
-        right = [
+        correct = [
             (ee(images).argmax(1) == labels).double().mean()
             for images, labels in cifar.loader("test", batch=500)
         ]
-        file.write_text(json.dumps(float(torch.stack(right).mean())))
+        file.write_text(json.dumps(float(torch.stack(correct).mean())))
     return float(json.loads(file.read_text()))
 
 
 def on_cifar10(
-    name: str, variants: list[MethodSpec], options: argparse.Namespace, out: Path, **given: Any
+    name: str, specs: list[MethodSpec], options: argparse.Namespace, out: Path, **arguments: Any
 ) -> Comparison:
-    """A comparison on CIFAR-10."""
+    """Compare methods on CIFAR-10."""
     cifar = Cifar10(name, options.data, options.weights)
-    seeds = range(given.pop("seeds", 3))
-    if any(variant.start for variant in variants):
+    seeds = range(arguments.pop("seeds", 3))
+    if any(spec.start for spec in specs):
         for seed in seeds:
-            fitted_heads(cifar, seed)
-    title = given.pop("title", name)
+            trained_branches(cifar, seed)
+    title = arguments.pop("title", name)
     ee = leenet_fx.attach(cifar.model, EXITS[name], branch="conv", copy=False, name=title)
-    config = {"epochs": EPOCHS, "joint_epochs": JOINT_EPOCHS, "seeds": len(seeds), **given}
+    config = {"epochs": EPOCHS, "joint_epochs": JOINT_EPOCHS, "seeds": len(seeds), **arguments}
     return compare(
         cifar.model,
-        variants,
+        specs,
         cifar.loader("train", seed=0),
         cifar.loader("calibration", seed=0),
         cifar.loader("test"),
@@ -179,12 +180,12 @@ def on_cifar10(
         out=out,
         metadata=make_metadata(ee, command=COMMAND, config=config, classes=cifar.images.classes),
         progress=True,
-        **given,
+        **arguments,
     )
 
 
 def on_digits(out: Path) -> Comparison:
-    """All presets on the demo's backbone and digits."""
+    """Compare all methods on the demo's backbone and digits."""
     torch.manual_seed(0)
     model = train_backbone(load_digits(seed=0)["train"], 2, 0)
     images = open_data("digits")
@@ -197,7 +198,7 @@ def on_digits(out: Path) -> Comparison:
     ee = leenet_fx.attach(model, "linear", num_exits=3, example_inputs=example, copy=False)
     return compare(
         model,
-        brisk(frozen_variants([*PRESETS, "pteenet"])),
+        with_fewer_epochs(frozen_variants([*METHODS, "pteenet"])),
         loader("train", shuffled=True),
         loader("calibration", shuffled=True),
         loader("test", shuffled=False),
@@ -215,28 +216,33 @@ def on_digits(out: Path) -> Comparison:
     )
 
 
-def figures(comparisons: dict[str, Comparison], trained: float | None) -> list[Criterion]:
-    """What was asked for, beside what was found."""
-    made = []
-    for part, asked in ASKED.items():
+def criteria(comparisons: dict[str, Comparison], trained: float | None) -> list[Criterion]:
+    """Return the criteria and whether they are met.
+
+    Args:
+        comparisons: by part.
+        trained: accuracy of the backbone trained alone, if it was measured.
+    """
+    results = []
+    for part, targets in TARGETS.items():
         if part not in comparisons:
             continue
-        found = comparisons[part]
-        plain = found.backbone_accuracy
+        comparison = comparisons[part]
+        backbone = comparison.backbone_accuracy
         if part.endswith("-mixed") and trained is not None:
-            plain = trained
-        for lost, flops in asked:
-            least, label = least_lost(found, plain, flops)
-            words = f"{part}: lost at {100 * flops:g} % of the FLOPs ({label})"
-            allowed = f"≤ {100 * lost:g}"
-            made.append(Criterion(words, 100 * least, "points", allowed, least <= lost))
-    return made
+            backbone = trained
+        for max_drop, flops in targets:
+            drop, label = smallest_drop(comparison, backbone, flops)
+            name = f"{part}: accuracy drop at {100 * flops:g} % of the FLOPs ({label})"
+            target = f"≤ {100 * max_drop:g}"
+            results.append(Criterion(name, 100 * drop, "points", target, drop <= max_drop))
+    return results
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows as the Markdown shows them."""
+    """Return the rows of the Markdown table."""
 
-    def shown(value: float | None, scale: float, digits: int) -> str:
+    def formatted(value: float | None, scale: float, digits: int) -> str:
         return "–" if value is None else f"{scale * value:.{digits}f}"
 
     return [
@@ -244,86 +250,94 @@ def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "part": row["part"],
             "method": row["label"],
             "seeds": row["seeds"],
-            "area": shown(row["area"], 1, 3),
-            **{f"−{at} pt, FLOPs %": shown(row[f"flops_at_{at}"], 100, 1) for at in (0, 1, 3)},
+            "area": formatted(row["area"], 1, 3),
+            **{f"−{at} pt, FLOPs %": formatted(row[f"flops_at_{at}"], 100, 1) for at in (0, 1, 3)},
             **{
-                f"@{at}, accuracy %": shown(row[f"accuracy_at_{at}"], 100, 2)
+                f"@{at}, accuracy %": formatted(row[f"accuracy_at_{at}"], 100, 2)
                 for at in TABLE_BUDGETS
             },
-            "trained, s": shown(row["trained_seconds"], 1, 0),
+            "training, s": formatted(row["trained_seconds"], 1, 0),
         }
         for row in rows
     ]
 
 
-def dial_rows(part: str, found: Comparison) -> list[dict[str, Any]]:
-    """One network for all α beside gates of their own for each, medians over seeds."""
+def alpha_rows(part: str, comparison: Comparison) -> list[dict[str, Any]]:
+    """Return medians over seeds of α-conditioned gates and of gates trained for one α."""
 
     def median(label: str, alpha: float, field: str) -> float:
         return statistics.median(
-            getattr(at, field)
-            for run in found.runs
+            getattr(point, field)
+            for run in comparison.runs
             if run.label == label
-            for at in run.points
-            if at.value == alpha
+            for point in run.points
+            if point.value == alpha
         )
 
     return [
         {
             "part": part,
             "α": alpha,
-            "own gates: accuracy %": 100 * median("conv: leenet", alpha, "accuracy"),
-            "dial: accuracy %": 100 * median("conv: leenet-dial", alpha, "accuracy"),
-            "own gates: FLOPs": median("conv: leenet", alpha, "relative_flops"),
-            "dial: FLOPs": median("conv: leenet-dial", alpha, "relative_flops"),
+            "gates of one α: accuracy %": 100 * median("conv: leenet", alpha, "accuracy"),
+            "α-conditioned: accuracy %": 100 * median("conv: leenet-alpha", alpha, "accuracy"),
+            "gates of one α: FLOPs": median("conv: leenet", alpha, "relative_flops"),
+            "α-conditioned: FLOPs": median("conv: leenet-alpha", alpha, "relative_flops"),
         }
-        for alpha in DIALLED
+        for alpha in ALPHAS
     ]
 
 
-def write_dial(comparisons: dict[str, Comparison]) -> None:
-    """The dial's result, of the parts that have it."""
-    rows, made = [], []
-    for part, found in comparisons.items():
-        areas = {row["label"]: row["area"] for row in found.rows()}
-        if "conv: leenet-dial" not in areas:
+def write_alpha_conditioned(comparisons: dict[str, Comparison]) -> None:
+    """Write the comparison of α-conditioned gates with gates trained for each α."""
+    rows, results = [], []
+    for part, comparison in comparisons.items():
+        areas = {row["label"]: row["area"] for row in comparison.rows()}
+        if "conv: leenet-alpha" not in areas:
             continue
-        rows += dial_rows(part, found)
-        behind = areas["conv: leenet"] - areas["conv: leenet-dial"]
-        words = f"{part}: area under the frontier, gates of their own less dial"
-        made.append(Criterion(words, behind, "", "printed", True))
+        rows += alpha_rows(part, comparison)
+        difference = areas["conv: leenet"] - areas["conv: leenet-alpha"]
+        name = f"{part}: area under the frontier, gates of one α minus α-conditioned"
+        results.append(Criterion(name, difference, "", "printed", True))
     if rows:
-        result = Result(COMMAND, rows, made, environment())
-        result.write(DIAL, "One network for all α, beside gates trained for each")
+        result = Result(COMMAND, rows, results, environment())
+        result.write(ALPHA_CONDITIONED, "α-conditioned gates, and gates trained for each α")
 
 
-def least_lost(found: Comparison, plain: float, flops: float) -> tuple[float, str]:
-    """What the best method loses within a budget, in the median over seeds, and its name."""
-    lost = {
+def smallest_drop(comparison: Comparison, backbone: float, flops: float) -> tuple[float, str]:
+    """Return the smallest accuracy drop within a budget, and the name of its method.
+
+    Args:
+        comparison: of methods.
+        backbone: accuracy of the backbone.
+        flops: budget of mean FLOPs, relative to the backbone.
+    """
+    drops = {
         label: statistics.median(
-            plain - (run.accuracy_within(flops) or 0.0) for run in found.runs if run.label == label
+            backbone - (run.accuracy_within(flops) or 0.0)
+            for run in comparison.runs
+            if run.label == label
         )
-        for label in dict.fromkeys(run.label for run in found.runs)
+        for label in dict.fromkeys(run.label for run in comparison.runs)
     }
-    best = min(lost, key=lambda label: lost[label])
-    return lost[best], best
+    best = min(drops, key=lambda label: drops[label])
+    return drops[best], best
 
 
 def main() -> None:
-    """Runs the parts, and writes JSON, Markdown and the page of all that there is."""
-    parser = argparse.ArgumentParser(description="Methods side by side.")
+    """Run the parts, and write JSON, Markdown and the page of all results."""
+    parser = argparse.ArgumentParser(description="Comparison of methods.")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--part", action="append")
     options = parser.parse_args()
     if not options.data.exists() or not options.weights.exists():
         sys.exit(f"Skipped: needs '{options.data}' and '{options.weights}'.")
-    on_pool = [replace(one, branch="pool") for one in frozen_variants(PRESETS)]
+    on_pool = [replace(spec, branch="pool") for spec in frozen_variants(METHODS)]
     parts: dict[str, Callable[[Path], Comparison]] = {
         "digits": on_digits,
         "resnet20": lambda out: on_cifar10(
             "resnet20",
-            [*convolutional("resnet20"), *brisk(on_pool)],
+            [*convolutional("resnet20"), *with_fewer_epochs(on_pool)],
             options,
             out,
         ),
@@ -345,28 +359,28 @@ def main() -> None:
     }
     unknown = set(options.part or ()) - set(parts)
     if unknown:
-        sys.exit(f"No part {', '.join(unknown)}; there are {', '.join(parts)}.")
-    found: dict[str, Comparison] = {}
+        sys.exit(f"Unknown part {', '.join(unknown)}. Available: {', '.join(parts)}.")
+    comparisons: dict[str, Comparison] = {}
     for name in parts:
         if name in (options.part or parts):
-            found[name] = parts[name](FOLDERS / name)
-            print(found[name].summary(), flush=True)
-    trained = accuracy_trained_on("resnet20", options) if "resnet20-mixed" in found else None
-    write(found, list(parts), trained)
+            comparisons[name] = parts[name](FOLDERS / name)
+            print(comparisons[name].summary(), flush=True)
+    trained = backbone_accuracy("resnet20", options) if "resnet20-mixed" in comparisons else None
+    write(comparisons, list(parts), trained)
 
 
-def write(found: dict[str, Comparison], names: Sequence[str], trained: float | None) -> None:
-    """The results of all parts whose folders hold one."""
+def write(comparisons: dict[str, Comparison], names: Sequence[str], trained: float | None) -> None:
+    """Write the results of all parts whose folders contain one."""
     records = [read_records(FOLDERS / n)[0] for n in names if (FOLDERS / n).exists()]
     rows = [
         {"part": name, **{k: v for k, v in row.items() if k != "areas"}}
-        for name, comparison in found.items()
+        for name, comparison in comparisons.items()
         for row in comparison.rows()
     ]
-    result = Result(COMMAND, rows, figures(found, trained), environment())
-    result.write(RESULT, "Methods side by side", table(rows))
-    write_dial(found)
-    write_page(RESULT.with_suffix(".html"), records, "Methods side by side")
+    result = Result(COMMAND, rows, criteria(comparisons, trained), environment())
+    result.write(RESULT, "Comparison of methods", table(rows))
+    write_alpha_conditioned(comparisons)
+    write_page(RESULT.with_suffix(".html"), records, "Comparison of methods")
 
 
 def _as_tensor(image: Any) -> torch.Tensor:

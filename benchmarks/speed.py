@@ -1,17 +1,18 @@
-"""What exits save and cost in time: beside the plain model, earlyon, and a run of all exits.
+"""Time of networks with exits, of the backbone, of earlyon, and of all exits.
 
     pip install -e '.[bench]'
     python benchmarks/speed.py [--part PART]… [--network NAME]… [--threads N]…
 
 Every cell is measured in one process: in each round every system runs once (small networks several
-times), so that what slows the machine slows all of them. Profiles for predictions are taken in
-between. Ratios are of medians over rounds, with a bootstrap interval of 95 %. Weights are drawn at
-random, and thresholds are set so that given shares of the batch leave. Cells that were measured are
-kept in benchmarks/results/speed/ and not repeated.
+times), so that other load on the machine affects all systems. Profiles for latency predictions are
+measured in between. Ratios are of medians over rounds, with a 95 % bootstrap interval. Weights are
+random, and thresholds are set so that given shares of the batch exit. Measured cells are stored in
+benchmarks/results/speed/ and not repeated.
 
-glibc gives large blocks back to the system and asks for them again: at batch 32 a third of a
-ResNet-20's time is page faults, more or fewer by accident. The program starts itself anew with
-MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ so high that it keeps them, for all systems alike.
+glibc returns large blocks to the system and requests them again: at batch 32 a third of a
+ResNet-20's time is page faults, whose number varies at random. The program restarts itself with
+values of MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ that are large enough to keep the
+blocks, for all systems alike.
 """
 
 from __future__ import annotations
@@ -32,44 +33,38 @@ from typing import Any
 import timm
 import torch
 import torchvision
+from speed_report import FOLDER, SHARES, upgrade, write
 from torch import Tensor, nn
 
 import leenet_fx
+from leenet_fx.cli.options import BackboneOptions
 from leenet_fx.cli.setup import build
 from leenet_fx.cost.latency import Latency
-from leenet_fx.environment import environment
-from leenet_fx.report.plots import BLUE, GREEN, GREY, ORANGE, pyplot, save
-from leenet_fx.report.results import Criterion, Result
 from leenet_fx.runtime.conditional import ActiveBatch, run_stage
 
-COMMAND = "python benchmarks/speed.py"
-RESULTS = Path(__file__).parent / "results"
-FOLDER = RESULTS / "speed"
-RESULT = RESULTS / "speed.json"
 FACTORY = Path(__file__).parents[1] / "examples" / "cifar_resnet.py"
 CLASSES = 10
 PARTS = ("cells", "start", "memory", "compiled", "stream", "decision")
 ROUNDS = 30
-LEAST = 0.05
-"""Seconds that one measurement takes at least; a quicker call is repeated."""
+MIN_SECONDS = 0.05
+"""Shortest measurement; a faster call is repeated."""
 
 NEVER = 2.0
-"""A class probability that no sample reaches."""
+"""Threshold of the class probability that no sample reaches."""
 
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 MIX = (0.4, 0.2, 0.15)
-"""Shares that leave at the first three exits in the realistic mix; the rest goes to the end."""
+"""Exit rates of the first three exits in the realistic mix; the final classifier has the rest."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A backbone and the blocks behind which its exits stand.
+    """A backbone and the blocks after which its exits are placed.
 
     Attributes:
-        make: builds it for images of a side.
-        exits: names of blocks; earlyon's heads stand at the same modules.
-        sizes: the image's side at each batch size.
-        blocks: patterns of blocks, where the rule would not find the exits.
+        make: builds it for an image size.
+        exits: names of blocks; earlyon's heads read the same modules.
+        sizes: image size at each batch size.
+        blocks: patterns of blocks, if the default rule does not find the exits.
     """
 
     make: Callable[[int], nn.Module]
@@ -84,15 +79,17 @@ def _vit(size: int) -> nn.Module:
 
 
 SMALL = {1: 128, 8: 64, 32: 64, 128: 32}
-"""Images of 128 pixels one by one, of 64 and 32 in batches: 128 large ones take minutes."""
+"""Batch size → image size; large batches have small images, to limit the time."""
 
 NETWORKS: dict[str, Network] = {
     "resnet20": Network(
-        lambda _: build(f"{FACTORY}:resnet20"),
+        lambda _: build(f"{FACTORY}:resnet20", BackboneOptions()),
         ("layer1.2", "layer2.0", "layer2.2"),
         {1: 32, 8: 32, 32: 32, 128: 32},
     ),
-    "resnet20-one-exit": Network(lambda _: build(f"{FACTORY}:resnet20"), ("layer1.2",), {1: 32}),
+    "resnet20-one-exit": Network(
+        lambda _: build(f"{FACTORY}:resnet20", BackboneOptions()), ("layer1.2",), {1: 32}
+    ),
     "resnet18": Network(
         lambda _: torchvision.models.resnet18(num_classes=CLASSES),
         ("layer1.1", "layer2.1", "layer3.1"),
@@ -119,7 +116,7 @@ NETWORKS: dict[str, Network] = {
 
 
 def attached(model: nn.Module, network: Network, images: Tensor) -> leenet_fx.EarlyExitModule:
-    """Exits with a threshold on the largest class probability, as earlyon's."""
+    """Attach exits, in evaluation mode."""
     return leenet_fx.attach(
         model,
         list(network.exits),
@@ -129,35 +126,40 @@ def attached(model: nn.Module, network: Network, images: Tensor) -> leenet_fx.Ea
     ).eval()
 
 
-def letting_go(
+def policy_with_rates(
     ee: leenet_fx.EarlyExitModule, images: Tensor, shares: Sequence[float]
 ) -> tuple[leenet_fx.Policy, list[int]]:
-    """Thresholds by which these shares of the images leave at the first exits.
+    """Return thresholds of the largest class probability that give the exit rates.
+
+    Args:
+        ee: the network.
+        images: (B, …).
+        shares: exit rates of the first exits.
 
     Returns:
-        The policy, and how many leave at each exit and at the end.
+        The policy, and the number of samples at each exit and at the final classifier.
     """
     with torch.inference_mode():
-        sure = [logits.softmax(1).amax(1) for logits in ee.all_exits(images).logits]
+        confidences = [logits.softmax(1).amax(1) for logits in ee.all_exits(images).logits]
     active = torch.ones(len(images), dtype=torch.bool)
     thresholds, counts = [], []
     for index in range(ee.num_exits):
-        leave = round((shares[index] if index < len(shares) else 0.0) * len(images))
-        ranked = sure[index][active].sort(descending=True).values
-        at = NEVER
-        if leave == len(ranked):
-            at = 0.0
-        elif leave:
-            at = float((ranked[leave - 1] + ranked[leave]) / 2)
-        thresholds.append(at)
-        gone = active & (sure[index] >= at)
-        counts.append(int(gone.sum()))
-        active &= ~gone
+        count = round((shares[index] if index < len(shares) else 0.0) * len(images))
+        ranked = confidences[index][active].sort(descending=True).values
+        threshold = NEVER
+        if count == len(ranked):
+            threshold = 0.0
+        elif count:
+            threshold = float((ranked[count - 1] + ranked[count]) / 2)
+        thresholds.append(threshold)
+        exited = active & (confidences[index] >= threshold)
+        counts.append(int(exited.sum()))
+        active &= ~exited
     return leenet_fx.MaxProbability(thresholds), [*counts, int(active.sum())]
 
 
 def earlyon_of(model: nn.Module, network: Network, images: Tensor) -> Any:
-    """earlyon's wrapper with heads at the same modules."""
+    """Return earlyon's wrapper with heads at the same modules."""
     from earlyon.models.custom import custom_ee
 
     return custom_ee(
@@ -169,30 +171,30 @@ def earlyon_of(model: nn.Module, network: Network, images: Tensor) -> Any:
 
 
 def run_earlyon(wrapped: Any, batches: Sequence[Tensor]) -> None:
-    """A batch leaves as a whole, where its hardest sample may."""
+    """Run earlyon, where a batch exits as a whole, once its least confident sample may exit."""
     for images in batches:
         wrapped.forward_inference_batched(images)
 
 
 class Clock:
-    """Medians of systems that run in turn."""
+    """Interleaved time measurements of several systems."""
 
     def __init__(
         self,
         systems: dict[str, Callable[[], Any]],
         rounds: int,
-        now_and_then: Callable[[], Any] | None = None,
+        in_between: Callable[[], Any] | None = None,
     ) -> None:
         with torch.inference_mode():
             self.repeats = {}
             for name, run in systems.items():
                 run()
-                self.repeats[name] = max(1, math.ceil(LEAST / max(self._once(run, 1), 1e-6)))
+                self.repeats[name] = max(1, math.ceil(MIN_SECONDS / max(self._once(run, 1), 1e-6)))
             self.times: dict[str, list[float]] = {name: [] for name in systems}
-            for turn in range(rounds):
-                if now_and_then is not None and turn % 12 == min(5, rounds - 1):
-                    now_and_then()
-                names = list(systems) if turn % 2 == 0 else list(systems)[::-1]
+            for index in range(rounds):
+                if in_between is not None and index % 12 == min(5, rounds - 1):
+                    in_between()
+                names = list(systems) if index % 2 == 0 else list(systems)[::-1]
                 for name in names:
                     self.times[name].append(self._once(systems[name], self.repeats[name]))
 
@@ -204,11 +206,11 @@ class Clock:
         return (time.perf_counter() - start) / repeats
 
     def median(self, name: str) -> float:
-        """Seconds."""
+        """Return the median time, in seconds."""
         return statistics.median(self.times[name])
 
     def ratio(self, name: str, to: str) -> dict[str, float]:
-        """Ratio of medians and its 95 % bootstrap interval."""
+        """Return the ratio of medians and its 95 % bootstrap interval."""
         pairs = torch.tensor([self.times[name], self.times[to]], dtype=torch.float64)
         generator = torch.Generator().manual_seed(0)
         count = pairs.shape[1]
@@ -217,78 +219,83 @@ class Clock:
         low, high = (medians[0] / medians[1]).quantile(
             torch.tensor([0.025, 0.975], dtype=torch.float64)
         )
-        found = self.median(name) / self.median(to)
-        return {"ratio": found, "low": float(low), "high": float(high)}
+        ratio = self.median(name) / self.median(to)
+        return {"ratio": ratio, "low": float(low), "high": float(high)}
 
 
-def pieces_of(ee: leenet_fx.EarlyExitModule, images: Tensor, counts: Sequence[int]) -> list[Any]:
-    """The work that a batch with these counts really does, as separate calls.
+def calls_of(ee: leenet_fx.EarlyExitModule, images: Tensor, counts: Sequence[int]) -> list[Any]:
+    """Return the stages that a batch with these exit counts runs, as separate calls.
 
-    Stages with the deciding part of their exits, on as many samples as arrive; what is left out is
-    all that runs between them.
+    Each stage includes the decision of its exit and runs on the remaining samples. The bookkeeping
+    between stages is not included.
+
+    Args:
+        ee: the network.
+        images: (B, …).
+        counts: number of samples at each exit and at the final classifier.
     """
     controller = ee.controller(leenet_fx.MaxProbability(NEVER))
     live: Any = (images,)
     calls = []
-    for index, segment in enumerate(controller.fused_stages):
-        given = live
+    for index, stage in enumerate(controller.fused_stages):
+        inputs = live
 
-        def run(given: Any = given, segment: Any = segment) -> Any:
-            return segment(ee, None, None, *given)
+        def run(inputs: Any = inputs, stage: Any = stage) -> Any:
+            return stage(ee, None, None, *inputs)
 
         calls.append(run)
-        left = sum(counts[: index + 1])
-        if left == len(images):
+        exited = sum(counts[: index + 1])
+        if exited == len(images):
             return calls
         with torch.inference_mode():
-            # Any samples do, and they are copied as survivors are.
-            arrived = run()[0]
-            rows = torch.arange(len(arrived[0]))[: len(images) - left]
-            live = tuple(value[rows] if left else value for value in arrived)
+            # Which samples remain does not matter; they are copied as the runtime does.
+            outputs = run()[0]
+            indices = torch.arange(len(outputs[0]))[: len(images) - exited]
+            live = tuple(value[indices] if exited else value for value in outputs)
 
-    def last(given: Any = live) -> Any:
-        return ee.stage_plan.runs[-1](ee, *given)
+    def last(inputs: Any = live) -> Any:
+        return ee.stage_plan.runs[-1](ee, *inputs)
 
     return [*calls, last]
 
 
 def cell(name: str, batch: int, rounds: int) -> dict[str, Any]:
-    """One network at one batch size: every system, every share."""
+    """Measure one network at one batch size: every system at every exit rate."""
     network = NETWORKS[name]
     size = network.sizes[batch]
     torch.manual_seed(0)
     model = network.make(size).eval()
-    # One by one, four images make every share of SHARES possible.
+    # At batch size 1, four images make every rate of SHARES possible.
     images = torch.randn(max(batch, 4), 3, size, size)
     batches = list(images.split(batch))
     mixes = {**{f"ours {share:g}": (share,) for share in SHARES}, "ours mix": MIX}
-    # One network for each mix, on one backbone: nobody sets a policy between two batches.
+    # One network for each mix, on one backbone: setting a policy is not measured.
     networks, counts = {}, {}
     for key, shares in mixes.items():
         torch.manual_seed(0)
         networks[key] = attached(model, network, images)
-        networks[key].policy, counts[key] = letting_go(networks[key], images, shares)
+        networks[key].policy, counts[key] = policy_with_rates(networks[key], images, shares)
     ee = networks["ours 0"]
     wrapped = earlyon_of(network.make(size).eval(), network, images)
 
-    def plain() -> None:
-        for given in batches:
-            model(given)
+    def backbone() -> None:
+        for batch_images in batches:
+            model(batch_images)
 
     def ours(ee: leenet_fx.EarlyExitModule) -> Callable[[], Any]:
-        return lambda: [ee(given) for given in batches]
+        return lambda: [ee(batch_images) for batch_images in batches]
 
     def all_exits() -> None:
-        for given in batches:
-            found = ee.all_exits(given).logits
-            sure = torch.stack([logits.softmax(1).amax(1) for logits in found])
-            first = (sure >= 0.5).int().argmax(0)
-            torch.stack(found)[first, torch.arange(len(given))]
+        for batch_images in batches:
+            logits = ee.all_exits(batch_images).logits
+            confidence = torch.stack([values.softmax(1).amax(1) for values in logits])
+            first = (confidence >= 0.5).int().argmax(0)
+            torch.stack(logits)[first, torch.arange(len(batch_images))]
 
     def branches() -> None:
-        for given in features:
-            for branch, read in zip(ee.exits.branches(), given, strict=True):
-                branch.classify(branch.hidden(*branch.pool(*read)))
+        for batch_features in features:
+            for branch, inputs in zip(ee.exits.branches(), batch_features, strict=True):
+                branch.classify(branch.hidden(*branch.pool(*inputs)))
 
     def earlyon(threshold: float) -> Callable[[], None]:
         def run() -> None:
@@ -298,19 +305,19 @@ def cell(name: str, batch: int, rounds: int) -> dict[str, Any]:
         return run
 
     with torch.inference_mode():
-        features = [list(ee.exit_features(given))[:-1] for given in batches]
+        features = [list(ee.exit_features(batch_images))[:-1] for batch_images in batches]
     systems: dict[str, Callable[[], Any]] = {
-        "plain": plain,
+        "backbone": backbone,
         "branches": branches,
-        **{key: ours(made) for key, made in networks.items()},
+        **{key: ours(other) for key, other in networks.items()},
         "all exits": all_exits,
         "earlyon none": earlyon(1.0),
         "earlyon all": earlyon(0.0),
     }
     if batch > 1:
-        for key, leaving in counts.items():
-            calls = pieces_of(networks[key], images, leaving)
-            systems[f"pieces {key}"] = lambda calls=calls: [call() for call in calls]
+        for key, exit_counts in counts.items():
+            calls = calls_of(networks[key], images, exit_counts)
+            systems[f"stages {key}"] = lambda calls=calls: [call() for call in calls]
     sizes = sorted({1, *(2**i for i in range(1, 8) if 2**i < batch), batch})
     profiles: list[Latency] = []
 
@@ -326,33 +333,37 @@ def cell(name: str, batch: int, rounds: int) -> dict[str, Any]:
         "rounds": rounds,
         "exits": list(network.exits),
         "relative_flops": list(ee.costs.relative()),
-        "plain_ms": 1e3 * clock.median("plain") / len(batches),
-        "branches": clock.ratio("branches", "plain")["ratio"],
+        "backbone_ms": 1e3 * clock.median("backbone") / len(batches),
+        "branches": clock.ratio("branches", "backbone")["ratio"],
         "counts": counts,
     }
     for key in systems:
-        if key not in ("plain", "branches"):
-            row[key] = clock.ratio(key, "plain")
+        if key not in ("backbone", "branches"):
+            row[key] = clock.ratio(key, "backbone")
     none = clock.median("ours 0")
-    row["none over plain and branches"] = none / (clock.median("plain") + clock.median("branches"))
-    for key, leaving in counts.items():
+    parts = clock.median("backbone") + clock.median("branches")
+    row["none over backbone and branches"] = none / parts
+    for key, exit_counts in counts.items():
         measured = clock.median(key)
         if batch > 1:
-            row[f"{key} over pieces"] = measured / clock.median(f"pieces {key}")
-            predicted = [known.of_batch(leaving) for known in profiles]
+            row[f"{key} over stages"] = measured / clock.median(f"stages {key}")
+            predicted = [latency.of_batch(exit_counts) for latency in profiles]
         else:
-            each = [[int(e == i) for i in range(len(leaving))] for e in _outlets(leaving)]
-            predicted = [sum(known.of_batch(one) for one in each) for known in profiles]
+            single = [
+                [int(index == i) for i in range(len(exit_counts))]
+                for index in _exit_indices(exit_counts)
+            ]
+            predicted = [sum(latency.of_batch(one) for one in single) for latency in profiles]
         row[f"{key} over predicted"] = measured / statistics.median(predicted)
     return row
 
 
-def _outlets(counts: Sequence[int]) -> list[int]:
-    return [outlet for outlet, count in enumerate(counts) for _ in range(count)]
+def _exit_indices(counts: Sequence[int]) -> list[int]:
+    return [index for index, count in enumerate(counts) for _ in range(count)]
 
 
 def compiled(name: str, batch: int, rounds: int) -> dict[str, Any]:
-    """Stages compiled, beside the plain model compiled as a whole."""
+    """Measure compiled stages, and the backbone compiled as a whole."""
     network = NETWORKS[name]
     size = network.sizes[batch]
     torch.manual_seed(0)
@@ -360,9 +371,9 @@ def compiled(name: str, batch: int, rounds: int) -> dict[str, Any]:
     model = network.make(size).eval()
     images = torch.randn(max(batch, 2), 3, size, size)
     ee = attached(model, network, images)
-    half, none = (letting_go(ee, images, [share])[0] for share in (0.5, 0.0))
+    half, none = (policy_with_rates(ee, images, [share])[0] for share in (0.5, 0.0))
     images = images[:batch]
-    fast, plain = leenet_fx.compile(ee), torch.compile(model)
+    fast, backbone = leenet_fx.compile(ee), torch.compile(model)
 
     def ours(network: leenet_fx.EarlyExitModule, policy: Any) -> Callable[[], Any]:
         def run() -> Tensor:
@@ -375,13 +386,13 @@ def compiled(name: str, batch: int, rounds: int) -> dict[str, Any]:
     with torch.inference_mode():
         ours(fast, none)()
         ours(fast, half)()
-    took = time.perf_counter() - start
+    compile_seconds = time.perf_counter() - start
     clock = Clock(
         {
-            "plain": lambda: plain(images),
-            "plain eager": lambda: model(images),
+            "backbone": lambda: backbone(images),
+            "backbone eager": lambda: model(images),
             "none": ours(fast, none),
-            "shut": ours(fast, leenet_fx.NeverExit()),
+            "disabled": ours(fast, leenet_fx.NeverExit()),
             "half": ours(fast, half),
             "half eager": ours(ee, half),
         },
@@ -392,30 +403,30 @@ def compiled(name: str, batch: int, rounds: int) -> dict[str, Any]:
         "batch": batch,
         "image": size,
         "threads": torch.get_num_threads(),
-        "plain_ms": 1e3 * clock.median("plain"),
-        "compile_seconds": took,
+        "backbone_ms": 1e3 * clock.median("backbone"),
+        "compile_seconds": compile_seconds,
     }
-    for key in ("plain eager", "none", "shut", "half", "half eager"):
-        row[key] = clock.ratio(key, "plain")
+    for key in ("backbone eager", "none", "disabled", "half", "half eager"):
+        row[key] = clock.ratio(key, "backbone")
     return row
 
 
 def stream(name: str, batch: int, rounds: int) -> dict[str, Any]:
-    """Eight batches of the realistic mix: survivors pooled, and each batch by itself."""
+    """Measure eight batches of the realistic mix, with and without pooling across batches."""
     network = NETWORKS[name]
     torch.manual_seed(0)
     model = network.make(64).eval()
     images = torch.randn(8 * batch, 3, 64, 64)
     batches = list(images.split(batch))
     ee = attached(model, network, images)
-    ee.policy, _ = letting_go(ee, images, MIX)
+    ee.policy, _ = policy_with_rates(ee, images, MIX)
 
     def pooled(delay: int) -> Callable[[], Any]:
         return lambda: list(leenet_fx.predict_stream(ee, batches, max_delay=delay))
 
     systems: dict[str, Callable[[], Any]] = {
-        "plain": lambda: [model(given) for given in batches],
-        "predict": lambda: [ee.predict(given) for given in batches],
+        "backbone": lambda: [model(batch_images) for batch_images in batches],
+        "predict": lambda: [ee.predict(batch_images) for batch_images in batches],
         "delay 2": pooled(2),
         "delay 8": pooled(8),
     }
@@ -427,14 +438,14 @@ def stream(name: str, batch: int, rounds: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
     }
     for key in ("predict", "delay 2", "delay 8"):
-        row[key] = clock.ratio(key, "plain")
+        row[key] = clock.ratio(key, "backbone")
     return row
 
 
 def decision(rounds: int) -> list[dict[str, Any]]:
-    """What the operations of one decision take by themselves, and where they stand in a network.
+    """Time the operations of one decision alone, and after the layers of a network.
 
-    Behind a ResNet-20 at batch 1 they find the processor's caches full of its layers.
+    After a ResNet-20 at batch size 1 the processor's caches are full of its layers.
     """
     network = NETWORKS["resnet20-one-exit"]
     torch.manual_seed(0)
@@ -445,47 +456,47 @@ def decision(rounds: int) -> list[dict[str, Any]]:
         (feature,) = next(ee.exit_features(image))
         vector = branch.pool(feature)[0]
         logits = branch.classify(branch.hidden(vector))
-        chances = logits.softmax(1)
-        sure = chances.amax(1)
-        leave = sure >= NEVER
+        probabilities = logits.softmax(1)
+        confidence = probabilities.amax(1)
+        exits = confidence >= NEVER
         operations: dict[str, Callable[[], Any]] = {
             "nothing": lambda: None,
             "pool": lambda: branch.pool(feature),
-            "scale": lambda: branch.body.inputs(vector),
+            "standardize": lambda: branch.neck.inputs(vector),
             "linear": lambda: branch.head.linear(vector),
             "softmax": lambda: logits.softmax(1),
-            "largest": lambda: chances.amax(1),
-            "compare": lambda: sure >= NEVER,
-            "ask": lambda: int(leave),
+            "largest": lambda: probabilities.amax(1),
+            "compare": lambda: confidence >= NEVER,
+            "read": lambda: int(exits),
         }
         times: dict[str, dict[str, list[float]]] = {
-            name: {"alone": [], "behind": []} for name in operations
+            name: {"alone": [], "after": []} for name in operations
         }
         for _ in range(rounds):
             for name, run in operations.items():
-                for where in ("behind", "alone"):
-                    if where == "behind":
+                for where in ("after", "alone"):
+                    if where == "after":
                         model(image)
                     begin = time.perf_counter()
                     run()
                     times[name][where].append(time.perf_counter() - begin)
-    found = {
-        name: {where: 1e6 * statistics.median(taken) for where, taken in of.items()}
+    medians = {
+        name: {where: 1e6 * statistics.median(values) for where, values in of.items()}
         for name, of in times.items()
     }
-    empty = found.pop("nothing")
+    empty = medians.pop("nothing")
     return [
         {
             "operation": name,
             "alone, us": of["alone"] - empty["alone"],
-            "behind the network, us": of["behind"] - empty["behind"],
+            "after the network, us": of["after"] - empty["after"],
         }
-        for name, of in found.items()
+        for name, of in medians.items()
     ]
 
 
 def start(rounds: int) -> dict[str, Any]:
-    """From a ResNet-50 to the first answer: attach and predict, wrap and predict."""
+    """Measure attaching exits to a ResNet-50 and the first prediction, with both libraries."""
     torch.manual_seed(0)
     network = NETWORKS["resnet50"]
     images = torch.randn(1, 3, 224, 224)
@@ -493,9 +504,9 @@ def start(rounds: int) -> dict[str, Any]:
     ours, theirs = next(models), next(models)
 
     def attach() -> None:
-        made = leenet_fx.attach(ours, list(network.exits), example_inputs=images)
-        made.policy = leenet_fx.MaxProbability(NEVER)
-        made(images)
+        ee = leenet_fx.attach(ours, list(network.exits), example_inputs=images)
+        ee.policy = leenet_fx.MaxProbability(NEVER)
+        ee(images)
 
     def wrap() -> None:
         wrapped = earlyon_of(theirs, network, images)
@@ -513,29 +524,29 @@ def start(rounds: int) -> dict[str, Any]:
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
-    """The most memory that torch had allocated at once, beyond what was there before."""
+    """Return the peak of allocated memory during a call, in bytes."""
     gc.collect()
     with torch.inference_mode():
         run()
         with torch.profiler.profile(profile_memory=True) as profiler:
             run()
-    held = most = 0
+    allocated = peak = 0
     events = [
         event
         for event in profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
         if event.name() == "[memory]"
     ]
     for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
+        allocated += event.nbytes()
+        peak = max(peak, allocated)
+    return peak
 
 
 def memory() -> list[dict[str, Any]]:
-    """Peak memory at batch 32 over the plain model's, by how many leave at the first exit.
+    """Measure peak memory at batch 32 relative to the backbone's, by the first exit's rate.
 
-    All samples run the first stage, where images are large, so the whole run's peak hardly falls;
-    that of what runs behind the first exit does.
+    All samples run the first stage, where feature maps are large, so the peak of the whole run
+    hardly decreases with the rate; the peak after the first exit does.
     """
     rows = []
     for name in ("resnet18", "resnet50", "vit_small", "convnext_tiny"):
@@ -544,18 +555,18 @@ def memory() -> list[dict[str, Any]]:
         model = network.make(64).eval()
         images = torch.randn(32, 3, 64, 64)
         ee = attached(model, network, images)
-        plain = peak_bytes(lambda model=model, images=images: model(images))
-        row: dict[str, Any] = {"network": name, "plain, MB": plain / 1e6}
+        backbone = peak_bytes(lambda model=model, images=images: model(images))
+        row: dict[str, Any] = {"network": name, "backbone, MB": backbone / 1e6}
         for share in SHARES:
-            ee.policy, _ = letting_go(ee, images, [share])
-            row[f"{share:g}"] = peak_bytes(lambda ee=ee, images=images: ee(images)) / plain
-            row[f"behind the first exit, {share:g}"] = peak_behind_first_exit(ee, images) / plain
+            ee.policy, _ = policy_with_rates(ee, images, [share])
+            row[f"{share:g}"] = peak_bytes(lambda ee=ee, images=images: ee(images)) / backbone
+            row[f"after the first exit, {share:g}"] = peak_after_first_exit(ee, images) / backbone
         rows.append(row)
     return rows
 
 
-def peak_behind_first_exit(ee: leenet_fx.EarlyExitModule, images: Tensor) -> int:
-    """The most memory allocated once the first exit has let go who leaves."""
+def peak_after_first_exit(ee: leenet_fx.EarlyExitModule, images: Tensor) -> int:
+    """Return the peak of allocated memory after the first exit, in bytes."""
     controller = ee.controller(ee.policy)
     with torch.inference_mode():
         start = ActiveBatch((images,), len(images))
@@ -572,252 +583,65 @@ def peak_behind_first_exit(ee: leenet_fx.EarlyExitModule, images: Tensor) -> int
     return peak_bytes(rest)
 
 
-def kept(key: str, measure: Callable[[], Any]) -> Any:
-    """What a file holds, or what is measured and written there."""
+def stored(key: str, measure: Callable[[], Any]) -> Any:
+    """Return the stored results of a measurement; measure and store them if there are none."""
     path = FOLDER / f"{key}.json"
     if not path.exists():
         began = time.perf_counter()
-        found = measure()
+        results = measure()
         FOLDER.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found, indent=1))
+        path.write_text(json.dumps(results, indent=1))
         print(f"{key}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    return json.loads(path.read_text())
-
-
-def figures(
-    cells: list[dict[str, Any]],
-    compiled_rows: list[dict[str, Any]],
-    started: dict[str, Any] | None,
-    memory_rows: list[dict[str, Any]],
-) -> list[Criterion]:
-    """What was asked for, beside what was found, on one thread."""
-    made = []
-    one = {(row["network"], row["batch"]): row for row in cells if row["threads"] == 1}
-    for name in ("resnet18", "resnet50"):
-        for batch in (1, 32):
-            if (name, batch) in one:
-                ratio = one[name, batch]["none over plain and branches"]
-                words = f"{name}, batch {batch}, nobody leaves, over plain + branches"
-                made.append(Criterion(words, ratio, "", "≤ 1.02", ratio <= 1.02))
-    for row in compiled_rows:
-        ratio = row["none"]["ratio"]
-        words = f"{row['network']}, batch {row['batch']}, compiled, nobody leaves, over compiled"
-        made.append(Criterion(words, ratio, "", "≤ 1.03", ratio <= 1.03))
-    stage_plan = [
-        (row[key], row["network"], row["batch"], key)
-        for row in one.values()
-        for key in row
-        if key.endswith("over pieces")
-    ]
-    if stage_plan:
-        ratios = [ratio for ratio, *_ in stage_plan]
-        within = sum(ratio <= 1.05 for ratio in ratios) / len(ratios)
-        words = f"any mix over its stage times, median of {len(ratios)}"
-        middle = statistics.median(ratios)
-        made.append(Criterion(words, middle, "", "≤ 1.05", middle <= 1.05))
-        made.append(
-            Criterion("any mix over its stage times, share ≤ 1.05", within, "", "1", within == 1)
-        )
-        worst, *where = max(stage_plan)
-        words = f"worst mix over its stage times ({', '.join(map(str, where))})"
-        made.append(Criterion(words, worst, "", "≤ 1.05", worst <= 1.05))
-    predicted = [row[key] for row in one.values() for key in row if key.endswith("over predicted")]
-    if predicted:
-        within = sum(abs(ratio - 1) <= 0.1 for ratio in predicted) / len(predicted)
-        words = f"latency predicted within 10 %, share of {len(predicted)} mixes"
-        made.append(Criterion(words, within, "", "1", within == 1))
-        off = statistics.median(abs(ratio - 1) for ratio in predicted)
-        made.append(Criterion("latency predicted, median error", off, "", "≤ 0.1", off <= 0.1))
-    stem = one.get(("resnet18-stem", 32))
-    if stem:
-        ratio = stem["ours 0.5"]["ratio"]
-        words = "resnet18, batch 32, half leave behind the stem, over plain"
-        made.append(Criterion(words, ratio, "", "< 0.62", ratio < 0.62))
-    for name, exits in (("resnet20-one-exit", "one exit"), ("resnet20", "three exits")):
-        if (name, 1) in one:
-            ratio = one[name, 1]["ours 0"]["ratio"]
-            words = f"resnet20 with {exits}, batch 1, nobody leaves, over plain"
-            made.append(Criterion(words, ratio, "", "≤ 1.05", ratio <= 1.05))
-    if started:
-        words = "resnet50, attach and first answer, over earlyon's"
-        made.append(Criterion(words, started["ratio"], "", "< 1", started["ratio"] < 1))
-    for row in memory_rows:
-        words = f"{row['network']}, batch 32, peak memory, nobody leaves, over plain"
-        made.append(Criterion(words, row["0"], "", "≤ 1.05", row["0"] <= 1.05))
-        falls = [row[f"behind the first exit, {share:g}"] for share in SHARES]
-        words = f"{row['network']}, peak behind the first exit, three quarters left, over none left"
-        ratio = falls[3] / falls[0]
-        made.append(Criterion(words, ratio, "", "falls", falls == sorted(falls, reverse=True)))
-    return made
-
-
-def plot(cells: Sequence[dict[str, Any]], path: Path) -> None:
-    """Time over plain by share that leaves at the first exit, a panel for each network."""
-    names = [name for name in NETWORKS if any(row["network"] == name for row in cells)]
-    figure, panels = pyplot().subplots(
-        2,
-        math.ceil(len(names) / 2),
-        figsize=(11, 6.5),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    colours = {1: ORANGE, 8: GREEN, 32: BLUE, 128: GREY}
-    for axes, name in zip(panels.flat, names, strict=False):
-        for row in cells:
-            if row["network"] != name or row["threads"] != 1:
-                continue
-            colour, found = colours[row["batch"]], [row[f"ours {share:g}"] for share in SHARES]
-            axes.plot(SHARES, [f["ratio"] for f in found], "o-", ms=4, color=colour)
-            axes.fill_between(
-                SHARES,
-                [f["low"] for f in found],
-                [f["high"] for f in found],
-                color=colour,
-                alpha=0.2,
-            )
-            first = row["relative_flops"][0]
-            work = [share * first + (1 - share) * row["relative_flops"][-1] for share in SHARES]
-            if row["batch"] == max(r["batch"] for r in cells if r["network"] == name):
-                axes.plot(SHARES, work, ":", color="black", lw=1)
-                label = f"first exit at {first:.2f} of the FLOPs"
-                axes.text(0.02, 0.04, label, transform=axes.transAxes, fontsize=8)
-            theirs = [row["earlyon none"]["ratio"]] * 4 + [row["earlyon all"]["ratio"]]
-            if row["batch"] == 32:
-                axes.plot(SHARES, theirs, "x--", color="#666666", ms=4, lw=0.8)
-        axes.set(title=name, xlabel="share that leaves at the first exit", ylim=(0, 1.35))
-        axes.grid(alpha=0.3)
-    for row in panels[:, :1]:
-        row[0].set_ylabel("time over the plain model's")
-    for axes in list(panels.flat)[len(names) :]:
-        axes.axis("off")
-    handles = [
-        *(
-            figure.axes[0].plot([], [], "o-", color=c, label=f"batch {b}")[0]
-            for b, c in colours.items()
-        ),
-        figure.axes[0].plot([], [], ":", color="black", label="FLOPs")[0],
-        figure.axes[0].plot([], [], "x--", color="#666666", label="earlyon, batch 32")[0],
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False)
-    save(figure, path)
-
-
-def table(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each cell, as the Markdown shows it."""
-
-    def shown(row: dict[str, Any], key: str) -> str:
-        found = row[key]
-        return f"{found['ratio']:.2f} ({found['low']:.2f}–{found['high']:.2f})"
-
-    return [
-        {
-            "network": row["network"],
-            "batch": row["batch"],
-            "image": row["image"],
-            "threads": row["threads"],
-            "plain, ms": f"{row['plain_ms']:.1f}",
-            **{f"{100 * share:g} %": shown(row, f"ours {share:g}") for share in SHARES},
-            "mix": shown(row, "ours mix"),
-            "all exits": shown(row, "all exits"),
-            "earlyon, none": shown(row, "earlyon none"),
-            "earlyon, all": shown(row, "earlyon all"),
-            "none / (plain + branches)": f"{row['none over plain and branches']:.3f}",
-        }
-        for row in cells
-    ]
+    return upgrade(json.loads(path.read_text()))
 
 
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": "2000000000", "MALLOC_MMAP_THRESHOLD_": "2000000000"}
 
 
 def keep_memory() -> None:
-    """Starts the program anew where the allocator would give memory back."""
+    """Restart the program if the allocator would return memory to the system."""
     if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
 
 
 def main() -> None:
-    """Measures what is not kept yet, and writes JSON, Markdown and the plot of all there is."""
-    parser = argparse.ArgumentParser(description="Time beside the plain model.")
+    """Measure what is not stored yet, and write JSON, Markdown and the plot of all results."""
+    parser = argparse.ArgumentParser(
+        description="Time of networks with exits, relative to the backbone."
+    )
     parser.add_argument("--part", action="append", choices=PARTS)
     parser.add_argument("--threads", action="append", type=int)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--network", action="append", choices=NETWORKS)
     options = parser.parse_args()
     keep_memory()
-    asked = options.part or PARTS
+    parts = options.part or PARTS
     for threads in options.threads or [1, 2]:
         torch.set_num_threads(threads)
-        if "cells" in asked:
+        if "cells" in parts:
             for name in options.network or NETWORKS:
                 for batch in NETWORKS[name].sizes:
                     key = f"cell-{name}-{batch}-{threads}"
-                    kept(key, lambda n=name, b=batch: cell(n, b, options.rounds))
+                    stored(key, lambda n=name, b=batch: cell(n, b, options.rounds))
         if threads > 1:
             continue
-        if "start" in asked:
-            kept("start", lambda: start(7))
-        if "decision" in asked:
-            kept("decision", lambda: decision(10 * options.rounds))
-        if "stream" in asked:
+        if "start" in parts:
+            stored("start", lambda: start(7))
+        if "decision" in parts:
+            stored("decision", lambda: decision(10 * options.rounds))
+        if "stream" in parts:
             for name in ("resnet18", "resnet50"):
                 for batch in (8, 32):
                     key = f"stream-{name}-{batch}"
-                    kept(key, lambda n=name, b=batch: stream(n, b, options.rounds // 3))
-        if "memory" in asked:
-            kept("memory", memory)
-        if "compiled" in asked:
+                    stored(key, lambda n=name, b=batch: stream(n, b, options.rounds // 3))
+        if "memory" in parts:
+            stored("memory", memory)
+        if "compiled" in parts:
             for name in ("resnet18", "resnet50"):
                 for batch in (1, 32):
                     key = f"compiled-{name}-{batch}"
-                    kept(key, lambda n=name, b=batch: compiled(n, b, options.rounds))
-    write()
-
-
-def write() -> None:
-    """The results of all that was measured."""
-
-    def read(pattern: str) -> list[Any]:
-        return [json.loads(path.read_text()) for path in sorted(FOLDER.glob(pattern))]
-
-    order = list(NETWORKS)
-    cells = sorted(
-        read("cell-*.json"),
-        key=lambda row: (row["threads"], order.index(row["network"]), row["batch"]),
-    )
-    compiled_rows, streams = read("compiled-*.json"), read("stream-*.json")
-    started = next(iter(read("start.json")), None)
-    memory_rows = next(iter(read("memory.json")), [])
-    decided = next(iter(read("decision.json")), [])
-    rows = [
-        *({"part": "cells", **row} for row in cells),
-        *({"part": "compiled", **row} for row in compiled_rows),
-        *([{"part": "start", **started}] if started else []),
-        *({"part": "memory", **row} for row in memory_rows),
-        *({"part": "stream", **row} for row in streams),
-        *({"part": "decision", **row} for row in decided),
-    ]
-    found = figures(cells, compiled_rows, started, memory_rows)
-    for row in streams:
-        words = f"{row['network']}, stream of batches of {row['batch']}, realistic mix"
-        for key in ("predict", "delay 2", "delay 8"):
-            what = {"predict": "one by one"}.get(key, f"pooled, {key}")
-            figure = Criterion(
-                f"{words}: {what}, over plain", row[key]["ratio"], "", "printed", True
-            )
-            found.append(figure)
-    for where in ("alone", "behind the network"):
-        if decided:
-            words = f"one decision on one image, {where}, all operations, μs"
-            took = sum(row[f"{where}, us"] for row in decided)
-            found.append(Criterion(words, took, "", "printed", True))
-    setting = environment() | {
-        "threads": "as the rows say",
-        "allocator": "glibc, keeping what is freed",
-    }
-    Result(COMMAND, rows, found, setting).write(RESULT, "Time", table(cells))
-    plot(cells, RESULT.with_suffix(".png"))
+                    stored(key, lambda n=name, b=batch: compiled(n, b, options.rounds))
+    write(list(NETWORKS))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Exits on torchvision's AlexNet.
 
-    python examples/alexnet.py                        # trained here on digits
-    python examples/alexnet.py --data photos/         # your images, one folder a class
+    python examples/alexnet.py                        # trained from scratch on digits
+    python examples/alexnet.py --data photos/         # your images, one folder per class
     python examples/alexnet.py --data photos/ --pretrained
 
 A few minutes on 2 cores; --quick takes seconds.
@@ -15,7 +15,7 @@ from torchvision import models
 
 
 def build(num_classes: int) -> nn.Module:
-    """AlexNet without weights; 63 pixels is the least it takes."""
+    """Return AlexNet without weights; its smallest image size is 63 pixels."""
     return models.alexnet(num_classes=num_classes)
 
 

@@ -1,8 +1,8 @@
-"""The ResNets for CIFAR of He et al. 2015, section 4.2, as a model file of your own.
+"""The ResNets for CIFAR of He et al. 2015, section 4.2, as a model file.
 
     leenet-fx inspect examples/cifar_resnet.py:resnet20 --strategy every
 
-The state-dict keys are those of most published CIFAR weights.
+The keys of the state dict are those of most published CIFAR weights.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class BasicBlock(nn.Module):
         self.padding = (channels - in_channels) // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, H, W) to (B, channels, H / stride, W / stride)."""
+        """Map (B, C, H, W) to (B, channels, H / stride, W / stride)."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         return F.relu(out + self.shortcut(x))
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """Where the shape changes: every second pixel, zeros as the missing channels."""
+        """Subsample and pad with zero channels if the shape changes."""
         if self.padding == 0:
             return x
         x = x[:, :, :: self.stride, :: self.stride]
@@ -43,7 +43,7 @@ class CifarResNet(nn.Module):
     """6n + 2 layers: a convolution, three layers of n blocks, a linear classifier.
 
     Args:
-        n: residual blocks a layer.
+        n: number of residual blocks per layer.
         num_classes: number of classes.
     """
 
@@ -58,7 +58,7 @@ class CifarResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight)
-        # Read by leenet_fx for the size and the normalisation of images, as timm's models have it.
+        # As in timm's models: leenet_fx reads size and normalisation of images from it.
         self.pretrained_cfg: dict[str, Any] = {
             "input_size": (3, 32, 32),
             "mean": (0.485, 0.456, 0.406),
@@ -74,17 +74,17 @@ class CifarResNet(nn.Module):
         return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(n - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps images (B, 3, H, W) to logits (B, classes)."""
+        """Map images (B, 3, H, W) to logits (B, classes)."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(x.mean((2, 3)))
 
 
 def resnet20(num_classes: int = 10) -> CifarResNet:
-    """ResNet-20: 0.27 M parameters, 40.6 M multiply-adds."""
+    """Return ResNet-20: 0.27 M parameters, 40.6 M multiply-adds."""
     return CifarResNet(3, num_classes)
 
 
 def resnet56(num_classes: int = 10) -> CifarResNet:
-    """ResNet-56: 0.85 M parameters, 125.5 M multiply-adds."""
+    """Return ResNet-56: 0.85 M parameters, 125.5 M multiply-adds."""
     return CifarResNet(9, num_classes)

@@ -1,4 +1,4 @@
-"""What alexnet.py, vgg.py, resnet.py and densenet.py share: data, backbone, exits, figures."""
+"""Data, backbone, exits and evaluation, shared by alexnet.py, vgg.py, resnet.py, densenet.py."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from leenet_fx.data.splits import Data
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 QUICK_BATCHES = 4
-"""How much of each split --quick reads."""
+"""Number of batches that --quick reads of each split."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained from scratch on small images.
+    """Hyperparameters of training from scratch on small images.
 
     Attributes:
-        size: side of the images.
-        epochs: passes over the images.
+        size: side of the images, in pixels.
+        epochs: number of epochs.
         lr: highest learning rate.
     """
 
@@ -43,13 +43,13 @@ def run(
     recipe: Recipe,
     strategy: str | list[float] = "fine",
 ) -> None:
-    """The whole path: data, backbone, exits, fit, evaluate.
+    """Train or load a backbone, attach and train exits, and print their evaluation.
 
     Args:
         name: `torchvision/NAME`, for --pretrained and --weights.
-        build: number of classes → an untrained network.
-        recipe: how to train that.
-        strategy: where exits go, a name or FLOP shares, unless --strategy says otherwise.
+        build: returns an untrained network for a number of classes.
+        recipe: hyperparameters of its training.
+        strategy: default of --strategy: name of a placement, or FLOP shares.
     """
     options = parse_options(name, recipe, strategy)
     torch.manual_seed(options.seed)
@@ -62,7 +62,7 @@ def run(
     else:
         model = build(len(data.classes))
         transform = leenet_fx.make_transform(model, shape)
-        # A mirrored digit is no digit; photographs may be mirrored and shifted.
+        # Flips would change the meaning of digits, but not of photographs.
         augment = data.name != "digits"
         augmented = leenet_fx.make_transform(model, shape, augment=augment)
         print(f"Training {name} from scratch on {data.name}, {options.epochs} epochs ...")
@@ -72,8 +72,7 @@ def run(
     ee = leenet_fx.attach(
         model,
         options.strategy,
-        # A gate on how sure the exit's classifier is: little to learn, so few images suffice.
-        # Where the data have other classes than the network, the final classifier is replaced.
+        # If the data set has another number of classes, the final classifier is replaced.
         num_classes=len(data.classes),
         example_inputs=torch.zeros(1, *shape, device=DEVICE),
         name=name,
@@ -84,7 +83,7 @@ def run(
     leenet_fx.fit(
         ee,
         read(data, "train", transform, options),
-        # Images the backbone was trained on look easy at every exit, so gates are fitted on others.
+        # Every exit is overconfident on images that the backbone was trained on.
         calibration=read(data, "calibration", transform, options),
         epochs={
             "exits": exit_epochs,
@@ -93,7 +92,7 @@ def run(
         },
         method="leenet",
         alpha=options.alpha,
-        # Runs the frozen backbone once over the images instead of once an epoch.
+        # Run the frozen backbone once over the images instead of once per epoch.
         cache=True,
         seed=options.seed,
     )
@@ -101,20 +100,22 @@ def run(
 
 
 def parse_options(name: str, recipe: Recipe, strategy: str | list[float]) -> argparse.Namespace:
-    """The command line; --quick and weights change the defaults."""
-    parser = argparse.ArgumentParser(description=f"Early exits on {name}, start to end.")
+    """Parse the command line; --quick and weights change defaults."""
+    parser = argparse.ArgumentParser(description=f"Early exits on {name}.")
     add = parser.add_argument
-    add("--data", default="digits", help="folder, tar file, torchvision data set such as CIFAR10")
+    add(
+        "--data", default="digits", help="folder, tar file, or torchvision data set such as CIFAR10"
+    )
     add("--download", action="store_true", help="let torchvision download the data set")
     add("--pretrained", action="store_true", help="torchvision's ImageNet weights; no training")
-    add("--weights", type=Path, help="a file with a state dict for torchvision's network instead")
+    add("--weights", type=Path, help="state dict for torchvision's network")
     add("--size", type=int, help=f"side of the images (224 with weights, else {recipe.size})")
     add("--epochs", type=int, default=recipe.epochs, help="epochs of training from scratch")
     add("--batch-size", type=int, default=64)
-    add("--strategy", default=strategy, help="where exits go; see leenet-fx strategies")
-    add("--alpha", type=float, default=0.1, help="weight of cost against error, 0 to 1")
+    add("--strategy", default=strategy, help="placement; see leenet-fx strategies")
+    add("--alpha", type=float, default=0.1, help="cost weight, 0 to 1")
     add("--seed", type=int, default=0)
-    add("--quick", action="store_true", help="a few batches of everything: does it run?")
+    add("--quick", action="store_true", help="a few batches of each split, to test the program")
     options = parser.parse_args()
     if options.pretrained and options.weights:
         parser.error("--pretrained and --weights exclude each other.")
@@ -126,11 +127,11 @@ def parse_options(name: str, recipe: Recipe, strategy: str | list[float]) -> arg
 
 
 def trained_model(name: str, weights: Path | None) -> nn.Module:
-    """torchvision's network with its ImageNet weights, or with those of a file."""
+    """Return torchvision's network with its ImageNet weights, or with those of a file."""
     if weights is None:
         return leenet_fx.create_model(name, pretrained=True)
     state = torch.load(weights, map_location="cpu", weights_only=True)
-    # The last tensor is the bias of the final classifier, one number a class.
+    # The last tensor is the bias of the final classifier, with one element per class.
     classes = len(list(state.values())[-1])
     model = leenet_fx.create_model(name, num_classes=classes)
     model.load_state_dict(state)
@@ -143,14 +144,14 @@ def read(
     transform: Callable[[Any], Tensor],
     options: argparse.Namespace,
 ) -> Iterable[Any]:
-    """Batches (images, labels) of a split in random order; a few of them with --quick."""
+    """Return batches (images, labels) of a split in random order, a few with --quick."""
     shuffle = torch.Generator().manual_seed(options.seed)
     loader = data.loader(split, transform, options.batch_size, shuffle=shuffle)
     return list(islice(loader, QUICK_BATCHES)) if options.quick else loader
 
 
 def train(model: nn.Module, batches: Iterable[Any], epochs: int, lr: float) -> None:
-    """A plain training loop: AdamW, one cycle of the learning rate."""
+    """Train with AdamW and the one-cycle learning rate schedule."""
     model.to(DEVICE).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

@@ -1,7 +1,7 @@
-"""Exits on torchvision's DenseNet-121, whose layers read all layers before them.
+"""Exits on torchvision's DenseNet-121, whose layers read the outputs of all earlier layers.
 
-    python examples/densenet.py                        # trained here on digits
-    python examples/densenet.py --data photos/         # your images, one folder a class
+    python examples/densenet.py                        # trained from scratch on digits
+    python examples/densenet.py --data photos/         # your images, one folder per class
     python examples/densenet.py --data photos/ --pretrained
 
 A few minutes on 2 cores; --quick takes seconds.
@@ -15,11 +15,11 @@ from torchvision import models
 
 
 def build(num_classes: int) -> nn.Module:
-    """DenseNet-121 without weights."""
+    """Return DenseNet-121 without weights."""
     return models.densenet121(num_classes=num_classes)
 
 
 if __name__ == "__main__":
-    # FLOP shares: with 58 layers to stand behind, "fine" would place eight, all early.
+    # FLOP shares: of 58 candidates, "fine" would select eight early ones.
     recipe = Recipe(size=32, epochs=3, lr=3e-3)
     run("torchvision/densenet121", build, recipe, strategy=[0.25, 0.5, 0.75])

@@ -1,12 +1,12 @@
-"""MSDNet (Huang et al. 2018, Multi-Scale Dense Networks): a network made for early exits.
+"""MSDNet (Huang et al. 2018, Multi-Scale Dense Networks): a network designed for early exits.
 
     python examples/msdnet.py                         # digits
     python examples/msdnet.py --data CIFAR10 --download
-    leenet-fx inspect examples/msdnet.py:msdnet       # as a model file of your own
+    leenet-fx inspect examples/msdnet.py:msdnet       # as a model file
 
-Classifiers want coarse features, and most networks make these last. Here every layer holds feature
-maps of several scales, the coarsest from the first layer on, and all classifiers read that one. The
-network and its exits are trained together from nothing; then thresholds are set for budgets.
+Classifiers need coarse features, which most networks compute last. Here every layer has feature
+maps of several scales, and all classifiers read the coarsest one, which exists from the first layer
+on. Network and exits are trained jointly from scratch; then thresholds are set for budgets.
 
 A few minutes on 2 cores; --quick takes seconds.
 """
@@ -21,14 +21,13 @@ import torch
 from torch import Tensor, nn
 
 import leenet_fx
-from leenet_fx.parts.branches import Branch
-from leenet_fx.parts.compose import compose
+from leenet_fx.parts.branches import Branch, compose
 from leenet_fx.parts.exit_site import ExitSite
 from leenet_fx.parts.necks import Neck
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """Convolution, BatchNorm, ReLU."""
+    """Return convolution, BatchNorm and ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(outputs),
@@ -37,14 +36,14 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.S
 
 
 def bottleneck(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """A 1x1 convolution to four times the outputs, as in DenseNet, then one of 3x3."""
+    """Return a 1x1 convolution to four times the outputs, as in DenseNet, then one of 3x3."""
     return nn.Sequential(
         convolution(inputs, 4 * outputs, 1), convolution(4 * outputs, outputs, 3, stride)
     )
 
 
 def condense(inputs: int, outputs: int) -> nn.Sequential:
-    """A classifier up to its linear layer: two strided convolutions, then the average."""
+    """Return a classifier without its linear layer: two strided convolutions and pooling."""
     return nn.Sequential(
         convolution(inputs, outputs, 3, stride=2),
         convolution(outputs, outputs, 3, stride=2),
@@ -54,7 +53,7 @@ def condense(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class FirstLayer(nn.Module):
-    """Makes the scales: each by a strided convolution of the finer one."""
+    """The first layer: each scale is a strided convolution of the finer one."""
 
     def __init__(self, channels: list[int]) -> None:
         super().__init__()
@@ -64,7 +63,7 @@ class FirstLayer(nn.Module):
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Maps images (B, 3, H, W) to one map a scale, fine to coarse."""
+        """Map images (B, 3, H, W) to one feature map per scale, fine to coarse."""
         maps = []
         for scale in self.scales:
             images = scale(images)
@@ -73,14 +72,14 @@ class FirstLayer(nn.Module):
 
 
 class Layer(nn.Module):
-    """Grows scales by what is new: half of it from the scale itself, half from the finer one.
+    """A dense layer: new channels, half from the scale itself and half from the finer one.
 
-    A map holds all that earlier layers made at its scale, so connections are dense.
+    A feature map contains the channels of all earlier layers at its scale.
 
     Args:
-        channels: of each scale's map, fine to coarse; this layer adds its own.
-        growth: channels that are new at each scale.
-        grows: the scales that grow, each with whether it reads the finer one.
+        channels: number of channels of each scale, fine to coarse; increased by this layer's.
+        growth: number of new channels at each scale.
+        grows: scales with new channels; whether the scale reads the finer one.
     """
 
     def __init__(self, channels: list[int], growth: list[int], grows: dict[int, bool]) -> None:
@@ -95,9 +94,9 @@ class Layer(nn.Module):
             channels[scale] += growth[scale]
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """One map (B, C, H, W) a scale, fine to coarse, to the same with more channels."""
+        """Add channels to one feature map (B, C, H, W) per scale, fine to coarse."""
         maps = list(maps)
-        # Fine to coarse: a scale reads what the finer one, which lags behind it, has only just got.
+        # Fine to coarse, since a scale reads the new channels of the finer one.
         for key, along in self.along.items():
             scale = int(key)
             new = [along(maps[scale])]
@@ -108,19 +107,19 @@ class Layer(nn.Module):
 
 
 class MSDNet(nn.Module):
-    """A classifier whose layers all have a coarse map to hang an exit on.
+    """A classifier whose layers all have a coarse feature map that an exit can read.
 
-    Two savings are the paper's. Lazy evaluation: a map is made just before the first classifier
-    that depends on it, so each finer scale lags one layer behind the next. Network reduction: along
-    the depth one scale after another stops; the 1x1 convolutions that halve the channels where one
-    does are left out.
+    Two reductions of cost are the paper's. Lazy evaluation: a feature map is computed just before
+    the first classifier that depends on it, so each finer scale is one layer behind the next.
+    Network reduction: the finer scales end earlier. The paper's 1x1 convolutions that halve the
+    number of channels there are omitted.
 
     Args:
-        depth: layers after the first.
-        scales: feature maps a layer.
-        growth: channels that a layer adds to the finest scale; twice as many to each next one.
-        channels: of the finest scale in the first layer, likewise.
-        width: of the classifier's convolutions; the paper has 128, for a deeper network.
+        depth: number of layers after the first.
+        scales: number of feature maps per layer.
+        growth: number of channels that a layer adds to the finest scale; doubled at each next one.
+        channels: number of channels of the finest scale in the first layer; doubled likewise.
+        width: number of channels of the classifier's convolutions; 128 in the paper's networks.
         num_classes: number of classes.
     """
 
@@ -134,23 +133,23 @@ class MSDNet(nn.Module):
         num_classes: int = 10,
     ) -> None:
         super().__init__()
-        held = [channels * 2**scale for scale in range(scales)]
-        grown = [growth * 2**scale for scale in range(scales)]
-        self.first = FirstLayer(held)
-        # How often each scale grows: of three, the finest stops after a third of the depth.
+        total = [channels * 2**scale for scale in range(scales)]
+        added = [growth * 2**scale for scale in range(scales)]
+        self.first = FirstLayer(total)
+        # Number of layers of each scale: of three scales, the finest has a third of the depth.
         lengths = [depth * (scale + 1) // scales for scale in range(scales)]
         self.layers = nn.ModuleList()
         for step in range(depth):
             grows: dict[int, bool] = {}
             for scale in range(scales):
-                # How often it has grown; below 0, no classifier depends on it yet.
+                # Index of the scale's layer; negative while no classifier depends on it.
                 layer = step - (scales - 1 - scale)
                 if 0 <= layer < lengths[scale]:
                     grows[scale] = scale > 0 and layer <= lengths[scale - 1]
-            self.layers.append(Layer(held, grown, grows))
-        self.condense = condense(held[-1], width)
+            self.layers.append(Layer(total, added, grows))
+        self.condense = condense(total[-1], width)
         self.linear = nn.Linear(width, num_classes)
-        # Read by leenet_fx for the size and the normalisation of images, as timm's models have it.
+        # As in timm's models: leenet_fx reads size and normalisation of images from it.
         self.pretrained_cfg: dict[str, Any] = {
             "input_size": (3, 32, 32),
             "mean": (0.485, 0.456, 0.406),
@@ -161,7 +160,7 @@ class MSDNet(nn.Module):
         }
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps images (B, 3, H, W) to logits (B, classes)."""
+        """Map images (B, 3, H, W) to logits (B, classes)."""
         maps = self.first(images)
         for layer in self.layers:
             maps = layer(maps)
@@ -169,15 +168,15 @@ class MSDNet(nn.Module):
 
 
 def msdnet(num_classes: int = 10) -> MSDNet:
-    """Three scales and eight layers after the first, for 32x32 pixels."""
+    """Return a network of three scales and eight layers after the first, for 32x32 pixels."""
     return MSDNet(num_classes=num_classes)
 
 
 class Coarsest(Neck):
-    """The network's own kind of classifier for exits; it reads the coarsest map alone.
+    """The convolutions of the paper's classifiers, on the coarsest feature map.
 
-    All scales cross a cut, for later layers read them, so an exit is offered all; "pool" would
-    average each, and "conv" refuses maps of several sizes.
+    An exit can read every scale, since later layers need all of them. The "pool" neck would pool
+    each scale, and the "conv" neck requires maps of equal size.
     """
 
     def __init__(self, site: ExitSite, width: int = 64) -> None:
@@ -190,18 +189,18 @@ class Coarsest(Neck):
         return (features[self.index],)
 
     def forward(self, *pooled: Tensor) -> Tensor:
-        # The learning rate of what follows is meant for inputs of spread width^-0.5.
+        # The learning rate of heads assumes inputs with a standard deviation of width^-0.5.
         return self.layers(*pooled) / math.sqrt(self.width)
 
 
 def coarsest(site: ExitSite, **options: Any) -> Branch:
-    """A branch of the library's parts on that body: a linear head, a gate nobody trains."""
+    """Return a branch of this neck with the library's head and gate; the gate is not trained."""
     return compose(Coarsest, site, **options)
 
 
 def main() -> None:
-    """Trains network and exits together, and sets thresholds for a few budgets."""
-    # Here, so that `leenet-fx inspect` can read this file without the others.
+    """Train network and exits jointly, and set thresholds for some budgets."""
+    # `leenet-fx inspect` loads this file without the others.
     from common import DEVICE, read
 
     options = parse_options()
@@ -210,11 +209,11 @@ def main() -> None:
     model = msdnet(len(data.classes)).to(DEVICE)
     shape = model.pretrained_cfg["input_size"]
 
-    # An exit after every second layer; the last of them is the network's own classifier.
+    # An exit after every second layer; after the last layer is the final classifier.
     names = [f"layers.{index}" for index in range(1, len(model.layers) - 1, 2)]
     ee = leenet_fx.attach(model, names, branch=coarsest)
 
-    # A mirrored digit is no digit; photographs may be mirrored and shifted.
+    # Flips would change the meaning of digits, but not of photographs.
     augmented = leenet_fx.make_transform(model, shape, augment=data.name != "digits")
     print(f"Training on {data.name}, {options.epochs} epochs ...")
     leenet_fx.fit(
@@ -222,33 +221,35 @@ def main() -> None:
         read(data, "train", augmented, options),
         method=leenet_fx.get_method("msdnet", recipe="joint"),
         epochs=options.epochs,
-        # Twice the method's own rate, which is for a backbone that has been trained.
+        # Twice the method's default, which is for a trained backbone.
         lr=0.06,
         seed=options.seed,
     )
     print(ee)
 
     transform = leenet_fx.make_transform(model, shape)
-    # What exits say of these images is asked for once, for all budgets.
-    kept = leenet_fx.cache_features(ee, read(data, "calibration", transform, options))
-    report = read(data, "test", transform, options)
+    # Features are computed once for all budgets.
+    features = leenet_fx.cache_features(ee, read(data, "calibration", transform, options))
+    test = read(data, "test", transform, options)
     for budget in options.budgets:
-        leenet_fx.set_budget(ee, kept, budget, solver="exponential")
-        found = leenet_fx.evaluate(ee, report)
-        left = " ".join(f"{100 * row.share:.0f}" for row in found.exits)
+        leenet_fx.set_budget(ee, features, budget, solver="exponential")
+        result = leenet_fx.evaluate(ee, test)
+        shares = " ".join(f"{100 * row.share:.0f}" for row in result.exits)
         print(
-            f"Budget {budget:.2f}: {found.samples} images, accuracy {100 * found.accuracy:.2f} % "
-            f"(last classifier for all {100 * found.backbone_accuracy:.2f} %), "
-            f"{found.relative_flops:.2f} of the FLOPs; left at exits: {left} %"
+            f"Budget {budget:.2f}: {result.samples} images, accuracy {100 * result.accuracy:.2f} % "
+            f"(final classifier for all {100 * result.backbone_accuracy:.2f} %), "
+            f"{result.relative_flops:.2f} of the FLOPs; exit distribution: {shares} %"
         )
-    kept.close()
+    features.close()
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="MSDNet, start to end.")
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="Joint training of MSDNet and its exits.")
     add = parser.add_argument
-    add("--data", default="digits", help="folder, tar file, torchvision data set such as CIFAR10")
+    add(
+        "--data", default="digits", help="folder, tar file, or torchvision data set such as CIFAR10"
+    )
     add("--download", action="store_true", help="let torchvision download the data set")
     add("--epochs", type=int, default=3)
     add("--batch-size", type=int, default=64)
@@ -257,10 +258,10 @@ def parse_options() -> argparse.Namespace:
         type=float,
         nargs="+",
         default=[0.3, 0.5, 0.7],
-        help="mean FLOPs an image, relative to the network without exits",
+        help="mean FLOPs per image, relative to the network without exits",
     )
     add("--seed", type=int, default=0)
-    add("--quick", action="store_true", help="a few batches of everything: does it run?")
+    add("--quick", action="store_true", help="a few batches of each split, to test the program")
     options = parser.parse_args()
     if options.quick:
         options.epochs = 1

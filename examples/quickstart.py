@@ -1,4 +1,4 @@
-"""The whole path on one page: a trained model, exits, fit, evaluate.
+"""A trained model, exits, fit, evaluate.
 
     python examples/quickstart.py
 
@@ -17,10 +17,12 @@ from leenet_fx.demo.run import train_backbone
 
 
 def main() -> None:
-    """Trains a backbone, adds exits, and prints what they save."""
-    parser = argparse.ArgumentParser(description="Exits on a small network, start to end.")
-    parser.add_argument("--views", type=int, default=16, help="placements of each training digit")
-    parser.add_argument("--alpha", type=float, default=0.1, help="weight of cost against error")
+    """Train a backbone, attach and train exits, and print accuracy and cost."""
+    parser = argparse.ArgumentParser(description="Early exits on a small network.")
+    parser.add_argument(
+        "--views", type=int, default=16, help="number of random placements of each training digit"
+    )
+    parser.add_argument("--alpha", type=float, default=0.1, help="cost weight, 0 to 1")
     options = parser.parse_args()
 
     digits = load_digits(seed=0, views=options.views)

@@ -1,7 +1,7 @@
-"""Exits on torchvision's ResNet-18, between its residual blocks.
+"""Exits on torchvision's ResNet-18, between residual blocks.
 
-    python examples/resnet.py                        # trained here on digits
-    python examples/resnet.py --data photos/         # your images, one folder a class
+    python examples/resnet.py                        # trained from scratch on digits
+    python examples/resnet.py --data photos/         # your images, one folder per class
     python examples/resnet.py --data photos/ --pretrained
 
 A few minutes on 2 cores; --quick takes seconds.
@@ -15,7 +15,7 @@ from torchvision import models
 
 
 def build(num_classes: int) -> nn.Module:
-    """ResNet-18 without weights."""
+    """Return ResNet-18 without weights."""
     return models.resnet18(num_classes=num_classes)
 
 

@@ -1,7 +1,7 @@
-"""Exits on torchvision's VGG-11 with batch norm: a chain of layers, cut after each of them.
+"""Exits on torchvision's VGG-11 with batch norm: a chain of layers, each followed by a candidate.
 
-    python examples/vgg.py                        # trained here on digits
-    python examples/vgg.py --data photos/         # your images, one folder a class
+    python examples/vgg.py                        # trained from scratch on digits
+    python examples/vgg.py --data photos/         # your images, one folder per class
     python examples/vgg.py --data photos/ --pretrained
 
 A few minutes on 2 cores; --quick takes seconds.
@@ -15,7 +15,7 @@ from torchvision import models
 
 
 def build(num_classes: int) -> nn.Module:
-    """VGG-11 for small images: of 32 x 32 pixels one is left, too few for three large layers."""
+    """Return VGG-11 for small images, whose last map of 1 x 1 pixel needs one linear layer only."""
     model = models.vgg11_bn(num_classes=num_classes, init_weights=False)
     model.avgpool = nn.AdaptiveAvgPool2d(1)
     model.classifier = nn.Linear(512, num_classes)

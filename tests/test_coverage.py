@@ -1,9 +1,8 @@
-"""A sample of all models, another each day, through the checks of the coverage sweep."""
+"""A sample of all models through the checks of the coverage sweep."""
 
 import importlib.util
 import json
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 
@@ -17,40 +16,51 @@ _spec = importlib.util.spec_from_file_location("benchmarks_coverage", _path)
 coverage = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(coverage)
 
-FAMILIES_A_DAY = 24
-MOST_PARAMS = 40_000_000
+FAMILIES = 24
+MAX_PARAMS = 40_000_000
+SAMPLE = int(os.environ.get("LEENET_FX_SAMPLE", "0"))
+"""Number of the sample; `make coverage-sample` selects another one."""
 
 
-def sample(day):
-    """One verified model of each of the day's families, none that takes long."""
-    rows = json.loads(coverage.RESULTS.read_text())["rows"]
+def quick_models():
+    """Family → verified models that are not large and are checked in seconds."""
     families = {}
-    for row in rows:
-        quick = row["verified"] and row["params"] <= MOST_PARAMS and row["check_s"] <= 10
-        if quick:
+    for row in json.loads(coverage.RESULTS.read_text())["rows"]:
+        if row["verified"] and row["params"] <= MAX_PARAMS and row["check_s"] <= 10:
             families.setdefault(row["family"], []).append(row["name"])
+    return families
+
+
+def sample(number):
+    """One model of each of `FAMILIES` families; the next number takes the next families."""
+    families = quick_models()
     names = sorted(families)
-    first = day * FAMILIES_A_DAY
-    random = Random(day)
+    first = number * FAMILIES
+    random = Random(number)
     return [
         random.choice(families[names[(first + offset) % len(names)]])
-        for offset in range(min(FAMILIES_A_DAY, len(names)))
+        for offset in range(min(FAMILIES, len(names)))
     ]
 
 
-DAY = int(os.environ.get("LEENET_FX_SAMPLE_DAY", datetime.now(UTC).timetuple().tm_yday))
-
-
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", sample(DAY), ids=lambda name: f"day{DAY}-{name}")
-def test_a_model_of_the_day(name):
+@pytest.mark.parametrize("name", sample(SAMPLE), ids=lambda name: f"sample{SAMPLE}-{name}")
+def test_a_model_of_the_sample_is_verified(name):
     coverage.quiet()
     row = coverage.check(name)
     assert row["verified"], row["failure"]
     assert row["candidates"] >= 2
 
 
-def test_the_committed_sweep_is_of_all_models():
+def test_samples_are_reproducible_and_consecutive_ones_cover_every_family():
+    assert sample(0) == sample(0)
+    families = quick_models()
+    family = {name: key for key, names in families.items() for name in names}
+    covered = {family[name] for number in range(4) for name in sample(number)}
+    assert covered == set(families)
+
+
+def test_the_committed_sweep_contains_all_models():
     rows = json.loads(coverage.RESULTS.read_text())["rows"]
     known = {row["name"] for row in rows}
     missing = set(leenet_fx.list_models()) - known
@@ -63,7 +73,7 @@ def test_the_committed_sweep_is_of_all_models():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_model_that_cannot_have_exits_is_not_verified(monkeypatch):
+def test_a_model_without_block_boundary_is_not_verified(monkeypatch):
     class Whole(nn.Module):
         def forward(self, x):
             return x.flatten(1)[:, :10]
@@ -72,3 +82,10 @@ def test_a_model_that_cannot_have_exits_is_not_verified(monkeypatch):
     row = coverage.check("timm/whole")
     assert not row["verified"]
     assert "Whole" in row["failure"]
+
+
+def test_the_summary_reads_rows_of_both_schemas():
+    row = {"name": "timm/a", "family": "timm/a", "verified": True, "candidates": 3}
+    for tracer in ("captured", "tracer"):
+        (summary,) = coverage.summarise([{**row, tracer: "export"}])
+        assert summary["by export"] == 1

@@ -1,4 +1,4 @@
-"""Each example runs alone."""
+"""Each example runs as a program."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ EXAMPLES = ROOT / "examples"
 
 
 def run(name, *arguments):
-    """What an example prints; a warning or an error in it fails the test."""
+    """Return what an example prints; a warning or an error fails the test."""
     result = subprocess.run(
         [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments],
         capture_output=True,
@@ -28,12 +28,12 @@ def run(name, *arguments):
     return result.stdout
 
 
-def test_quickstart():
+def test_quickstart_prints_exits_and_accuracy():
     command = [sys.executable, str(EXAMPLES / "quickstart.py"), "--views", "1"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "3 exits, 'linear' placement" in result.stdout
     assert "1988 images" not in result.stdout
-    assert "497 images: accuracy" in result.stdout
+    assert "497 images: overall accuracy" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -46,15 +46,15 @@ def test_quickstart():
         ("bring_your_own.py", "OddNet: 2 exits, 'linear' placement", 497),
     ],
 )
-def test_quick(name, placement, images):
+def test_an_example_prints_exits_and_accuracy(name, placement, images):
     printed = run(name, "--quick")
     assert placement in printed
     assert "FLOPs = 2 x MACs, per image" in printed
-    assert f"{images} images: accuracy" in printed
+    assert f"{images} images: overall accuracy" in printed
     assert "Mean exit" in printed
 
 
-def test_msdnet():
+def test_msdnet_prints_each_budget():
     printed = run("msdnet.py", "--quick", "--batch-size", "16", "--budgets", "0.4", "0.8")
     assert "MSDNet: 3 exits, 'fixed' placement, 'coarsest' branches" in printed
     assert "FLOPs = 2 x MACs, per image" in printed
@@ -62,39 +62,39 @@ def test_msdnet():
         assert f"Budget {budget}: 64 images, accuracy" in printed
 
 
-def test_exits_of_msdnet_read_the_coarsest_map_and_nothing_runs_too_early():
+def test_exits_of_msdnet_read_the_coarsest_map_and_depend_on_all_earlier_layers():
     model = leenet_fx.create_model(f"{EXAMPLES / 'msdnet.py'}:msdnet").eval()
     coarsest = sys.modules[type(model).__module__].coarsest
     ee = leenet_fx.attach(model, "every", branch=coarsest)
     assert ee.num_exits == len(model.layers) == 8
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(ee(images), model(images))
-    for index, (branch, answer) in enumerate(
+    for index, (branch, logits) in enumerate(
         zip(ee.exits.branches(), ee.all_exits(images).logits, strict=False)
     ):
-        assert branch.features[branch.body.index].shape[2:] == (8, 8)
+        assert branch.features[branch.neck.index].shape[2:] == (8, 8)
         ee.zero_grad()
-        answer.square().sum().backward(retain_graph=True)
-        # All that ran before the exit is needed for it: lazy evaluation, and no dead layer.
+        logits.square().sum().backward(retain_graph=True)
+        # Lazy evaluation: an exit depends on every layer that runs before it.
         for name, parameter in ee.named_parameters():
             if name.startswith("layers."):
                 ran = int(name.split(".")[1]) <= index
                 assert (parameter.grad is not None) == ran, (index, name)
 
 
-def test_weights_of_a_file_and_other_classes(tmp_path):
+def test_weights_of_a_file_and_another_number_of_classes(tmp_path):
     torch.save(leenet_fx.create_model("resnet18", num_classes=7).state_dict(), tmp_path / "w.pth")
     weights = ["--weights", str(tmp_path / "w.pth"), "--size", "32"]
     printed = run("resnet.py", "--quick", "--strategy", "golden", *weights)
     assert "from scratch" not in printed
     assert "'golden' placement" in printed
-    assert "256 images: accuracy" in printed
+    assert "256 images: overall accuracy" in printed
 
 
 @pytest.mark.parametrize(
     ("factory", "macs", "blocks"), [("resnet20", 40.55e6, 9), ("resnet56", 125.49e6, 27)]
 )
-def test_cifar_resnet(factory, macs, blocks):
+def test_cifar_resnets_have_the_published_costs(factory, macs, blocks):
     model = leenet_fx.create_model(f"{EXAMPLES / 'cifar_resnet.py'}:{factory}").eval()
     ee = leenet_fx.attach(model, "every")
     assert ee.num_exits == blocks
@@ -105,10 +105,10 @@ def test_cifar_resnet(factory, macs, blocks):
 
 
 @pytest.mark.parametrize("factory", ["resnet20", "resnet56"])
-def test_cifar_resnet_takes_published_weights(factory):
+def test_cifar_resnets_load_published_weights(factory):
     name = f"{factory}_cifar10.safetensors"
     file = shared(f"models/{name}")
     if file is None:
-        pytest.skip(f"no {name}: LEENET_FX_SHARED names no folder with models/ in it")
+        pytest.skip(f"no {name}: LEENET_FX_SHARED names no folder that contains models/")
     model = leenet_fx.create_model(f"{EXAMPLES / 'cifar_resnet.py'}:{factory}")
     model.load_state_dict(load_file(file), strict=True)

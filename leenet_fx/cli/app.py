@@ -1,7 +1,7 @@
 """The console command: errors, exit codes and the list of verbs.
 
-Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage. A verb
-imports torch when it runs, so that `--help` answers at once.
+Results go to stdout, everything else to stderr. Exit codes: 0 success, 1 failure, 2 wrong usage. A
+verb imports torch when it runs, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ for verb in (
 
 
 def main() -> None:
-    """Runs the command line; the project's own errors become one line on stderr."""
+    """Run the command line; an `EarlyExitError` becomes one line on stderr."""
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
         app()
@@ -57,7 +57,7 @@ def main() -> None:
     except EarlyExitError as error:
         _fail(error, 1)
     except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
+        print("Interrupted.", file=sys.stderr)
         sys.exit(1)
 
 

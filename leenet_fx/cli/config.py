@@ -1,4 +1,4 @@
-"""--config run.yaml: options from a file, and the resolved ones beside every result."""
+"""--config run.yaml: options read from a file, and written beside every result."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import typer
 from leenet_fx.errors import InputError, UnknownNameError
 from leenet_fx.registry import unknown_name
 from leenet_fx.storage.files import check_free, read_text, write_atomically
+from leenet_fx.storage.upgrade import upgrade_options
 
 FILE = "run.yaml"
-NOT_KEPT = ("config", "ctx", "format", "as_json", "overwrite", "resume")
+NOT_SAVED = ("config", "ctx", "format", "as_json", "overwrite", "resume")
 
 
 def _read(ctx: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
-        known = {str(parameter.name) for parameter in ctx.command.params} - set(NOT_KEPT)
+        known = {str(parameter.name) for parameter in ctx.command.params} - set(NOT_SAVED)
         ctx.default_map = load_config(path, known)
     return path
 
@@ -29,22 +30,22 @@ ConfigOption = Annotated[
         "--config",
         callback=_read,
         is_eager=True,
-        help="YAML file of options by name; what is typed goes before.",
+        help="YAML file of options by name; command-line options take precedence.",
     ),
 ]
 
 
 def load_config(path: Path, known: set[str]) -> dict[str, Any]:
-    """Options from a YAML file.
+    """Return options from a YAML file; names of schema 1 are upgraded.
 
     Args:
-        path: the file.
-        known: names of the options there are, with underscores.
+        path: of the file.
+        known: names of the verb's options, with underscores.
 
     Raises:
-        InputError: it is no YAML mapping of plain values; the message names line and key.
-        UnknownNameError: a key that is no option.
-        StorageError: it cannot be read.
+        InputError: the file is no YAML mapping of plain values; the message names line and key.
+        UnknownNameError: a key is no option.
+        StorageError: the file cannot be read.
     """
     import yaml
 
@@ -66,32 +67,32 @@ def load_config(path: Path, known: set[str]) -> dict[str, Any]:
         line = key.start_mark.line + 1
         name = str(key.value).replace("-", "_")
         if name not in known:
-            options_there = {one.replace("_", "-") for one in known}
-            unknown = unknown_name("option", key.value, options_there)
+            available = {option.replace("_", "-") for option in known}
+            unknown = unknown_name("option", key.value, available)
             raise UnknownNameError(f"'{path}', line {line}: {unknown}")
-        found = values[yaml.safe_load(key.value)]
+        option = values[yaml.safe_load(key.value)]
         if isinstance(value, yaml.MappingNode) or (
-            isinstance(found, list) and any(isinstance(item, (list, dict)) for item in found)
+            isinstance(option, list) and any(isinstance(item, (list, dict)) for item in option)
         ):
             raise InputError(f"'{path}', line {line}, '{key.value}': expected a value or a list.")
-        if found is not None:
-            options[name] = found
-    return options
+        if option is not None:
+            options[name] = option
+    return upgrade_options(options)
 
 
 def resolved(ctx: typer.Context) -> dict[str, Any]:
-    """Every option of this call, as plain values, fit for --config."""
-    # In the order they are declared: the file reads like --help.
+    """Return every option of this call as plain values, as --config reads them."""
+    # In the order of declaration, so that the file has the order of --help.
     names = [str(parameter.name) for parameter in ctx.command.params]
-    given = {name: ctx.params.get(name) for name in names if name not in NOT_KEPT}
+    given = {name: ctx.params.get(name) for name in names if name not in NOT_SAVED}
     return {name: _plain(value) for name, value in given.items() if value not in (None, ())}
 
 
 def write_config(folder: Path, options: dict[str, Any], overwrite: bool = False) -> None:
-    """Writes `run.yaml`.
+    """Write `run.yaml`.
 
     Raises:
-        StorageError: it exists already, or cannot be written.
+        StorageError: the file exists already, or cannot be written.
     """
     import yaml
 
@@ -100,7 +101,7 @@ def write_config(folder: Path, options: dict[str, Any], overwrite: bool = False)
 
 
 def command_line(verb: str, ctx: typer.Context) -> str:
-    """What to type to get the same again: every option that is not as by default."""
+    """Return the command that reproduces this call: every option that is not the default."""
     parts = ["leenet-fx", verb]
     arguments = {str(p.name) for p in ctx.command.params if p.param_type_name == "argument"}
     for name, value in resolved(ctx).items():

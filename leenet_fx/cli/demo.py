@@ -1,4 +1,4 @@
-"""leenet-fx demo: the whole path on real images."""
+"""leenet-fx demo: training and measuring exits on scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from typing import Annotated
 
 import typer
 
-from leenet_fx.cli.output import Format, FormatOption, JsonFlag, print_json, wants_json
+from leenet_fx.cli import options as o
+from leenet_fx.cli.output import print_json
 
 
+@o.expand_options
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for demo.json, tables and plots.")] = Path(
         "demo-results"
     ),
-    seeds: Annotated[int, typer.Option(min=1, help="Repeat with so many seeds.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
+    *,
+    seeds: o.SeedsOption = 1,
+    seed: o.FirstSeedOption = 0,
     quick: Annotated[
-        bool, typer.Option(help="Seconds instead of minutes; figures mean little.")
+        bool, typer.Option(help="Seconds instead of minutes; accuracies are not meaningful.")
     ] = False,
-    format: FormatOption = Format.human,
-    as_json: JsonFlag = False,
+    printing: o.OutputOptions,
 ) -> None:
-    """Train a small network on scikit-learn's digits, add exits, and measure what they save."""
+    """Train a small network on scikit-learn's digits, attach exits, and measure their savings."""
     from leenet_fx.demo.run import run_demo
 
     result = run_demo(output, seeds=range(seed, seed + seeds), quick=quick)
-    if wants_json(format, as_json):
+    if printing.is_json:
         print_json(result.to_dict())

@@ -1,19 +1,21 @@
-"""leenet-fx env: what a bug report needs."""
+"""leenet-fx env: the environment, for bug reports."""
 
 from __future__ import annotations
 
-from leenet_fx.cli.output import Format, FormatOption, JsonFlag, print_json, wants_json
+from leenet_fx.cli import options as o
+from leenet_fx.cli.output import print_json
 
 
-def env(format: FormatOption = Format.human, as_json: JsonFlag = False) -> None:
-    """Print versions, device and threads."""
+@o.expand_options
+def env(output: o.OutputOptions) -> None:
+    """Print versions, device and number of threads."""
     import torch
 
-    from leenet_fx.environment import environment
+    from leenet_fx.report.results import environment
 
-    found = environment("cuda" if torch.cuda.is_available() else "cpu")
-    if wants_json(format, as_json):
-        print_json(found)
+    values = environment("cuda" if torch.cuda.is_available() else "cpu")
+    if output.is_json:
+        print_json(values)
         return
-    for key, value in found.items():
+    for key, value in values.items():
         print(f"{key:12} {value}")

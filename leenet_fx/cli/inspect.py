@@ -1,4 +1,4 @@
-"""leenet-fx inspect: where exits go and what each costs."""
+"""leenet-fx inspect: positions of exits and their costs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from leenet_fx.cli import options as o
-from leenet_fx.cli.output import Format, FormatOption, JsonFlag, print_json, wants_json
+from leenet_fx.cli.output import print_json
 
 if TYPE_CHECKING:
     from leenet_fx.surgery.module import EarlyExitModule
@@ -17,57 +17,42 @@ if TYPE_CHECKING:
 LATENCY_SIZES = (1, 8, 32)
 
 
+@o.expand_options
 def inspect(
     model: o.ModelArgument,
-    strategy: o.StrategyOption = "fine",
-    num_exits: o.NumExitsOption = None,
-    at: o.AtOption = None,
-    block: o.BlockOption = None,
-    branch: o.BranchOption = None,
-    head: o.HeadOption = None,
-    gate: o.GateOption = None,
-    conv_blocks: o.BlocksOption = None,
-    num_classes: o.NumClassesOption = None,
-    input_size: o.InputSizeOption = None,
-    cost: o.PlacementCostOption = "flops",
+    *,
+    placement: o.PlacementOptions,
+    branches: o.BranchOptions,
+    shapes: o.ShapeOptions,
+    cost: Annotated[
+        str, typer.Option(help="Cost that placements count: flops, or seconds measured here.")
+    ] = "flops",
     latency: Annotated[
-        bool, typer.Option("--latency", help="Measure each stage and branch, too.")
+        bool, typer.Option("--latency", help="Measure the time of each stage and branch.")
     ] = False,
-    device: o.DeviceOption = None,
+    device: Annotated[
+        str | None, typer.Option(help="Device to measure on, for example cuda.")
+    ] = None,
     batch_size: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Images at once for --latency; repeatable. Default: 1, 8, 32."),
+        typer.Option(min=1, help="Batch size for --latency; repeatable. Default: 1, 8, 32."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the network to this file.")] = None,
-    format: FormatOption = Format.human,
-    as_json: JsonFlag = False,
+    output: o.OutputOptions,
 ) -> None:
-    """Show a model's candidate boundaries, where exits go, and the cost table."""
+    """Show a model's candidate boundaries, the positions of exits, and the cost table."""
     from leenet_fx.cli.setup import attach_by_name
     from leenet_fx.errors import InputError
 
     timed = latency or cost == "seconds"
     if device is not None and not timed:
         raise InputError(
-            f"--device {device} says where to measure: add --latency or --cost seconds."
+            f"--device {device} selects where to measure: add --latency or --cost seconds."
         )
     if batch_size and not latency:
-        raise InputError("--batch-size says how many images to measure with: add --latency.")
+        raise InputError("--batch-size selects batch sizes to measure: add --latency.")
     _, ee = attach_by_name(
-        model,
-        strategy=strategy,
-        num_exits=num_exits,
-        at=at,
-        block=block,
-        branch=branch,
-        head=head,
-        gate=gate,
-        conv_blocks=conv_blocks,
-        num_classes=num_classes,
-        input_size=input_size,
-        meta=not timed,
-        cost=cost,
-        device=device,
+        model, placement, shapes, branches=branches, meta=not timed, cost=cost, device=device
     )
     if latency:
         from leenet_fx.cost.measure import profile
@@ -78,7 +63,7 @@ def inspect(
 
         plot_network(ee, plot)
         typer.echo(f"Wrote {plot}", err=True)
-    if wants_json(format, as_json):
+    if output.is_json:
         from leenet_fx.report.records import describe_network
 
         print_json(describe_network(ee))
@@ -92,6 +77,7 @@ def inspect(
 
 
 def _candidates(ee: EarlyExitModule) -> str:
+    """Return the table of block boundaries and the reasons why others were rejected."""
     from leenet_fx import tables
 
     profile, placed = ee.spec.profile, ee.spec.placement.indices
@@ -102,24 +88,27 @@ def _candidates(ee: EarlyExitModule) -> str:
         *(["ms", "rel."] if timed else []),
         *("params", "bytes"),
         *([] if timed else ["live bytes"]),
-        caption="Cumulative, plain model; bytes: activations written"
-        + ("." if timed else "; live bytes: what is alive."),
+        caption="Cumulative, backbone; bytes: activations written"
+        + ("." if timed else "; live bytes: activation memory at the cut."),
     )
-    for index, (at, share) in enumerate(zip(profile.candidates, profile.shares, strict=True)):
-        spent: list[str] = []
-        if at.seconds is not None and profile.seconds:
-            spent = [f"{1e3 * at.seconds:.3g}", f"{at.seconds / profile.seconds:.3f}"]
+    for index, (candidate, share) in enumerate(
+        zip(profile.candidates, profile.shares, strict=True)
+    ):
+        seconds: list[str] = []
+        if candidate.seconds is not None and profile.seconds:
+            relative = candidate.seconds / profile.seconds
+            seconds = [f"{1e3 * candidate.seconds:.3g}", f"{relative:.3f}"]
         table.add_row(
-            at.name,
+            candidate.name,
             str(index),
             str(placed.index(index)) if index in placed else "",
-            tables.quantity(at.flops),
+            tables.quantity(candidate.flops),
             f"{share:.3f}",
-            *spent,
-            tables.quantity(at.params),
-            tables.quantity(at.bytes),
-            *([] if timed else [tables.quantity(at.live_bytes)]),
+            *seconds,
+            tables.quantity(candidate.params),
+            tables.quantity(candidate.bytes),
+            *([] if timed else [tables.quantity(candidate.live_bytes)]),
         )
     lines = [tables.render(table)]
-    lines += [f"Not a boundary: {name}: {why}" for name, why in ee.spec.rejected.items()]
+    lines += [f"Not a boundary: {name}: {reason}" for name, reason in ee.spec.rejected.items()]
     return "\n".join(lines)

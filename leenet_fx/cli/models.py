@@ -1,4 +1,4 @@
-"""leenet-fx models: names that `inspect` takes."""
+"""leenet-fx models: names of timm's and torchvision's models."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from typing import Annotated
 
 import typer
 
-from leenet_fx.cli.output import Format, FormatOption, JsonFlag, print_json, wants_json
+from leenet_fx.cli import options as o
+from leenet_fx.cli.output import print_json
 
 
+@o.expand_options
 def models(
     pattern: Annotated[str, typer.Argument(help="A pattern such as 'resnet*' or 'timm/*'.")] = "*",
-    format: FormatOption = Format.human,
-    as_json: JsonFlag = False,
+    *,
+    output: o.OutputOptions,
 ) -> None:
     """List the names of timm's and torchvision's models."""
     from leenet_fx.graph.catalog import list_models
 
     names = list_models(pattern)
-    if wants_json(format, as_json):
+    if output.is_json:
         print_json(names)
     elif names:
         print("\n".join(names))

@@ -1,4 +1,4 @@
-"""leenet-fx report: one self-contained HTML page of what was measured."""
+"""leenet-fx report: results as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def report(
         list[Path], typer.Argument(help="Folders with comparison, sweep or evaluation.json.")
     ],
     out: Annotated[
-        Path | None, typer.Option(help="The page; by default report.html in the first folder.")
+        Path | None, typer.Option(help="The page; default: report.html in the first folder.")
     ] = None,
     title: Annotated[str | None, typer.Option(help="The page's title.")] = None,
     overwrite: o.OverwriteOption = False,

@@ -1,4 +1,4 @@
-"""From options to a network with exits and its images."""
+"""Builders of networks and images from command-line options."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from leenet_fx.cli.options import (
+    BackboneOptions,
+    BranchOptions,
+    DataSetOptions,
+    EpochOptions,
+    MethodOptions,
+    PlacementOptions,
+    ShapeOptions,
+)
 from leenet_fx.errors import InputError, StorageError, first_line, placement_errors
 
 if TYPE_CHECKING:
@@ -21,76 +30,72 @@ if TYPE_CHECKING:
 
 def attach_by_name(
     model: str,
+    placement: PlacementOptions,
+    shapes: ShapeOptions,
+    backbone: BackboneOptions | None = None,
+    branches: BranchOptions | None = None,
     *,
-    strategy: str,
-    num_exits: int | None = None,
-    at: list[str] | None = None,
-    block: list[str] | None = None,
-    branch: str | None = None,
-    head: str | None = None,
-    gate: str | None = None,
-    conv_blocks: int | None = None,
     method: Method | None = None,
-    num_classes: int | None = None,
-    input_size: str | None = None,
-    pretrained: bool = False,
-    weights: Path | None = None,
     meta: bool = False,
     cost: str = "flops",
     device: str | None = None,
     seed: int = 0,
-    name: str | None = None,
 ) -> tuple[nn.Module, EarlyExitModule]:
-    """Builds a backbone by name and puts exits into it.
+    """Build a backbone by name and attach exits to it.
 
     Args:
-        head, gate, conv_blocks: options of branches; None leaves them out.
-        method: whose branches to take where none are named.
-        meta: whether to do without weights, where only shapes and costs are asked for.
-        cost: what placements count.
-        device: where the backbone goes; None leaves it where it was built.
-        name: what tables call it; None takes `model`.
+        model: name, or path.py:factory.
+        placement: where exits are placed.
+        shapes: numbers of classes and pixels.
+        backbone: weights; None for a random initialisation.
+        branches: architecture of the branches; None for the method's.
+        method: whose branches are attached where `branches` names none.
+        meta: whether to build the model without weights, if only shapes and costs are needed.
+        cost: cost that placements count.
+        device: of the backbone; None for the device on which it was built.
+        seed: random seed of the exits.
 
     Returns:
         The backbone and the network with exits; they share weights.
+
+    Raises:
+        typer.BadParameter: options that do not go together.
+        EarlyExitError: as `create_model` and `attach` raise.
     """
     from leenet_fx.surgery.attach import attach
     from placement import get_strategy
 
     with placement_errors():
-        get_strategy(strategy)
-    if at and strategy != "fixed":
-        raise typer.BadParameter("--at goes with --strategy fixed.")
-    network = build(model, pretrained=pretrained, weights=weights, meta=meta)
+        get_strategy(placement.strategy)
+    if placement.at and placement.strategy != "fixed":
+        raise typer.BadParameter("--at needs --strategy fixed.")
+    network = build(model, backbone or BackboneOptions(), meta=meta)
     if device is not None and not meta:
         network.to(known_device(device))
-    made = attach(
+    branches = branches or BranchOptions()
+    ee = attach(
         network,
-        [_position(text) for text in at] if at else strategy,
-        num_exits=num_exits,
-        example_inputs=_example(input_size, meta),
-        blocks=block or None,
-        branch=branch,
-        branch_options={
-            name: value
-            for name, value in (("head", head), ("gate", gate), ("blocks", conv_blocks))
-            if value is not None
-        },
+        [_position(text) for text in placement.at] if placement.at else placement.strategy,
+        num_exits=placement.num_exits,
+        example_inputs=_example(shapes.input_size, meta),
+        blocks=placement.block or None,
+        branch=branches.branch,
+        branch_options=branches.branch_options(),
         method=method,
-        num_classes=num_classes,
+        num_classes=shapes.num_classes,
         copy=False,
         cost=cost,
         seed=seed,
-        name=name or model,
+        name=model,
     )
-    return network, made
+    return network, ee
 
 
 def known_device(name: str) -> torch.device:
-    """A device by name.
+    """Return a device by name.
 
     Raises:
-        InputError: no such device, or none here.
+        InputError: the device does not exist on this machine.
     """
     import torch
 
@@ -98,77 +103,89 @@ def known_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"No device '{name}' here: {first_line(error)}") from error
+        raise InputError(f"No device '{name}' on this machine: {first_line(error)}") from error
     return device
 
 
-def measure_for(ee: EarlyExitModule, cost: str) -> None:
-    """Measures a network whose cost is to be counted in seconds."""
+def measure_if_timed(ee: EarlyExitModule, cost: str) -> None:
+    """Measure the latency of a network if its cost is counted in seconds."""
     if cost == "seconds":
         from leenet_fx.cost.measure import profile
 
         profile(ee)
 
 
-def build(
-    model: str, *, pretrained: bool = False, weights: Path | None = None, meta: bool = False
-) -> nn.Module:
-    """A backbone by name, in evaluation mode."""
+def build(model: str, backbone: BackboneOptions, *, meta: bool = False) -> nn.Module:
+    """Return a backbone by name, in evaluation mode.
+
+    Args:
+        model: name, or path.py:factory.
+        backbone: its weights.
+        meta: whether to build it without weights.
+    """
     from leenet_fx.graph.catalog import create_model
 
     network: nn.Module
     try:
-        network = create_model(model, device="meta" if meta else None, pretrained=pretrained)
+        network = create_model(
+            model, device="meta" if meta else None, pretrained=backbone.pretrained
+        )
     except (RuntimeError, NotImplementedError):
         if not meta:
             raise
-        # Some models compute with their weights while they are built.
+        # The constructors of some models compute with weights.
         network = create_model(model)
-    if weights is not None:
-        load_weights(network, weights)
+    if backbone.weights is not None:
+        load_weights(network, backbone.weights)
     return network.eval()
 
 
-def step_epochs(
-    ee: EarlyExitModule, method: Method, epochs: int, gate_epochs: int | None
-) -> dict[str, int]:
-    """Epochs of each step that there is: a final classifier is trained where it is new."""
+def phase_epochs(ee: EarlyExitModule, method: Method, length: EpochOptions) -> dict[str, int]:
+    """Return the number of epochs of each phase that has something to train.
+
+    The final classifier is trained only if it was replaced.
+    """
     lengths = {}
     for phase in method.phases:
-        if phase.parameter_groups == {"gates"} and gate_epochs is not None:
-            lengths[phase.name] = gate_epochs
+        if phase.parameter_groups == {"gates"} and length.gate_epochs is not None:
+            lengths[phase.name] = length.gate_epochs
         elif phase.parameter_groups != {"final"} or ee.spec.classifier_is_new:
-            lengths[phase.name] = epochs
+            lengths[phase.name] = length.epochs
     return lengths
 
 
-def method_with_options(method: str, given: list[str] | None) -> Method:
-    """`NAME=VALUE` texts as options of a method; values are read as YAML reads them.
+def method_with_options(training: MethodOptions) -> Method:
+    """Return a method with its options; values are read as YAML.
 
     Raises:
-        InputError, UnknownNameError: not of that form, or not an option of the method.
+        InputError: an option is not of the form NAME=VALUE.
+        UnknownNameError: the method is unknown, or does not take the option.
     """
     import yaml
 
     from leenet_fx.methods import get_method
 
     options: dict[str, Any] = {}
-    for text in given or []:
+    for text in training.option or []:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise InputError(f"--option is like recipe=joint, got '{text}'.")
+            raise InputError(f"--option must be like recipe=joint, got '{text}'.")
         try:
             options[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise InputError(f"--option {text}: {first_line(error)}") from error
-    return get_method(method, **options)
+    return get_method(training.method, **options)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Loads a state dict; reading it runs no code from the file.
+    """Load a state dict; reading it runs no code from the file.
+
+    Args:
+        model: receives the weights.
+        path: of a .safetensors file or a torch file.
 
     Raises:
-        StorageError: the file cannot be read, or its names or shapes are not the model's.
+        StorageError: the file cannot be read, or its names or shapes differ from the model's.
     """
     import torch
     from safetensors.torch import load_file
@@ -183,7 +200,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     except Exception as error:
         raise StorageError(f"Weights '{path}' cannot be read: {first_line(error)}") from error
     if not isinstance(state, dict):
-        raise StorageError(f"Weights '{path}' are no state dict, but {type(state).__name__}.")
+        raise StorageError(f"Weights '{path}' must be a state dict, found {type(state).__name__}.")
     expected = model.state_dict()
     for name in [*expected, *state]:
         shapes = [tuple(d[name].shape) if name in d else "nothing" for d in (expected, state)]
@@ -195,25 +212,34 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def open_images(
-    ee: EarlyExitModule, backbone: nn.Module, where: str, root: Path, download: bool, skip_bad: bool
+    ee: EarlyExitModule, backbone: nn.Module, data: str, options: DataSetOptions
 ) -> tuple[Data, Callable[[Any], Tensor]]:
-    """The images, and the transform the backbone expects.
+    """Return the images, and the transform that the backbone expects.
+
+    Args:
+        ee: the network with exits.
+        backbone: the model that it was made from.
+        data: folder, .tar or name of a data set.
+        options: how to read it.
 
     Raises:
-        InputError: the images have more classes than the head, or fewer.
+        InputError: the numbers of classes of images and network differ.
     """
     from leenet_fx.data.splits import open_data
     from leenet_fx.data.transforms import make_transform
 
-    data = open_data(where, root=root, download=download, skip_bad=skip_bad)
-    if len(data.classes) != ee.spec.num_classes:
+    images = open_data(
+        data, root=options.root, download=options.download, skip_bad=options.skip_bad
+    )
+    count = len(images.classes)
+    if count != ee.spec.num_classes:
         raise InputError(
-            f"'{where}' has {len(data.classes)} classes, the head of {ee.spec.profile.model} "
-            f"{ee.spec.num_classes}: --num-classes {len(data.classes)} puts a new head in its "
-            "place, which fit trains."
+            f"'{data}' has {count} classes, the final classifier of {ee.spec.profile.model} has "
+            f"{ee.spec.num_classes}: --num-classes {count} replaces it by a new one, which fit "
+            "trains."
         )
     transform = make_transform(backbone, ee.spec.image_shape, name=ee.spec.profile.model)
-    return data, transform
+    return images, transform
 
 
 def _example(input_size: str | None, meta: bool) -> Any:
@@ -223,7 +249,7 @@ def _example(input_size: str | None, meta: bool) -> Any:
 
     parts = input_size.lower().split("x")
     if not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(f"--input-size is like 3x224x224, got '{input_size}'.")
+        raise typer.BadParameter(f"--input-size must be like 3x224x224, got '{input_size}'.")
     return torch.zeros(1, *map(int, parts), device="meta" if meta else None)
 
 

@@ -1,23 +1,25 @@
-"""leenet-fx strategies: the placements there are."""
+"""leenet-fx strategies: names of the placement strategies."""
 
 from __future__ import annotations
 
 import inspect
 
-from leenet_fx.cli.output import Format, FormatOption, JsonFlag, print_json, wants_json
+from leenet_fx.cli import options as o
+from leenet_fx.cli.output import print_json
 
 
-def strategies(format: FormatOption = Format.human, as_json: JsonFlag = False) -> None:
+@o.expand_options
+def strategies(output: o.OutputOptions) -> None:
     """List the placement strategies."""
     from placement import get_strategy, list_strategies
 
-    found = {
+    summaries = {
         name: (inspect.getdoc(get_strategy(name)) or "").split("\n")[0]
         for name in list_strategies()
     }
-    if wants_json(format, as_json):
-        print_json(found)
+    if output.is_json:
+        print_json(summaries)
         return
-    width = max(map(len, found))
-    for name, description in found.items():
-        print(f"{name:{width}}  {description}")
+    width = max(map(len, summaries))
+    for name, summary in summaries.items():
+        print(f"{name:{width}}  {summary}")

@@ -1,4 +1,4 @@
-"""leenet-fx sweep: gates for each α, and what each costs and answers."""
+"""leenet-fx sweep: accuracy and cost of gates trained for each α."""
 
 from __future__ import annotations
 
@@ -9,52 +9,41 @@ import typer
 
 from leenet_fx.cli import options as o
 from leenet_fx.cli.config import ConfigOption, command_line, resolved, write_config
-from leenet_fx.cli.output import Format, FormatOption, JsonFlag, print_json, wants_json
+from leenet_fx.cli.output import print_json
 from leenet_fx.errors import InputError
 
+LEENET = o.MethodOptions(method="leenet")
 
+
+@o.expand_options
 def sweep(
     ctx: typer.Context,
     model: o.ModelArgument,
+    *,
     out: Annotated[Path, typer.Option(help="Folder for sweep.json and run.yaml.")],
     alphas: Annotated[
-        str, typer.Option(help="start:end:step, or values with commas between.")
+        str, typer.Option(help="start:end:step, or values separated by commas.")
     ] = "0:1:0.05",
-    seeds: Annotated[int, typer.Option(min=1, help="Repeat with so many seeds.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
+    seeds: o.SeedsOption = 1,
+    seed: o.FirstSeedOption = 0,
     data: o.DataOption = "digits",
-    root: o.RootOption = Path("data"),
-    download: o.DownloadOption = False,
-    skip_bad: o.SkipBadOption = False,
-    weights: o.WeightsOption = None,
-    pretrained: o.PretrainedOption = False,
-    strategy: o.StrategyOption = "fine",
-    num_exits: o.NumExitsOption = None,
-    at: o.AtOption = None,
-    block: o.BlockOption = None,
-    branch: o.BranchOption = None,
-    head: o.HeadOption = None,
-    gate: o.GateOption = None,
-    conv_blocks: o.BlocksOption = None,
-    num_classes: o.NumClassesOption = None,
-    input_size: o.InputSizeOption = None,
-    method: o.MethodOption = "leenet",
-    option: o.MethodOptionOption = None,
+    data_set: o.DataSetOptions,
+    backbone: o.BackboneOptions,
+    placement: o.PlacementOptions,
+    branches: o.BranchOptions,
+    shapes: o.ShapeOptions,
+    training: o.MethodOptions = LEENET,
     cost: o.CostOption = "flops",
-    epochs: o.EpochsOption = 10,
-    gate_epochs: o.GateEpochsOption = None,
-    lr: o.LrOption = None,
-    batch_size: o.BatchSizeOption = 128,
-    workers: o.WorkersOption = 0,
+    length: o.EpochOptions,
+    loading: o.LoaderOptions,
     timed: Annotated[
-        int, typer.Option(min=0, help="Report images to time both networks on at each α.")
+        int, typer.Option(min=0, help="Number of test images to time both networks on at each α.")
     ] = 256,
     overwrite: o.OverwriteOption = False,
     config: ConfigOption = None,
-    format: FormatOption = Format.human,
-    as_json: JsonFlag = False,
+    output: o.OutputOptions,
 ) -> None:
-    """Fit exits once, gates for each α, and measure each on the report split.
+    """Train exits once and gates for each α, and measure each on the test split.
 
     The backbone runs once over each image, whatever the number of α.
     """
@@ -62,10 +51,10 @@ def sweep(
 
     from leenet_fx.cli.setup import (
         attach_by_name,
-        measure_for,
+        measure_if_timed,
         method_with_options,
         open_images,
-        step_epochs,
+        phase_epochs,
     )
     from leenet_fx.evaluation.sweep import sweep as run_sweep
     from leenet_fx.report.records import FILES, make_record, write_record
@@ -73,48 +62,33 @@ def sweep(
 
     values = parse_alphas(alphas)
     check_free(out / FILES["sweep"], overwrite)
-    chosen = method_with_options(method, option)
-    backbone, ee = attach_by_name(
-        model,
-        strategy=strategy,
-        num_exits=num_exits,
-        at=at,
-        block=block,
-        branch=branch,
-        head=head,
-        gate=gate,
-        conv_blocks=conv_blocks,
-        method=chosen,
-        num_classes=num_classes,
-        input_size=input_size,
-        pretrained=pretrained,
-        weights=weights,
-        seed=seed,
+    method = method_with_options(training)
+    network, ee = attach_by_name(
+        model, placement, shapes, backbone, branches, method=method, seed=seed
     )
-    images, transform = open_images(ee, backbone, data, root, download, skip_bad)
-    measure_for(ee, cost)
+    images, transform = open_images(ee, network, data, data_set)
+    measure_if_timed(ee, cost)
     generator = torch.Generator().manual_seed(seed)
-    train = images.loader("train", transform, batch_size, shuffle=generator, workers=workers)
-    calibration = images.loader(
-        "calibration", transform, batch_size, shuffle=generator, workers=workers
-    )
-    found = run_sweep(
+    size, workers = loading.batch_size, loading.workers
+    result = run_sweep(
         ee,
-        train,
-        images.loader("test", transform, batch_size, workers=workers),
-        calibration=calibration,
+        images.loader("train", transform, size, shuffle=generator, workers=workers),
+        images.loader("test", transform, size, workers=workers),
+        calibration=images.loader(
+            "calibration", transform, size, shuffle=generator, workers=workers
+        ),
         alphas=values,
         seeds=range(seed, seed + seeds),
-        method=chosen,
+        method=method,
         cost=cost,
-        epochs=step_epochs(ee, chosen, epochs, gate_epochs),
-        lr=lr,
+        epochs=phase_epochs(ee, method, length),
+        lr=length.lr,
         timed=timed,
         progress=True,
     )
     options = resolved(ctx)
     record = make_record(
-        found,
+        result,
         ee,
         command=command_line("sweep", ctx),
         config=options,
@@ -122,18 +96,21 @@ def sweep(
     )
     write_config(out, options, overwrite)
     path = write_record(out, record, overwrite)
-    if wants_json(format, as_json):
-        print_json(found.to_dict())
+    if output.is_json:
+        print_json(result.to_dict())
     else:
-        print(found.summary())
+        print(result.summary())
     typer.echo(f"Wrote {path}. Next: leenet-fx report {out}", err=True)
 
 
 def parse_alphas(text: str) -> list[float]:
-    """`0:1:0.05` or `0,0.5,1` → numbers in [0, 1].
+    """Return the numbers of a range `0:1:0.05` or of a list `0,0.5,1`.
+
+    Args:
+        text: start:end:step, end included, or values separated by commas.
 
     Raises:
-        InputError: neither.
+        InputError: another form, or a number outside [0, 1].
     """
     try:
         if ":" in text:
@@ -145,8 +122,7 @@ def parse_alphas(text: str) -> list[float]:
         else:
             values = [float(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"--alphas is like 0:1:0.05 or 0,0.5,1, got '{text}'.") from None
-    outside = [value for value in values if not 0 <= value <= 1]
-    if outside or not values:
+        raise InputError(f"--alphas must be like 0:1:0.05 or 0,0.5,1, got '{text}'.") from None
+    if not values or any(not 0 <= value <= 1 for value in values):
         raise InputError(f"Each α must lie in [0, 1], got '{text}'.")
     return values

@@ -1,1 +1,1 @@
-"""What is kept on disk: whole files only, and what is new of a network with exits."""
+"""Networks with exits on disk, and files that are written atomically."""

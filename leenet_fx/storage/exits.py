@@ -1,56 +1,47 @@
-"""save and load: what is new of a network with exits, as safetensors and JSON.
+"""save and load: exits as safetensors and JSON.
 
-`exits.safetensors` holds the branches, and a final classifier that is new or was trained;
-`exit_config.json` says where the exits go, what they cost, when samples leave, and on which network
-they fit. Reading them runs no code from them.
+`exits.safetensors` holds the weights of the exits, and of a final classifier that was replaced or
+trained; `exit_config.json` describes the network. Reading them runs no code from the files.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
-from torch import Tensor, nn
+from torch import nn
 
 from leenet_fx.errors import InputError, StorageError
 from leenet_fx.graph.catalog import create_model
-from leenet_fx.methods import MethodConfig
-from leenet_fx.policies import policy_from_dict, policy_to_dict
-from leenet_fx.runtime.stages import is_exit
-from leenet_fx.storage.files import make_folder, read_text, write_atomically
+from leenet_fx.policies import policy_from_dict
+from leenet_fx.storage.config import (
+    CONFIG,
+    describe,
+    encode_config,
+    method_of,
+    placement_of,
+    read_config,
+)
+from leenet_fx.storage.files import make_folder, write_atomically
+from leenet_fx.storage.fingerprint import backbone_digest, fingerprint
+from leenet_fx.storage.upgrade import upgrade_state_dict
+from leenet_fx.storage.weights import (
+    WEIGHTS,
+    check_shapes,
+    encode_weights,
+    read_weights,
+    weights_of,
+)
 from leenet_fx.surgery.attach import attach
 from leenet_fx.surgery.module import EarlyExitModule
-from placement import Placement
 
 logger = logging.getLogger("leenet_fx")
-
-WEIGHTS = "exits.safetensors"
-CONFIG = "exit_config.json"
-SCHEMA = 1
-KEYS = (
-    "branch",
-    "branch_options",
-    "changed",
-    "classifier_is_new",
-    "graph",
-    "holds_backbone",
-    "image_shape",
-    "model",
-    "num_classes",
-    "placement",
-    "policy",
-)
-LIBRARIES = ("leenet-fx", "torch", "torchvision", "timm")
 
 
 def save(
@@ -60,184 +51,88 @@ def save(
     backbone: bool = False,
     fit: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes `exits.safetensors` and `exit_config.json`.
+    """Write `exits.safetensors` and `exit_config.json`.
 
     Args:
         ee: the network.
-        folder: where to; made if needed. Files of these names are replaced.
-        backbone: whether to write the backbone's weights too.
-        fit: how it was trained, for the record: `FitResult.to_dict()`.
+        folder: created if needed. Files of these names are replaced.
+        backbone: whether to include the backbone's weights.
+        fit: record of the training run, `FitResult.to_dict()`.
 
     Raises:
         StorageError: the folder cannot be written to.
+        InputError: an option of the branches or of the method cannot be written as JSON.
     """
     folder = Path(folder)
     make_folder(folder)
-    weights = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in ee.state_dict().items()
-        if isinstance(tensor, Tensor)
-        and name != "exits._extra_state"
-        and (backbone or is_new(ee, name))
+    weights = encode_weights(weights_of(ee, backbone))
+    config = {
+        **describe(ee),
+        "holds_backbone": backbone,
+        "fit": dict(fit) if fit else None,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
-    # Two names of one tensor (tied weights) are two tensors in the file.
-    data = to_bytes(_apart(weights))
-    config = {**describe(ee), "holds_backbone": backbone, "fit": dict(fit) if fit else None}
-    config["weights_sha256"] = hashlib.sha256(data).hexdigest()
-    write_atomically(folder / WEIGHTS, data)
-    write_atomically(folder / CONFIG, _to_json(config))
+    text = encode_config(config)
+    write_atomically(folder / WEIGHTS, weights)
+    write_atomically(folder / CONFIG, text)
 
 
 def load(
     folder: str | Path, model: nn.Module | None = None, *, strict: bool = True
 ) -> EarlyExitModule:
-    """Reads what `save` wrote, onto a backbone.
+    """Return the network that `save` wrote.
 
     Args:
-        folder: of `exits.safetensors` and `exit_config.json`.
-        model: the backbone; or a network with exits, attached by hand as the saved one was, which
-            is filled and returned; or None, which takes timm's or torchvision's model of the saved
-            name with the library's pretrained weights, unless the file holds the backbone.
-        strict: whether a network that computes otherwise than the saved one is an error; if not, it
-            is a warning. Shapes must fit in any case.
+        folder: of `exits.safetensors` and `exit_config.json`, of schema 1 or 2.
+        model: the backbone; or a network with exits, attached as the saved one was, which receives
+            the weights and is returned; or None for the timm or torchvision model of the saved
+            name, with the library's pretrained weights unless the file holds the backbone.
+        strict: whether to raise an error if the network's operations differ from the saved one's;
+            False logs a warning. Shapes must be equal in any case.
 
     Raises:
-        StorageError: a file is missing, damaged or of another schema; the network is another one:
-            the message names the place, what was expected and what was found.
-        InputError: no `model`, and none can be built by the saved name.
-        UnknownNameError: no branch or policy of the saved name is registered.
+        StorageError: a file is missing, damaged or of an unknown schema, or the network differs
+            from the saved one: the message names the file, what was expected and what was found.
+        InputError: no `model`, and the saved name is not that of a library model.
+        UnknownNameError: the branch or the policy is not registered.
     """
     folder = Path(folder)
+    path = folder / CONFIG
     config = read_config(folder)
-    weights = _read_weights(folder, config)
+    weights = read_weights(folder / WEIGHTS, config.get("weights_sha256"))
+    if config.get("upgraded_from") == 1:
+        weights = upgrade_state_dict(weights)
+    method = method_of(config, path)
     if isinstance(model, EarlyExitModule):
         ee = model
     else:
-        ee = _attached(config, _backbone(config) if model is None else model, folder)
-    _check_same(config, ee, folder, strict)
+        ee = _attach_saved(config, _library_model(config) if model is None else model, path)
+    _check_description(config, ee, path)
+    _check_operations(config, ee, path, strict)
     policy = policy_from_dict(config["policy"])
     policy.check(ee.num_exits)
-    own = ee.state_dict()
-    for name in sorted({*weights, *(n for n in own if is_new(ee, n))} - {"exits._extra_state"}):
-        expected = tuple(weights[name].shape) if name in weights else "nothing"
-        found = tuple(own[name].shape) if name in own else "nothing"
-        if expected != found:
-            raise StorageError(
-                f"'{folder / WEIGHTS}': '{name}' has shape {expected}, the network's {found}."
-            )
+    check_shapes(folder / WEIGHTS, weights, ee)
     ee.load_state_dict(weights, strict=False)
     ee.policy = policy
-    ee.spec = replace(ee.spec, changed=tuple(config["changed"]), method=_method(config))
-    _warn_of_other_weights(config, ee)
+    ee.spec = replace(ee.spec, changed=tuple(config["changed"]), method=method)
+    _compare_backbone(config, ee)
     return ee
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The content of `exit_config.json`.
-
-    Raises:
-        StorageError: it is missing, or not such a file.
-    """
-    path = folder / CONFIG
-    try:
-        config = json.loads(read_text(path))
-    except ValueError as error:
-        raise StorageError(f"'{path}' is not JSON: {error}.") from error
-    if not isinstance(config, dict) or config.get("schema") != SCHEMA:
-        found = config.get("schema") if isinstance(config, dict) else type(config).__name__
-        raise StorageError(f"'{path}': expected schema {SCHEMA}, found {found}.")
-    missing = set(KEYS) - set(config)
-    if missing:
-        raise StorageError(f"'{path}' lacks '{sorted(missing)[0]}'.")
-    return config
-
-
-def describe(ee: EarlyExitModule) -> dict[str, Any]:
-    """What `exit_config.json` says of a network, but for its weights."""
-    spec = ee.spec
-    return {
-        "schema": SCHEMA,
-        "versions": {library: _version(library) for library in LIBRARIES},
-        "model": spec.profile.model,
-        "image_shape": list(spec.image_shape),
-        "num_classes": spec.num_classes,
-        "classifier_is_new": spec.classifier_is_new,
-        "changed": list(spec.changed),
-        "captured": spec.tracer,
-        "branch": spec.branch,
-        "branch_options": spec.branch_options,
-        "blocks": None if spec.blocks is None else list(spec.blocks),
-        "placement": asdict(spec.placement),
-        "method": None if spec.method is None else asdict(spec.method),
-        "policy": policy_to_dict(ee.policy),
-        "costs": ee.costs.to_dict(),
-        "graph": fingerprint(ee),
-        "backbone_digest": backbone_digest(ee),
-    }
-
-
-def is_new(ee: EarlyExitModule, name: str) -> bool:
-    """Whether a state-dict entry is not as in the original model."""
-    changed = tuple(f"{module}." if module else "" for module in ee.spec.changed)
-    return name.startswith(("exits.", *changed))
-
-
-def fingerprint(ee: EarlyExitModule) -> list[dict[str, str]]:
-    """A digest of the plain network's operations for each stretch between exits, in order.
-
-    Two networks with the same fingerprint run the same operations on tensors of the same shapes.
-    """
-    ends = [*ee.spec.placement.names, "final"]
-    digests = [hashlib.sha256() for _ in ends]
-    position: dict[Any, int] = {}
-    at = 0
-    for node in ee.graph.nodes:
-        if is_exit(node):
-            at += 1
-            continue
-        if getattr(node.target, "__name__", "") == "collect_exits" or node.op == "output":
-            continue
-        position[node] = len(position)
-        sources = [position[source] for source in node.all_input_nodes if source in position]
-        target = getattr(node.target, "__name__", str(node.target))
-        described = [node.op, target, str(sources)]
-        if node.op == "call_module":
-            module = ee.get_submodule(str(node.target))
-            described.append(type(module).__name__)
-            described += [f"{n}{tuple(p.shape)}" for n, p in module.named_parameters()]
-        digests[min(at, len(ends) - 1)].update("|".join(described).encode())
-    return [
-        {"up_to": end, "digest": digest.hexdigest()[:16]}
-        for end, digest in zip(ends, digests, strict=True)
-    ]
-
-
-def backbone_digest(ee: EarlyExitModule) -> str:
-    """A digest of the weights that are as in the original model."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(ee.state_dict().items()):
-        if isinstance(tensor, Tensor) and not is_new(ee, name) and not tensor.is_meta:
-            values = tensor.detach().double()
-            # Sums, so that other hardware and dtypes of storage agree to the digits that are kept.
-            digest.update(
-                f"{name} {float(values.sum()):.6g} {float(values.abs().sum()):.6g}".encode()
-            )
-    return digest.hexdigest()[:16]
-
-
-def _backbone(config: Mapping[str, Any]) -> nn.Module:
+def _library_model(config: Mapping[str, Any]) -> nn.Module:
     name = str(config["model"])
-    # Never a file of the user's: loading runs no code.
+    # A model file of the user's is never run: loading runs no code.
     if not name.startswith(("timm/", "torchvision/")) or ".py:" in name:
         raise InputError(
-            f"The exits were made for '{name}', which is not a name of timm's or torchvision's: "
-            "pass model=."
+            f"The exits were attached to '{name}', which is not a model of timm or torchvision: "
+            "pass the backbone as model=."
         )
     return create_model(name, pretrained=not config.get("holds_backbone")).eval()
 
 
-def _attached(config: Mapping[str, Any], model: nn.Module, folder: Path) -> EarlyExitModule:
-    placement = _placement(config, folder)
+def _attach_saved(config: Mapping[str, Any], model: nn.Module, path: Path) -> EarlyExitModule:
+    """Attach untrained exits to a backbone as the description says."""
+    placement = placement_of(config, path)
     shape = [int(size) for size in config["image_shape"]]
     weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     try:
@@ -253,32 +148,19 @@ def _attached(config: Mapping[str, Any], model: nn.Module, folder: Path) -> Earl
         )
     except InputError as error:
         raise StorageError(
-            f"'{folder / CONFIG}': the exits do not go on this network: {error}"
+            f"'{path}': the exits cannot be attached to this network: {error}"
         ) from error
     if ee.spec.classifier_is_new and not (config["classifier_is_new"] or config["holds_backbone"]):
         raise StorageError(
-            f"'{folder / CONFIG}': num_classes: expected a network of {config['num_classes']} "
-            f"classes of its own, found another: pass the backbone as model=."
+            f"'{path}': num_classes: expected a backbone that has {config['num_classes']} classes, "
+            "found another number: pass the backbone as model=."
         )
     ee.spec = replace(ee.spec, placement=replace(ee.spec.placement, strategy=placement.strategy))
     return ee.train(model.training)
 
 
-def _method(config: Mapping[str, Any]) -> MethodConfig | None:
-    kept = config.get("method")
-    return None if kept is None else MethodConfig(kept["name"], kept["options"])
-
-
-def _placement(config: Mapping[str, Any], folder: Path) -> Placement:
-    kept = config["placement"]
-    try:
-        return Placement(kept["strategy"], tuple(kept["indices"]), tuple(kept["names"]))
-    except (TypeError, KeyError) as error:
-        raise StorageError(f"'{folder / CONFIG}': placement is {kept!r}.") from error
-
-
-def _check_same(config: Mapping[str, Any], ee: EarlyExitModule, folder: Path, strict: bool) -> None:
-    where = folder / CONFIG
+def _check_description(config: Mapping[str, Any], ee: EarlyExitModule, path: Path) -> None:
+    """Raise StorageError if exits or shapes differ from the saved network's."""
     for key, found in (
         ("num_classes", ee.spec.num_classes),
         ("branch", ee.spec.branch),
@@ -286,71 +168,41 @@ def _check_same(config: Mapping[str, Any], ee: EarlyExitModule, folder: Path, st
         ("image_shape", list(ee.spec.image_shape)),
     ):
         if config[key] != found:
-            raise StorageError(f"'{where}': {key}: expected {config[key]}, found {found}.")
-    expected_names, found_names = config["placement"]["names"], list(ee.spec.placement.names)
-    if expected_names != found_names:
-        raise StorageError(
-            f"'{where}': exits: expected after {expected_names}, found {found_names}."
-        )
+            raise StorageError(f"'{path}': {key}: expected {config[key]}, found {found}.")
+    expected, names = config["placement"]["names"], list(ee.spec.placement.names)
+    if expected != names:
+        raise StorageError(f"'{path}': exits: expected after {expected}, found {names}.")
+
+
+def _check_operations(
+    config: Mapping[str, Any], ee: EarlyExitModule, path: Path, strict: bool
+) -> None:
+    """Raise StorageError, or log a warning, if the backbone's operations differ."""
     before = "the input"
-    for kept, stretch in zip(config["graph"], fingerprint(ee), strict=True):
-        if kept != stretch:
+    for expected, found in zip(config["graph"], fingerprint(ee), strict=True):
+        if expected != found:
             message = (
-                f"'{where}': the network between {before} and '{stretch['up_to']}' is another "
-                f"one: expected {kept['digest']}, found {stretch['digest']} "
-                f"(made with {config.get('versions')})."
+                f"'{path}': the network differs between {before} and '{found['up_to']}': expected "
+                f"{expected['digest']}, found {found['digest']} (saved with "
+                f"{config.get('versions')})."
             )
             if strict:
-                raise StorageError(f"{message} strict=False loads it all the same.")
+                raise StorageError(f"{message} strict=False turns this error into a warning.")
             logger.warning("%s", message)
             return
-        before = f"'{stretch['up_to']}'"
+        before = f"'{found['up_to']}'"
 
 
-def _warn_of_other_weights(config: Mapping[str, Any], ee: EarlyExitModule) -> None:
+def _compare_backbone(config: Mapping[str, Any], ee: EarlyExitModule) -> None:
+    """Log a warning if the backbone's weights differ from those the exits were fitted on."""
+    expected = config.get("backbone_sha256")
+    if expected is None:
+        return
     found = backbone_digest(ee)
-    if config.get("backbone_digest") not in (None, found):
+    if expected != found:
         logger.warning(
-            "The backbone's weights are not those the exits were fitted on (digest %s, found %s): "
-            "fit or calibrate anew.",
-            config["backbone_digest"],
-            found,
+            "The backbone's weights differ from those the exits were fitted on (expected digest "
+            "%s, found %s): refit or recalibrate.",
+            expected[:16],
+            found[:16],
         )
-
-
-def _read_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise StorageError(f"Cannot read '{path}': no such file.")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if config.get("weights_sha256") != digest:
-        raise StorageError(
-            f"'{path}' is not the file that '{folder / CONFIG}' was written with: expected sha256 "
-            f"{config.get('weights_sha256')}, found {digest}."
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise StorageError(f"'{path}' is damaged: {error}.") from error
-
-
-def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    seen: set[int] = set()
-    apart = {}
-    for name, tensor in weights.items():
-        address = tensor.untyped_storage().data_ptr()
-        apart[name] = tensor.clone() if address in seen else tensor
-        seen.add(address)
-    return apart
-
-
-def _to_json(config: Mapping[str, Any]) -> str:
-    return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-
-
-def _version(library: str) -> str:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return "not installed"

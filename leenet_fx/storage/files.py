@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written atomically: complete, or not at all."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from pathlib import Path
 from leenet_fx.errors import StorageError
 
 TEMPORARY = ".unfinished."
-"""In the names of files that are being written."""
+"""Part of the names of files that are being written."""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file whole or not at all, and so that it outlasts a crash.
+    """Write a file atomically and flush it to disk, so that it survives a crash.
+
+    Args:
+        path: of the file; its folder is created if needed.
+        content: text, written as UTF-8, or bytes.
 
     Raises:
-        StorageError: the folder cannot be written to, or the disk is full; what stood at `path`
-            before still does.
+        StorageError: the folder cannot be written to, or the disk is full; an existing file at
+            `path` is unchanged.
     """
     data = content.encode() if isinstance(content, str) else content
     temporary: Path | None = None
@@ -40,10 +44,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and checks that it takes a file.
+    """Create a folder and check that files can be written to it.
 
     Raises:
-        StorageError: it does not.
+        StorageError: the folder cannot be created or written to.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -54,16 +58,16 @@ def make_folder(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what a writer that was killed left half-written."""
+    """Remove the temporary files of interrupted writes."""
     for path in folder.glob(f".*{TEMPORARY}*"):
         path.unlink(missing_ok=True)
 
 
 def read_text(path: Path) -> str:
-    """A text file's content.
+    """Return the content of a text file.
 
     Raises:
-        StorageError: it is missing or cannot be read as UTF-8.
+        StorageError: the file is missing or cannot be read as UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -74,7 +78,7 @@ def read_text(path: Path) -> str:
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """Raises StorageError where a file exists and is not to be overwritten."""
+    """Raise StorageError if a file exists and must not be overwritten."""
     if path.exists() and not overwrite:
         raise StorageError(f"'{path}' exists already; --overwrite replaces it.")
 

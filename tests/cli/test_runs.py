@@ -1,7 +1,6 @@
-"""fit → evaluate → sweep → compare → report, as a user types them."""
+"""fit → evaluate → sweep → compare → report on the command line."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -10,9 +9,7 @@ from helpers import fails, folder, run
 from safetensors.torch import save_file
 
 import leenet_fx
-from leenet_fx.cli.config import load_config
-from leenet_fx.cli.sweep import parse_alphas
-from leenet_fx.errors import InputError, UnknownNameError
+from leenet_fx.errors import InputError
 
 FACTORY = """
 import torch
@@ -41,7 +38,7 @@ def tokens():
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def workspace(tmp_path_factory):
     """A model file, its weights, images, and a fitted run."""
     base = tmp_path_factory.mktemp("cli")
     (base / "net.py").write_text(FACTORY)
@@ -62,46 +59,54 @@ def place(tmp_path_factory):
     return base
 
 
-def model(place):
-    return ("--model", f"{place}/net.py:small")
+def model(workspace):
+    return ("--model", f"{workspace}/net.py:small")
 
 
-def test_fit_leaves_exits_metrics_and_its_options(place):
-    names = {path.name for path in (place / "run").iterdir()}
+def test_fit_writes_exits_metrics_and_its_options(workspace):
+    names = {path.name for path in (workspace / "run").iterdir()}
     assert {"exits.safetensors", "exit_config.json", "metrics.csv", "run.yaml"} <= names
-    options = yaml.safe_load((place / "run" / "run.yaml").read_text())
+    options = yaml.safe_load((workspace / "run" / "run.yaml").read_text())
     assert options["alpha"] == 0.3
     assert options["epochs"] == 3
-    assert options["data"] == f"{place}/images"
+    assert options["data"] == f"{workspace}/images"
     assert options["method"] == "leenet"
 
 
-def test_a_run_can_be_repeated_from_its_options(place, tmp_path):
-    result = run("fit", "--config", f"{place}/run/run.yaml", "--out", str(tmp_path / "again"))
+def test_a_run_can_be_repeated_from_its_options(workspace, tmp_path):
+    result = run("fit", "--config", f"{workspace}/run/run.yaml", "--out", str(tmp_path / "again"))
     assert result.exit_code == 0, result.output
     first, second = (
-        (path / "exits.safetensors").read_bytes() for path in (place / "run", tmp_path / "again")
+        (path / "exits.safetensors").read_bytes()
+        for path in (workspace / "run", tmp_path / "again")
     )
     assert first == second
     other = tmp_path / "other"
     result = run(
-        "fit", "--config", f"{place}/run/run.yaml", "--out", str(other), "--alpha", "1", "--json"
+        "fit",
+        "--config",
+        f"{workspace}/run/run.yaml",
+        "--out",
+        str(other),
+        "--alpha",
+        "1",
+        "--json",
     )
     assert json.loads(result.stdout)["alpha"] == 1.0
 
 
-def test_evaluate_measures_the_report_split_with_the_fitted_weights(place, capsys):
-    arguments = ("evaluate", f"{place}/run", *model(place), "--size", "4", "--size", "12")
+def test_evaluate_measures_the_test_split_with_the_weights_of_fit(workspace, capsys):
+    arguments = ("evaluate", f"{workspace}/run", *model(workspace), "--size", "4", "--size", "12")
     result = run(*arguments, "--json", "--overwrite")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["samples"] == 12
     assert found["timing"]["sizes"] == [4, 12]
-    record = json.loads((place / "run" / "evaluation.json").read_text())
+    record = json.loads((workspace / "run" / "evaluation.json").read_text())
     assert record["kind"] == "evaluation"
     assert record["evaluation"] == found
     assert record["classes"] == ["blue", "green", "red"]
-    assert record["command"].startswith(f"leenet-fx evaluate {place}/run --model")
+    assert record["command"].startswith(f"leenet-fx evaluate {workspace}/run --model")
     assert [len(row) for row in record["images"]] == [
         len(row["examples"]) for row in found["exits"]
     ]
@@ -110,27 +115,27 @@ def test_evaluate_measures_the_report_split_with_the_fitted_weights(place, capsy
     base = scope["small"]().eval()
     from safetensors.torch import load_file
 
-    base.load_state_dict(load_file(place / "net.safetensors"))
-    ee = leenet_fx.load(place / "run", base)
-    data = leenet_fx.open_data(place / "images")
+    base.load_state_dict(load_file(workspace / "net.safetensors"))
+    ee = leenet_fx.load(workspace / "run", base)
+    data = leenet_fx.open_data(workspace / "images")
     transform = leenet_fx.make_transform(base, (3, 16, 16))
     x, labels = next(iter(data.loader("test", transform, 100)))
     assert found["accuracy"] == pytest.approx(float((ee(x).argmax(1) == labels).float().mean()))
     with torch.no_grad():
         accuracy = (base(x).argmax(1) == labels).float().mean()
     assert found["backbone_accuracy"] == pytest.approx(float(accuracy))
-    result = run("evaluate", f"{place}/run", *model(place))
+    result = run("evaluate", f"{workspace}/run", *model(workspace))
     assert result.exit_code != 0
-    table = run("evaluate", f"{place}/run", *model(place), "--overwrite").stdout
+    table = run("evaluate", f"{workspace}/run", *model(workspace), "--overwrite").stdout
     assert max(map(len, table.splitlines())) <= 80
 
 
-def test_sweep_and_report(place, tmp_path):
+def test_sweep_and_report(workspace, tmp_path):
     out = tmp_path / "sweep"
     arguments = (
         "sweep",
-        f"{place}/net.py:small",
-        *("--out", str(out), "--data", f"{place}/images", "--strategy", "linear"),
+        f"{workspace}/net.py:small",
+        *("--out", str(out), "--data", f"{workspace}/images", "--strategy", "linear"),
         *("--num-exits", "2", "--epochs", "2", "--alphas", "0,0.5,1", "--seeds", "2"),
         *("--timed", "4", "--batch-size", "16"),
     )
@@ -150,20 +155,29 @@ def test_sweep_and_report(place, tmp_path):
     assert run("report", str(out), "--overwrite").exit_code == 0
 
 
-def compares(place, out, *more, factory="small"):
+def compares(workspace, out, *more, factory="small"):
     return run(
         "compare",
-        f"{place}/net.py:{factory}",
-        *("--out", str(out), "--data", f"{place}/images", "--epochs", "1", "--batch-size", "16"),
+        f"{workspace}/net.py:{factory}",
+        *(
+            "--out",
+            str(out),
+            "--data",
+            f"{workspace}/images",
+            "--epochs",
+            "1",
+            "--batch-size",
+            "16",
+        ),
         *more,
     )
 
 
-def test_compare_and_report(place, tmp_path):
+def test_compare_and_report(workspace, tmp_path):
     out = tmp_path / "methods"
     options = ("--methods", "shallow-deep, pabee", "--joint", "--augment", "--at", "0", "--at", "3")
     options += ("--strategy", "fixed")
-    result = compares(place, out, *options, "--seeds", "2", "--json")
+    result = compares(workspace, out, *options, "--seeds", "2", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert {row["label"] for row in found["rows"]} == {
@@ -173,7 +187,7 @@ def test_compare_and_report(place, tmp_path):
     record = json.loads((out / "comparison.json").read_text())
     assert record["kind"] == "comparison"
     assert record["comparison"] == found
-    assert record["command"].startswith(f"leenet-fx compare {place}/net.py:small --out {out}")
+    assert record["command"].startswith(f"leenet-fx compare {workspace}/net.py:small --out {out}")
     assert record["classes"] == ["blue", "green", "red"]
     places = [at["name"] for at in record["network"]["candidates"]]
     assert record["network"]["placement"] == [places[0], places[3]]
@@ -182,33 +196,33 @@ def test_compare_and_report(place, tmp_path):
     assert run("report", str(out)).exit_code == 0
     assert "shallow-deep, joint" in (out / "report.html").read_text()
 
-    # The same again, and with a seed less, is there already: the measured times are the old ones.
-    again = json.loads(compares(place, out, *options, "--seeds", "2", "--json").stdout)
+    # Results of an earlier call are used again, times included, also for fewer seeds.
+    again = json.loads(compares(workspace, out, *options, "--seeds", "2", "--json").stdout)
     assert again == found
-    result = compares(place, out, *options, "--seed", "1")
+    result = compares(workspace, out, *options, "--seed", "1")
     assert max(map(len, result.stdout.splitlines())) <= 80
-    kept = json.loads((out / "comparison.json").read_text())["comparison"]["runs"]
-    assert kept == [run for run in found["runs"] if run["seed"] == 1]
+    stored = json.loads((out / "comparison.json").read_text())["comparison"]["runs"]
+    assert stored == [run for run in found["runs"] if run["seed"] == 1]
 
-    # From its options, in another folder, the numbers are the same.
+    # The written options reproduce the accuracies in another folder.
     result = run("compare", "--config", f"{out}/run.yaml", "--out", str(tmp_path / "b"), "--json")
     assert result.exit_code == 0, result.output
     other = json.loads(result.stdout)["runs"]
-    assert [run["points"] for run in other] == [run["points"] for run in kept]
+    assert [run["points"] for run in other] == [run["points"] for run in stored]
 
 
-def test_compare_leaves_out_what_does_not_fit_unless_it_was_named(place, tmp_path, monkeypatch):
+def test_compare_skips_unsupported_methods_unless_they_are_named(workspace, tmp_path, monkeypatch):
     names = ["distilled", "pabee", "pteenet", "shallow-deep"]
     assert set(names) < set(leenet_fx.list_methods())
     monkeypatch.setattr("leenet_fx.methods.list_methods", lambda: names)
-    result = compares(place, tmp_path / "all", factory="tokens")
+    result = compares(workspace, tmp_path / "all", factory="tokens")
     assert result.exit_code == 0, result.output
     assert "Skipped: pteenet: " in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
     found = json.loads((tmp_path / "all" / "comparison.json").read_text())["comparison"]
     assert list(found["skipped"]) == ["pteenet"]
     assert [run["label"] for run in found["runs"]] == ["distilled", "pabee", "shallow-deep"]
-    result = compares(place, tmp_path / "one", "--methods", "pabee,pteenet", factory="tokens")
+    result = compares(workspace, tmp_path / "one", "--methods", "pabee,pteenet", factory="tokens")
     assert isinstance(result.exception, InputError)
     assert not (tmp_path / "one" / "run.yaml").exists()
 
@@ -217,112 +231,99 @@ def test_compare_leaves_out_what_does_not_fit_unless_it_was_named(place, tmp_pat
     ("arguments", "code", "message"),
     [
         (
-            ("report", "{place}/images"),
+            ("report", "{workspace}/images"),
             1,
             "has neither comparison.json nor sweep.json nor evaluation.json",
         ),
         (
-            ("compare", "resnet18", "--out", "{place}/x", "--methods", "leenet,zwt"),
+            ("compare", "resnet18", "--out", "{workspace}/x", "--methods", "leenet,zwt"),
             2,
             "Did you mean 'ztw'",
         ),
-        (("compare", "resnet18", "--out", "{place}/x", "--methods", "ztw,ztw"), 1, "each once"),
-        (("compare", "resnet18", "--out", "{place}/x", "--augment"), 1, "give --joint too"),
-        (("compare", "resnet18", "--out", "{place}/run"), 1, "run.yaml' is of another run"),
-        (("evaluate", "{place}/run", "--overwrite"), 1, "name the file that builds it, --model"),
-        (("evaluate", "{place}/images", "--model", "resnet18"), 1, "Cannot read '"),
-        (("evaluate", "{place}/run", "--split", "fit"), 2, "Unknown split 'fit'"),
-        (("fit", "resnet18", "--out", "{place}/run"), 1, "has 10 classes, the head"),
+        (("compare", "resnet18", "--out", "{workspace}/x", "--methods", "ztw,ztw"), 1, "each once"),
+        (("compare", "resnet18", "--out", "{workspace}/x", "--augment"), 1, "add --joint"),
         (
-            ("fit", "{place}/net.py:small", "--out", "{place}/run", "--data", "{place}/images"),
+            ("compare", "resnet18", "--out", "{workspace}/run"),
+            1,
+            "run.yaml' belongs to another run",
+        ),
+        (
+            ("evaluate", "{workspace}/run", "--overwrite"),
+            1,
+            "name the file that builds it, --model",
+        ),
+        (("evaluate", "{workspace}/images", "--model", "resnet18"), 1, "Cannot read '"),
+        (("evaluate", "{workspace}/run", "--split", "tests"), 2, "Did you mean 'test'"),
+        (
+            ("fit", "resnet18", "--out", "{workspace}/run"),
+            1,
+            "has 10 classes, the final classifier",
+        ),
+        (
+            (
+                "fit",
+                "{workspace}/net.py:small",
+                "--out",
+                "{workspace}/run",
+                "--data",
+                "{workspace}/images",
+            ),
             1,
             "holds 'exit_config.json' of another run",
         ),
         (
-            ("fit", "{place}/net.py:small", "--out", "{place}/x", "--data", "{place}/nowhere"),
+            (
+                "fit",
+                "{workspace}/net.py:small",
+                "--out",
+                "{workspace}/x",
+                "--data",
+                "{workspace}/nowhere",
+            ),
             1,
             "No folder or file",
         ),
         (
-            ("fit", "{place}/net.py:small", "--out", "{place}/x", "--weights", "{place}/no.pt"),
+            (
+                "fit",
+                "{workspace}/net.py:small",
+                "--out",
+                "{workspace}/x",
+                "--weights",
+                "{workspace}/no.pt",
+            ),
             1,
             "No weights",
         ),
         (
-            ("fit", "{place}/net.py:small", "--out", "{place}/x", "--weights", "{place}/net.py"),
+            (
+                "fit",
+                "{workspace}/net.py:small",
+                "--out",
+                "{workspace}/x",
+                "--weights",
+                "{workspace}/net.py",
+            ),
             1,
             "cannot be read",
         ),
         (
-            ("fit", "resnet18", "--out", "{place}/x", "--weights", "{place}/net.safetensors"),
+            (
+                "fit",
+                "resnet18",
+                "--out",
+                "{workspace}/x",
+                "--weights",
+                "{workspace}/net.safetensors",
+            ),
             1,
             "'conv1.weight': expected (64, 3, 7, 7), found nothing",
         ),
-        (("sweep", "resnet18", "--out", "{place}/x", "--alphas", "0:2:1"), 1, "lie in [0, 1]"),
+        (("sweep", "resnet18", "--out", "{workspace}/x", "--alphas", "0:2:1"), 1, "lie in [0, 1]"),
     ],
 )
-def test_bad_input_is_one_clear_error(place, capsys, monkeypatch, arguments, code, message):
-    found, error = fails(capsys, monkeypatch, *(a.format(place=place) for a in arguments))
+def test_bad_input_is_one_clear_error(workspace, capsys, monkeypatch, arguments, code, message):
+    found, error = fails(capsys, monkeypatch, *(a.format(workspace=workspace) for a in arguments))
     assert found == code
     assert message in error
     assert "Traceback" not in error
-
-
-@pytest.mark.parametrize(
-    ("text", "error", "message"),
-    [
-        ("alpha: 0.5\nepoch: 3\n", UnknownNameError, r"line 2: .*'epoch'.*Did you mean 'epochs'"),
-        ("alpha: [0.5\nepochs: 3\n", InputError, r"line \d+: expected"),
-        ("alpha:\n  deep: 3\n", InputError, r"line 1, 'alpha': expected a value or a list"),
-        ("- 3\n", InputError, r"expected 'option: value' lines"),
-    ],
-)
-def test_an_unreadable_config_is_named_by_line_and_key(tmp_path, text, error, message):
-    path = tmp_path / "run.yaml"
-    path.write_text(text)
-    with pytest.raises(error, match=message):
-        load_config(path, {"alpha", "epochs"})
-
-
-def test_a_config_value_of_the_wrong_kind_is_named(place, capsys, monkeypatch, tmp_path):
-    (tmp_path / "run.yaml").write_text("epochs: many\n")
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["leenet-fx", "fit", "m", "--out", "x", "--config", str(tmp_path / "run.yaml")],
-    )
-    from leenet_fx.cli import app
-
-    with pytest.raises(SystemExit) as stop:
-        app.main()
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert "'--epochs'" in error
-    assert "integer" in error
-
-
-def test_a_config_is_read_as_yaml_says(tmp_path):
-    path = tmp_path / "run.yaml"
-    path.write_text("num-exits: 3\nat: [a, 0.5]\ndownload: yes\nlr: null\n")
-    known = {"num_exits", "at", "download", "lr"}
-    assert load_config(path, known) == {"num_exits": 3, "at": ["a", 0.5], "download": True}
-    path.write_text("")
-    assert load_config(path, known) == {}
-
-
-@pytest.mark.parametrize(
-    ("text", "values"),
-    [
-        ("0:1:0.05", [round(0.05 * k, 2) for k in range(21)]),
-        ("0.2,0.4", [0.2, 0.4]),
-        ("0.5", [0.5]),
-    ],
-)
-def test_alphas(text, values):
-    assert parse_alphas(text) == values
-
-
-@pytest.mark.parametrize("text", ["", "a", "1:0:0.1", "0:1:0", "0:1", "-0.1", "0,2"])
-def test_alphas_that_are_none(text):
-    with pytest.raises(InputError):
-        parse_alphas(text)

@@ -1,4 +1,4 @@
-"""The command line as a user types it."""
+"""Verbs that need no training, errors, and help on the command line."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ def broken():
 """
 
 
-def test_inspect_as_json_says_what_attach_says():
+def test_inspect_as_json_agrees_with_attach():
     result = run("inspect", "torchvision/resnet18", "--strategy", "linear", "--format", "json")
     found = json.loads(result.stdout)
     ee = leenet_fx.attach(leenet_fx.create_model("torchvision/resnet18"), "linear")
@@ -41,7 +41,7 @@ def test_inspect_as_json_says_what_attach_says():
     )
 
 
-def test_inspect_for_people_fits_80_columns(tmp_path):
+def test_inspect_fits_80_columns(tmp_path):
     plot = tmp_path / "network.png"
     result = run("inspect", "timm/mobilenetv3_small_100", "--num-exits", "4", "--plot", str(plot))
     assert result.exit_code == 0
@@ -51,12 +51,12 @@ def test_inspect_for_people_fits_80_columns(tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_inspect_measures_time_where_asked():
+def test_inspect_measures_time_on_request():
     small = ("inspect", "timm/test_resnet", "--num-exits", "2", "--input-size", "3x64x64")
     sizes = ("--batch-size", "1", "--batch-size", "3")
     shown = run(*small, "--latency", *sizes, "--cost", "seconds", "--device", "cpu").stdout
-    assert "Milliseconds a batch" in shown
-    assert "exit 1: decide" in shown
+    assert "latency per batch" in shown.lower()
+    assert "exit 1" in shown
     assert max(map(len, shown.splitlines())) <= 80
     found = json.loads(run(*small, "--latency", *sizes, "--json").stdout)
     assert found["latency"]["batch_sizes"] == [1, 3]
@@ -64,7 +64,7 @@ def test_inspect_measures_time_where_asked():
     assert found["candidates"][0]["seconds"] is None
     by_time = json.loads(run(*small, "--cost", "seconds", "--json").stdout)
     assert by_time["latency"] is None
-    up_to = [at["seconds"] for at in by_time["candidates"]]
+    up_to = [candidate["seconds"] for candidate in by_time["candidates"]]
     assert up_to == sorted(up_to)
     assert up_to[0] > 0
 
@@ -102,20 +102,20 @@ def test_inspect_takes_positions_and_a_users_own_file(tmp_path):
         (["inspect"], 2, "Missing argument"),
     ],
 )
-def test_errors_are_one_message_on_stderr(capsys, monkeypatch, arguments, code, message):
+def test_an_error_is_one_message_on_stderr(capsys, monkeypatch, arguments, code, message):
     found, text = fails(capsys, monkeypatch, *arguments)
     assert found == code
     assert message in text
     assert "Traceback" not in text
 
 
-def test_a_factory_that_makes_no_module(capsys, monkeypatch, tmp_path):
+def test_a_factory_that_fails_or_returns_no_module_is_an_error(capsys, monkeypatch, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(FACTORY)
-    assert "returned a int" in fails(capsys, monkeypatch, "inspect", f"{file}:number")[1]
+    assert "int" in fails(capsys, monkeypatch, "inspect", f"{file}:number")[1]
     assert "failed: KeyError" in fails(capsys, monkeypatch, "inspect", f"{file}:broken")[1]
     picture = ("inspect", "torchvision/alexnet", "--plot", str(tmp_path / "a.xyz"))
-    assert "Unknown image format 'xyz'" in fails(capsys, monkeypatch, *picture)[1]
+    assert "Unknown picture format 'xyz'" in fails(capsys, monkeypatch, *picture)[1]
     assert "Did you mean 'small'" in fails(capsys, monkeypatch, "inspect", f"{file}:smal")[1]
 
 
@@ -128,14 +128,14 @@ def test_models_lists_both_libraries():
     assert run("models", "nothing-like-this").exit_code == 1
 
 
-def test_a_bare_name_means_torchvisions_and_says_so(caplog):
+def test_a_bare_name_selects_torchvisions_model_and_is_logged(caplog):
     model = leenet_fx.create_model("resnet18", device="meta")
     assert type(model).__module__ == "torchvision.models.resnet"
     assert "timm/resnet18 exists too" in caplog.text
     assert type(leenet_fx.create_model("levit_128", device="cpu")).__module__ == "timm.models.levit"
 
 
-def test_strategies_and_env():
+def test_strategies_and_env_print_json():
     found = json.loads(run("strategies", "--json").stdout)
     assert set(found) >= {"fixed", "linear", "pareto", "fine", "golden", "every"}
     assert all(found.values())

@@ -1,5 +1,6 @@
-"""save and load: only what is new, on the right network or not at all."""
+"""save and load: weights of exits, on the network that they were fitted on."""
 
+import hashlib
 import json
 import logging
 
@@ -13,7 +14,7 @@ from torch import nn
 
 import leenet_fx
 from leenet_fx import InputError, MaxProbability, StorageError, UnknownNameError
-from leenet_fx.parts.branches import list_branches
+from leenet_fx.parts.branches import get_branch, list_branches
 
 X = images(12, 3, 16, 16)
 
@@ -30,7 +31,7 @@ def edit(folder, **changes):
 
 
 @pytest.mark.parametrize("branch", list_branches())
-def test_what_is_loaded_answers_as_what_was_saved(tmp_path, branch):
+def test_a_loaded_network_predicts_as_the_saved_one(tmp_path, branch):
     ee = fitted(branch=branch)
     ee.policy = MaxProbability([0.5, 0.6, 0.7, 0.8])
     leenet_fx.save(ee, tmp_path)
@@ -38,16 +39,16 @@ def test_what_is_loaded_answers_as_what_was_saved(tmp_path, branch):
     base = tiny()
     before = {key: value.clone() for key, value in base.state_dict().items()}
     loaded = leenet_fx.load(tmp_path, base)
-    found, expected = loaded.predict(X), ee.predict(X)
-    assert torch.equal(found.logits, expected.logits)
-    assert torch.equal(found.exit_index, expected.exit_index)
+    prediction, expected = loaded.predict(X), ee.predict(X)
+    assert torch.equal(prediction.logits, expected.logits)
+    assert torch.equal(prediction.exit_index, expected.exit_index)
     assert loaded.policy == ee.policy
     assert loaded.costs == ee.costs
     assert loaded.spec.placement == ee.spec.placement
     assert all(torch.equal(before[key], value) for key, value in base.state_dict().items())
 
 
-def test_only_what_is_new_is_written(tmp_path):
+def test_the_backbone_is_written_only_on_request(tmp_path):
     ee = fitted()
     leenet_fx.save(ee, tmp_path / "new")
     written = load_file(tmp_path / "new" / "exits.safetensors")
@@ -61,7 +62,7 @@ def test_only_what_is_new_is_written(tmp_path):
     assert torch.equal(loaded(X), ee(X))
 
 
-def test_a_final_classifier_that_was_trained_is_new(tmp_path):
+def test_a_trained_or_replaced_final_classifier_is_written(tmp_path):
     ee = attached()
     leenet_fx.fit(
         ee, loader(), epochs=1, train_final=True, out=tmp_path / "trained", method="leenet"
@@ -77,7 +78,7 @@ def test_a_final_classifier_that_was_trained_is_new(tmp_path):
     assert again is loaded
 
 
-def test_an_encoders_head_is_new(tmp_path):
+def test_the_classifier_added_to_an_encoder_is_written(tmp_path):
     torch.manual_seed(0)
     encoder = timm.create_model("resnet18", num_classes=0).eval()
     x = images(2, 3, 64, 64)
@@ -87,7 +88,7 @@ def test_an_encoders_head_is_new(tmp_path):
     assert torch.equal(leenet_fx.load(tmp_path, encoder)(x), ee(x))
 
 
-def test_a_library_model_is_found_by_name(tmp_path, caplog):
+def test_a_library_model_is_built_by_name(tmp_path, caplog):
     torch.manual_seed(0)
     model = timm.create_model("resnet18", num_classes=10).eval()
     x = images(2, 3, 64, 64)
@@ -98,24 +99,26 @@ def test_a_library_model_is_found_by_name(tmp_path, caplog):
         loaded = leenet_fx.load(tmp_path)
     assert torch.equal(loaded(x), ee(x))
     assert not loaded.training
-    assert "weights are not those" not in caplog.text
+    assert "weights differ" not in caplog.text
 
 
-def test_a_model_of_ones_own_must_be_given(tmp_path):
+def test_a_users_own_model_must_be_passed(tmp_path):
     leenet_fx.save(fitted(), tmp_path)
-    with pytest.raises(InputError, match=r"made for 'TinyNet', which is not a name .* pass model="):
+    with pytest.raises(
+        InputError, match=r"'TinyNet', which is not a model of timm or torchvision: pass .* model="
+    ):
         leenet_fx.load(tmp_path)
     edit(tmp_path, model="evil.py:run")
-    with pytest.raises(InputError, match="pass model="):
+    with pytest.raises(InputError, match="as model="):
         leenet_fx.load(tmp_path)
 
 
-def test_a_network_with_exits_can_be_filled(tmp_path):
+def test_a_network_with_exits_receives_the_weights(tmp_path):
     ee = fitted()
     leenet_fx.save(ee, tmp_path)
-    bare = attached()
-    assert leenet_fx.load(tmp_path, bare) is bare
-    assert torch.equal(bare(X), ee(X))
+    untrained = attached()
+    assert leenet_fx.load(tmp_path, untrained) is untrained
+    assert torch.equal(untrained(X), ee(X))
 
 
 class Other(nn.Module):
@@ -132,11 +135,11 @@ class Other(nn.Module):
         return self.fc(self.blocks(self.stem(x)).mean((2, 3)))
 
 
-def test_another_network_is_refused_with_path_expected_and_found(tmp_path):
+def test_another_network_is_an_error_with_path_expected_and_found(tmp_path):
     leenet_fx.save(fitted(), tmp_path)
-    with pytest.raises(StorageError, match=r"exit_config.json'.*num_classes|another one"):
+    with pytest.raises(StorageError, match=r"exit_config.json'.*num_classes|differs between"):
         leenet_fx.load(tmp_path, tiny(classes=7))
-    with pytest.raises(StorageError, match=r"between the input and 'blocks.0' is another one"):
+    with pytest.raises(StorageError, match=r"differs between the input and 'blocks.0'"):
         leenet_fx.load(tmp_path, tiny(width=16))
     with pytest.raises(StorageError, match=r"expected \w+, found \w+ .*strict=False"):
         leenet_fx.load(tmp_path, Other().eval())
@@ -149,19 +152,19 @@ def test_another_network_is_refused_with_path_expected_and_found(tmp_path):
         leenet_fx.load(tmp_path, attached(branch="flatten"))
 
 
-def test_not_strict_loads_another_function_with_a_warning(tmp_path, caplog):
+def test_without_strict_other_operations_are_a_warning(tmp_path, caplog):
     leenet_fx.save(fitted(), tmp_path)
     with caplog.at_level(logging.WARNING, "leenet_fx"):
         loaded = leenet_fx.load(tmp_path, Other().eval(), strict=False)
     assert loaded(X).shape == (12, 5)
-    assert "is another one" in caplog.text
+    assert "the network differs between" in caplog.text
 
 
-def test_other_weights_are_warned_of(tmp_path, caplog):
+def test_another_backbones_weights_are_a_warning(tmp_path, caplog):
     leenet_fx.save(fitted(), tmp_path)
     with caplog.at_level(logging.WARNING, "leenet_fx"):
         leenet_fx.load(tmp_path, tiny(seed=3))
-    assert "not those the exits were fitted on" in caplog.text
+    assert "weights differ from those the exits were fitted on" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -169,39 +172,73 @@ def test_other_weights_are_warned_of(tmp_path, caplog):
     [
         (lambda f: (f / "exit_config.json").unlink(), r"Cannot read '.*exit_config.json'"),
         (lambda f: (f / "exit_config.json").write_text("{"), "is not JSON"),
-        (lambda f: (f / "exit_config.json").write_text("[]"), "expected schema 1, found list"),
-        (lambda f: edit(f, schema=9), "expected schema 1, found 9"),
-        (lambda f: (f / "exit_config.json").write_text('{"schema": 1}'), "lacks 'branch'"),
+        (lambda f: (f / "exit_config.json").write_text("[]"), "expected an object, found list"),
+        (lambda f: edit(f, schema=9), "expected schema 1 or 2, found 9"),
+        (lambda f: (f / "exit_config.json").write_text('{"schema": 2}'), "lacks 'branch'"),
         (lambda f: (f / "exits.safetensors").unlink(), r"Cannot read '.*exits.safetensors'"),
-        (lambda f: (f / "exits.safetensors").write_bytes(b"no"), "is not the file that"),
-        (lambda f: edit(f, placement={"names": 3}), "placement is"),
+        (
+            lambda f: (f / "exits.safetensors").write_bytes(b"no"),
+            "does not belong to the exit_config.json",
+        ),
+        (lambda f: edit(f, method={"name": "ztw"}), "expected a method, found"),
+        (lambda f: edit(f, placement={"names": 3}), "expected a placement, found"),
     ],
 )
-def test_a_damaged_folder_is_named(tmp_path, damage, message):
+def test_damaged_files_are_named(tmp_path, damage, message):
     leenet_fx.save(fitted(), tmp_path)
     damage(tmp_path)
     with pytest.raises(StorageError, match=message):
         leenet_fx.load(tmp_path, tiny())
 
 
-def test_tensors_that_do_not_fit_change_nothing(tmp_path):
-    import hashlib
-
+def test_tensors_of_another_shape_leave_the_network_unchanged(tmp_path):
     leenet_fx.save(fitted(), tmp_path)
     weights = load_file(tmp_path / "exits.safetensors")
     weights["exits.0.head.linear.weight"] = torch.zeros(2, 2)
     save_file(weights, tmp_path / "exits.safetensors")
     digest = hashlib.sha256((tmp_path / "exits.safetensors").read_bytes()).hexdigest()
     edit(tmp_path, weights_sha256=digest)
-    bare = attached()
-    before = {key: value.clone() for key, value in bare.state_dict().items()}
-    with pytest.raises(StorageError, match=r"'exits.0.head.linear.weight' has shape \(2, 2\)"):
-        leenet_fx.load(tmp_path, bare)
-    assert all(torch.equal(before[key], value) for key, value in bare.state_dict().items())
+    untrained = attached()
+    before = {key: value.clone() for key, value in untrained.state_dict().items()}
+    with pytest.raises(
+        StorageError, match=r"'exits.0.head.linear.weight': expected shape .* found \(2, 2\)"
+    ):
+        leenet_fx.load(tmp_path, untrained)
+    assert all(torch.equal(before[key], value) for key, value in untrained.state_dict().items())
 
 
-def test_a_branch_that_is_not_registered_is_named(tmp_path):
+def test_an_unknown_branch_is_named_with_the_nearest(tmp_path):
     leenet_fx.save(fitted(), tmp_path)
     edit(tmp_path, branch="pooll")
     with pytest.raises(UnknownNameError, match="Did you mean 'pool'"):
         leenet_fx.load(tmp_path, tiny())
+
+
+def test_the_method_is_remembered(tmp_path):
+    ee = attached(method="ztw")
+    assert ee.spec.method.name == "ztw"
+    leenet_fx.save(ee, tmp_path)
+    loaded = leenet_fx.load(tmp_path, tiny())
+    assert loaded.spec.method == ee.spec.method
+    result = leenet_fx.fit(loaded, loader(), epochs=1)
+    assert result.method == "ztw"
+    assert {epoch["phase"] for epoch in result.to_dict()["history"]} == {"exits", "ensembles"}
+
+
+def test_options_of_the_method_are_remembered(tmp_path):
+    weights = (1.0, 0.5, 0.5, 0.5, 0.3)
+    method = leenet_fx.get_method("branchynet", exit_weights=weights, recipe="disjoint")
+    leenet_fx.save(attached(method=method), tmp_path)
+    config = json.loads((tmp_path / "exit_config.json").read_text())
+    assert config["method"]["options"] == {"exit_weights": list(weights), "recipe": "disjoint"}
+    assert leenet_fx.load(tmp_path, tiny()).spec.method == method.config
+
+
+def test_options_that_json_cannot_hold_are_an_error_and_nothing_is_written(tmp_path):
+    def branch(site, *, scale):
+        return get_branch("pool")(site)
+
+    ee = attached(branch=branch, branch_options={"scale": 1j})
+    with pytest.raises(InputError, match="must be plain values"):
+        leenet_fx.save(ee, tmp_path)
+    assert not list(tmp_path.iterdir())
