@@ -33,13 +33,13 @@ from .policies import Patience as Patience
 from .policies import Policy as Policy
 from .policies import Vote as Vote
 from .runtime.compile import compile as compile
+from .runtime.outputs import ExitOutputs as ExitOutputs
+from .runtime.outputs import Prediction as Prediction
 from .runtime.streaming import predict_stream as predict_stream
 from .storage.exits import load as load
 from .storage.exits import save as save
 from .surgery.attach import attach as attach
 from .surgery.module import EarlyExitModule as EarlyExitModule
-from .runtime.outputs import ExitOutputs as ExitOutputs
-from .runtime.outputs import Prediction as Prediction
 from .training.fit import fit as fit
 
 __version__: str

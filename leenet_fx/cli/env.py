@@ -11,7 +11,7 @@ def env(output: o.OutputOptions) -> None:
     """Print versions, device and number of threads."""
     import torch
 
-    from leenet_fx.report.results import environment
+    from leenet_fx.environment import environment
 
     values = environment("cuda" if torch.cuda.is_available() else "cpu")
     if output.is_json:

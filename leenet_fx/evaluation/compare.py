@@ -27,6 +27,7 @@ from leenet_fx.evaluation.method_run import (
     trains_backbone,
 )
 from leenet_fx.features.batches import batches, count_batches
+from leenet_fx.keywords import check_keywords
 from leenet_fx.methods import get_method
 from leenet_fx.policies import NeverExit
 from leenet_fx.surgery.attach import attach
@@ -35,6 +36,7 @@ from leenet_fx.training.checkpoint import random_state, set_random_state
 from placement.strategies import Position
 
 
+@check_keywords
 def compare(
     model: nn.Module,
     specs: Sequence[MethodSpec],

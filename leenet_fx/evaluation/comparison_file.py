@@ -12,8 +12,8 @@ from leenet_fx.errors import StorageError
 from leenet_fx.evaluation.comparison import Comparison
 from leenet_fx.evaluation.frontier import FrontierPoint, MethodRun
 from leenet_fx.evaluation.upgrade import SCHEMA, upgrade_record
-from leenet_fx.storage.exits import backbone_digest
 from leenet_fx.storage.files import make_folder, read_text, write_atomically
+from leenet_fx.storage.fingerprint import backbone_digest
 from leenet_fx.surgery.module import EarlyExitModule
 
 FILE = "comparison.json"

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from leenet_fx.calibration.budgets import monotone_costs
 from leenet_fx.calibration.cached_outputs import (
     CachedOutputs,
-    ask,
     cached_exit_indices,
+    compute_outputs,
     confidences,
 )
 from leenet_fx.calibration.solvers import get_solver
@@ -139,10 +139,10 @@ def run_method(ee: EarlyExitModule, settings: RunSettings, splits: Splits) -> Me
     for cost_weight in cost_weights:
         ee.load_state_dict(start)
         trainer.train(cost_weight, epochs)
-        calibration = ask(ee, splits.cached(ee, "calibration"))
-        test = ask(ee, splits.cached(ee, "test"))
+        calibration = compute_outputs(ee, splits.cached(ee, "calibration"))
+        test = compute_outputs(ee, splits.cached(ee, "test"))
         final = test.labels.new_full(test.labels.shape, ee.num_exits)
-        backbone_accuracy = accuracy(test.right(final))
+        backbone_accuracy = accuracy(test.is_correct(final))
         if by_cost_weight:
             points.append(_measure(ee, ee.policy, test, cost_weight))
         else:
@@ -240,7 +240,7 @@ class _Trainer:
             train,
             calibration=calibration,
             method=method,
-            alpha=cost_weight if method.gated else None,
+            alpha=cost_weight if method.has_gates else None,
             epochs=epochs,
             lr=spec.lr,
             precision=settings.precision,
@@ -309,7 +309,7 @@ def _measure(
     costs = shares.new_tensor(_costs_under(ee, policy))
     return FrontierPoint(
         value=float(value),
-        accuracy=accuracy(test.right(exit_index)),
+        accuracy=accuracy(test.is_correct(exit_index)),
         relative_flops=float((shares * costs).sum()),
         shares=tuple(shares.tolist()),
     )

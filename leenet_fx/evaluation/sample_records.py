@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from leenet_fx.calibration.cached_outputs import ask, cached_exit_indices
+from leenet_fx.calibration.cached_outputs import cached_exit_indices, compute_outputs
 from leenet_fx.features.feature_cache import FeatureCache
 from leenet_fx.surgery.module import EarlyExitModule
 
@@ -86,5 +86,5 @@ def replay(ee: EarlyExitModule, cache: FeatureCache) -> SampleRecords:
     Raises:
         InputError: the cache belongs to another network.
     """
-    outputs = ask(ee, cache)
+    outputs = compute_outputs(ee, cache)
     return record_batch(outputs.logits, cached_exit_indices(ee, ee.policy, outputs), outputs.labels)

@@ -14,6 +14,7 @@ from leenet_fx.errors import InputError
 from leenet_fx.evaluation.evaluate import Evaluation, evaluate, summarise
 from leenet_fx.evaluation.sample_records import replay
 from leenet_fx.features.feature_cache import FeatureCache, cache_features
+from leenet_fx.keywords import check_keywords
 from leenet_fx.methods import Method, as_method
 from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training.fit import fit
@@ -134,6 +135,7 @@ class Sweep:
         return self.summary()
 
 
+@check_keywords
 def sweep(
     ee: EarlyExitModule,
     train: Iterable[Any] | FeatureCache,

@@ -119,3 +119,15 @@ def _dispatch_mode_class() -> Callable[[Handler], Any]:
 
     members = {"__init__": initialise, "__torch_dispatch__": dispatch}
     return cast(Callable[[Handler], Any], type("HandlerMode", (base,), members))
+
+
+def version(tensor: Tensor) -> int | None:
+    """Return the number of in-place writes that torch has counted on a tensor.
+
+    Writes through `tensor.data` are not counted. Without torch's private counter, and for tensors
+    that have none (those made in inference mode), the answer is None.
+    """
+    try:
+        return int(tensor._version)
+    except (AttributeError, RuntimeError):
+        return None

@@ -38,7 +38,7 @@ def describe_network(ee: EarlyExitModule) -> dict[str, Any]:
         "strategy": spec.placement.strategy,
         "branch": spec.branch,
         "image_shape": list(spec.image_shape),
-        "tracer": spec.tracer_kind,
+        "tracer": spec.tracer,
         "num_classes": spec.num_classes,
         "placement": list(spec.placement.names),
         "candidates": [

@@ -13,6 +13,7 @@ from leenet_fx.errors import InputError, PlacementError, placement_errors
 from leenet_fx.graph.catalog import library_name
 from leenet_fx.graph.traced_model import TracedModel, trace_model
 from leenet_fx.graph.tracer import check_module
+from leenet_fx.keywords import check_keywords
 from leenet_fx.methods import Method, as_method
 from leenet_fx.parts.branches import Branch, BranchFactory, ExitSite, get_branch, make_branch
 from leenet_fx.surgery.backbone_times import with_seconds
@@ -27,6 +28,7 @@ LARGE_SHARE = 0.1
 """Share of the backbone's parameters above which `flatten` branches cause a warning."""
 
 
+@check_keywords
 # Tensors that are created in inference mode cannot be traced or trained.
 @torch.inference_mode(False)
 def attach(

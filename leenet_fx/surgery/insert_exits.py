@@ -76,7 +76,7 @@ def insert_exits(
         final_classifier=traced.final_classifier,
         classifier_is_new=traced.classifier_is_new,
         shares_weights=shares_weights,
-        tracer=traced.trace.tracer_kind,
+        tracer=traced.trace.tracer,
         blocks=blocks,
         changed=_replaced(traced),
         method=method,

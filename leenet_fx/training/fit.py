@@ -15,7 +15,8 @@ from leenet_fx.errors import InputError, TrainingError
 from leenet_fx.features.feature_cache import FeatureCache, cache_features
 from leenet_fx.keywords import check_keywords
 from leenet_fx.methods import Method
-from leenet_fx.storage.exits import CONFIG, load, read_config, save
+from leenet_fx.storage.config import CONFIG, read_config
+from leenet_fx.storage.exits import load, save
 from leenet_fx.storage.files import make_folder, remove_leftovers
 from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training import checkpoint, distributed

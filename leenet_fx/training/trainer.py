@@ -336,9 +336,9 @@ class PhaseTrainer:
         for batch in train.features(final=self.phase.labels == "backbone"):
             labels = self.loss.labels(batch.labels, batch.final)
             for branch, tensors in zip(self.branches, batch.pooled, strict=True):
-                branch.count(labels, *tensors)
+                branch.accumulate_class_means(labels, *tensors)
         for branch in self.branches:
-            branch.counted(partial(sum_over_processes, fabric=self.fabric))
+            branch.finish_class_means(partial(sum_over_processes, fabric=self.fabric))
 
     def _random_alpha(self, batch: FeatureBatch) -> Tensor | None:
         """Draw a cost weight for each sample (B,), the same with any number of processes."""

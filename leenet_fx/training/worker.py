@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from leenet_fx.storage.exits import fingerprint
+from leenet_fx.storage.fingerprint import fingerprint
 from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training import checkpoint
 from leenet_fx.training.feature_source import FeatureSource, FitData
