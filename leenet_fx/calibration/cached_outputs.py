@@ -15,7 +15,7 @@ from leenet_fx.features.feature_batch import FeatureBatch
 from leenet_fx.features.feature_cache import FeatureCache
 from leenet_fx.parts.branches import Branch, run_branches
 from leenet_fx.policies import Policy, exit_indices, policy_scores
-from leenet_fx.surgery.module import EarlyExitModule, device_of, final_classifier
+from leenet_fx.surgery.module import EarlyExitModule, final_classifier
 
 LIMIT = 2**30
 """Bytes above which the outputs of a feature cache are not stored between calls."""
@@ -118,7 +118,7 @@ def compute_outputs(ee: EarlyExitModule, cache: FeatureCache) -> CachedOutputs:
         single_view = cache.num_samples == len(cache)
         return outputs if single_view else outputs.select(slice(len(cache)))
     branches = list(ee.exits.branches())
-    batches = cache.first_view(device_of(ee), final_classifier(ee))
+    batches = cache.first_view(ee.device, final_classifier(ee))
     return concatenate([batch_outputs(branches, batch) for batch in batches])
 
 
@@ -141,7 +141,7 @@ def outputs_of_all_views(ee: EarlyExitModule, cache: FeatureCache) -> CachedOutp
     branches = list(ee.exits.branches())
     parts: list[CachedOutputs] = []
     outputs: CachedOutputs | None = None
-    for batch in cache.all_views(device_of(ee), final_classifier(ee)):
+    for batch in cache.all_views(ee.device, final_classifier(ee)):
         parts.append(batch_outputs(branches, batch))
         tensors = (*parts[0].logits, *parts[0].gate_inputs)
         if cache.num_samples * sum(t[0].numel() * t.element_size() for t in tensors) > LIMIT:
@@ -183,7 +183,7 @@ def _classifier_digest(ee: EarlyExitModule) -> str:
     """Return a digest of what outputs depend on besides the cached features."""
     final = final_classifier(ee)
     modules = [*ee.exits.branches(), *([] if final is None else [final])]
-    digest = hashlib.sha256(repr((modules, device_of(ee))).encode())
+    digest = hashlib.sha256(repr((modules, ee.device)).encode())
     digest.update(weights_digest(_classifier_tensors(ee, modules)).encode())
     return digest.hexdigest()
 

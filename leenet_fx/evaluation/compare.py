@@ -31,7 +31,7 @@ from leenet_fx.keywords import check_keywords
 from leenet_fx.methods import get_method
 from leenet_fx.policies import NeverExit
 from leenet_fx.surgery.attach import attach
-from leenet_fx.surgery.module import EarlyExitModule, device_of
+from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training.checkpoint import random_state, set_random_state
 from placement.strategies import Position
 
@@ -255,7 +255,7 @@ def _generators_restored(loaders: Iterable[object]) -> Iterator[None]:
 def _measure_backbone(ee: EarlyExitModule, test: Iterable[Any]) -> tuple[float, int]:
     """Return the accuracy with early exits disabled, and the number of images."""
     correct = samples = 0
-    for images, labels in batches(test, "test", ee.spec.num_classes, device_of(ee)):
+    for images, labels in batches(test, "test", ee.spec.num_classes, ee.device):
         with torch.no_grad():
             logits = ee.run_with(images, NeverExit())[0]
         correct += int((logits.argmax(1) == labels).sum())

@@ -22,7 +22,7 @@ from leenet_fx.evaluation.sample_records import SampleRecords, concatenate, reco
 from leenet_fx.evaluation.timing import BatchTimer, Timing, check_sizes
 from leenet_fx.features.batches import batches
 from leenet_fx.policies import NeverExit
-from leenet_fx.surgery.module import EarlyExitModule, device_of
+from leenet_fx.surgery.module import EarlyExitModule
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def evaluate(
     if ee.training or (backbone is not None and backbone.training):
         raise ModeError("evaluate needs evaluation mode: call .eval() first.")
     timed_sizes = check_sizes(sizes)
-    device = device_of(ee)
+    device = ee.device
     disabled = NeverExit()
 
     def run_adaptive(images: Tensor) -> tuple[Tensor, Tensor]:

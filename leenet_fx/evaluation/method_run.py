@@ -306,15 +306,10 @@ def _measure(
     """Measure the operating point of a policy."""
     exit_index: Tensor = cached_exit_indices(ee, policy, test)
     shares = exit_index.bincount(minlength=ee.num_exits + 1).double() / len(exit_index)
-    costs = shares.new_tensor(_costs_under(ee, policy))
+    costs = shares.new_tensor(ee.costs_for(policy).relative())
     return FrontierPoint(
         value=float(value),
         accuracy=accuracy(test.is_correct(exit_index)),
         relative_flops=float((shares * costs).sum()),
         shares=tuple(shares.tolist()),
     )
-
-
-def _costs_under(ee: EarlyExitModule, policy: Policy) -> tuple[float, ...]:
-    ee.policy = policy
-    return ee.costs.relative()

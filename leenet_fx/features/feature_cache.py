@@ -16,7 +16,7 @@ from leenet_fx.features.batches import batches, check_loader
 from leenet_fx.features.feature_batch import FeatureBatch, extract_features
 from leenet_fx.features.feature_store import FeatureStore, TemporaryFolder
 from leenet_fx.features.sample_order import SampleOrder
-from leenet_fx.surgery.module import EarlyExitModule, device_of
+from leenet_fx.surgery.module import EarlyExitModule
 
 LIMIT = 4 * 2**30
 """Bytes above which a cache is held in files instead of memory."""
@@ -243,7 +243,7 @@ def cache_features(
     store = FeatureStore(num_samples, limit, folder)
     has_inputs = True
     widths: list[int] = []
-    device, classes = device_of(ee), ee.spec.num_classes
+    device, classes = ee.device, ee.spec.num_classes
     try:
         for view in range(views):
             for images, labels in batches(

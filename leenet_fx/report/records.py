@@ -17,7 +17,7 @@ from leenet_fx.evaluation.evaluate import Evaluation
 from leenet_fx.evaluation.sweep import Sweep
 from leenet_fx.evaluation.upgrade import SCHEMA, upgrade_record
 from leenet_fx.storage.files import check_free, read_text, write_atomically
-from leenet_fx.surgery.module import EarlyExitModule, device_of
+from leenet_fx.surgery.module import EarlyExitModule
 
 FILES = {
     "comparison": comparison_file.FILE,
@@ -94,7 +94,7 @@ def make_metadata(
     """
     return {
         "command": command,
-        "environment": environment(device_of(ee).type),
+        "environment": environment(ee.device.type),
         "config": dict(config),
         "network": describe_network(ee),
         "classes": list(classes),

@@ -27,7 +27,7 @@ from leenet_fx.surgery.graph_pickle import pack, unpack
 from leenet_fx.surgery.spec import ExitSpec
 from leenet_fx.surgery.summary import summary
 
-__all__ = ["EarlyExitModule", "ExitOutputs", "Prediction", "device_of", "final_classifier"]
+__all__ = ["EarlyExitModule", "ExitOutputs", "Prediction", "final_classifier"]
 
 
 class EarlyExitModule(fx.GraphModule):
@@ -311,8 +311,7 @@ class EarlyExitModule(fx.GraphModule):
     def __repr__(self) -> str:
         return self.summary()
 
-    def __str__(self) -> str:
-        return self.summary()
+    __str__ = __repr__
 
     @property
     def _cached(self) -> Cache:
@@ -381,11 +380,6 @@ class EarlyExitModule(fx.GraphModule):
 
     def __reduce__(self) -> Any:
         return _unpickle, (self._state(), pack(self.graph))
-
-
-def device_of(ee: EarlyExitModule) -> torch.device:
-    """Return the device of the exits, where images are expected."""
-    return ee.device
 
 
 def final_classifier(ee: EarlyExitModule) -> nn.Module | None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from leenet_fx import errors
 from leenet_fx.errors import EarlyExitError, InputError
-from leenet_fx.surgery.module import EarlyExitModule, device_of
+from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training.metrics import Epoch
 from leenet_fx.training.parameters import restore, snapshot, trained_state
 from leenet_fx.training.transfer import Transferable
@@ -50,7 +50,7 @@ def make_fabric(
     if precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     if accelerator is None:
-        device = device_of(ee)
+        device = ee.device
         accelerator = device.type
         if devices == 1 and device.index is not None:
             devices = [device.index]
@@ -164,7 +164,7 @@ def _submodule(ee: EarlyExitModule, path: str | None) -> nn.Module | None:
 @contextmanager
 def _moved(ee: EarlyExitModule, device: torch.device) -> Iterator[None]:
     """Move the network to a device while it is trained."""
-    before = device_of(ee)
+    before = ee.device
     if before == device:
         yield
         return

@@ -170,11 +170,9 @@ def fit(
 
 
 def _costs(ee: EarlyExitModule, plan: Plan, device: torch.device) -> torch.Tensor:
-    policy = ee.policy
-    ee.policy = plan.method.policy_for(ee.num_exits)
-    costs = torch.tensor(ee.costs.relative(plan.cost), device=device)
-    ee.policy = policy
-    return costs
+    """Return the relative cost of each exit (N+1,) under the method's policy."""
+    costs = ee.costs_for(plan.method.policy_for(ee.num_exits))
+    return torch.tensor(costs.relative(plan.cost), device=device)
 
 
 def _record(ee: EarlyExitModule, plan: Plan) -> None:

@@ -149,7 +149,7 @@ def test_a_loss_that_is_not_finite_restores_the_last_good_weights():
     ee = attached()
 
     class Turning:
-        """Three valid passes and a batch, then NaN; records the weights at the start of each pass."""
+        """Three valid passes and a batch, then NaN; records weights as each pass starts."""
 
         def __init__(self):
             self.starts = []
