@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
 
 from leenet_fx.graph.batch_dim import PROBE_BATCH_SIZES, Summary, summarise
 from leenet_fx.graph.operator_costs import Operation, Operations, measure_call, storage_key
@@ -159,12 +159,11 @@ _DROPOUTS = (
 
 
 def _tensor_leaves(value: Any) -> list[Tensor]:
-    tensors: list[Tensor] = []
-
-    def collect(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            tensors.append(leaf)
-        return leaf
-
-    map_aggregate(value, collect)
-    return tensors
+    """Return the tensors in nested tuples, lists and mappings."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, (tuple, list)):
+        return []
+    return [tensor for item in value for tensor in _tensor_leaves(item)]
