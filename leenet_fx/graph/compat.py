@@ -56,6 +56,18 @@ def forward_hooks(module: nn.Module) -> tuple[Hooks, Hooks]:
     return ({} if pre_hooks is None else pre_hooks, {} if hooks is None else hooks)
 
 
+def global_forward_hooks() -> tuple[Hooks, Hooks]:
+    """Return the forward pre-hooks and the forward hooks of all modules, by the id of their handle.
+
+    Both mappings are torch's own, so they show hooks that are registered later.
+
+    Fallback: two empty mappings; torch has no public access to hooks.
+    """
+    pre_hooks = getattr(nn.modules.module, "_global_forward_pre_hooks", None)
+    hooks = getattr(nn.modules.module, "_global_forward_hooks", None)
+    return ({} if pre_hooks is None else pre_hooks, {} if hooks is None else hooks)
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Return whether a forward hook or a forward pre-hook is registered on this module.
 

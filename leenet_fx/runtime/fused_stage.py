@@ -81,7 +81,11 @@ class FusedStage:
             fused = _stepwise(stage.run, cut, index, spec)
         self.fused: StageFunction = wrap(fused)
         parts = [part for part in branch.modules() if part is not branch]
-        self._hooks = tuple(hooks for part in parts for hooks in compat.forward_hooks(part))
+        # Dictionaries that torch adds hooks to, so a hook is noticed whenever it is registered.
+        self._hooks = (
+            *(hooks for part in parts for hooks in compat.forward_hooks(part)),
+            *compat.global_forward_hooks(),
+        )
 
     def __call__(
         self, network: nn.Module, previous_logits: Tensor | None, alpha: Tensor | None, *live: Any
@@ -94,7 +98,7 @@ class FusedStage:
             alpha: scalar, for gates conditioned on it.
             live: the values at the cut before the stage; the images (B, …) for the first.
         """
-        if any(self._hooks) or compat.has_global_hooks():
+        if any(self._hooks):
             return self.stepwise(network, previous_logits, alpha, *live)
         return self.fused(network, previous_logits, alpha, *live)
 
