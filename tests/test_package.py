@@ -65,7 +65,7 @@ def test_importing_everything_registers_no_pickler():
         ("fien", leenet_fx.UnknownNameError),
         (["blocks.9"], leenet_fx.UnknownNameError),
         ([0, 0], leenet_fx.PlacementError),
-        ([0.99], leenet_fx.PlacementError),
+        ([0.99999], leenet_fx.PlacementError),
     ],
 )
 def test_errors_of_placement_are_errors_of_the_package(strategy, error):
