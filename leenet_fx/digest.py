@@ -41,7 +41,7 @@ def weights_digest(named_tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 @dataclass(frozen=True)
 class _Entry:
-    """The digest of a tensor, with what tells whether the tensor is unchanged."""
+    """The digest of a tensor, and the state from which it was computed."""
 
     tensor: weakref.ref[Tensor]
     state: tuple[object, ...] | None

@@ -220,7 +220,7 @@ def cache_features(
     Args:
         ee: the network; its backbone must not change while the cache is used.
         loader: yields (images (B, …), labels (B,)). For a DataLoader with a map-style data set the
-            order is drawn anew each epoch; any other loader is replayed as it was read.
+            order is drawn again each epoch; any other loader is replayed as it was read.
         views: number of times to read a data set that augments; epoch e trains on view e mod views.
         labelled: False for a loader of images alone, for methods that train without labels.
         limit: bytes above which the cache is held in files.

@@ -45,7 +45,7 @@ def counted():
 
 
 SPECS = [
-    *frozen_variants(["shallow-deep", "leenet", "pabee", "leenet-dial", "pteenet"]),
+    *frozen_variants(["shallow-deep", "leenet", "pabee", "leenet-alpha", "pteenet"]),
     MethodSpec("branchynet, joint", "branchynet", {"recipe": "joint"}),
 ]
 
@@ -84,7 +84,7 @@ def test_comparison_has_a_run_for_each_spec_and_seed(whole):
         "shallow-deep": ("threshold", 101),
         "leenet": ("cost_weight", len(ALPHAS)),
         "pabee": ("patience", 3),
-        "leenet-dial": ("alpha", len(ALPHAS)),
+        "leenet-alpha": ("alpha", len(ALPHAS)),
         "pteenet": ("threshold", 101),
         "branchynet, joint": ("threshold", 101),
     }
