@@ -55,10 +55,10 @@ def insert_exits(
     for index, boundary in enumerate(chosen):
         with graph.inserting_after(nodes[boundary.position]):
             features = tuple(feature.node for feature in boundary.features)
-            previous_logits: dict[str, Any] = {}
+            keywords: dict[str, Any] = {}
             if branches[index].reads_previous_logits:
-                previous_logits["previous_logits"] = tuple(calls)
-            calls.append(graph.call_module(f"exits.{index}", features, previous_logits))
+                keywords["previous_exits"] = tuple(calls)
+            calls.append(graph.call_module(f"exits.{index}", features, keywords))
     output = nodes[-1]
     with graph.inserting_before(output):
         collected = graph.call_function(collect_exits, (traced.trace.logits, *calls))

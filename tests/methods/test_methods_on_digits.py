@@ -6,7 +6,7 @@ import torch
 import leenet_fx
 from leenet_fx.data.digits import load_digits
 from leenet_fx.demo.run import train_backbone
-from leenet_fx.evaluation.compare import MethodSpec, frozen
+from leenet_fx.evaluation.comparison import MethodSpec, frozen_variants
 
 PRESETS = [name for name in leenet_fx.list_methods() if not name.startswith("test-")]
 
@@ -27,12 +27,12 @@ def backbone(digits):
 @pytest.fixture(scope="module")
 def found(digits, backbone):
     """A comparison of all methods on the frozen backbone: three epochs, one seed."""
-    variants = frozen([name for name in PRESETS if name != "jei-dnn"])
+    variants = frozen_variants([name for name in PRESETS if name != "jei-dnn"])
     return leenet_fx.compare(
         backbone,
         [*variants, MethodSpec("jei-dnn", "jei-dnn", {"period": 20})],
         digits["train"].loader(64, torch.Generator().manual_seed(0)),
-        digits["gates"].loader(64, torch.Generator().manual_seed(0)),
+        digits["calibration"].loader(64, torch.Generator().manual_seed(0)),
         digits["test"].loader(64),
         strategy="linear",
         num_exits=3,
