@@ -60,7 +60,7 @@ def test_inspect_measures_time_on_request():
     assert max(map(len, shown.splitlines())) <= 80
     found = json.loads(run(*small, "--latency", *sizes, "--json").stdout)
     assert found["latency"]["batch_sizes"] == [1, 3]
-    assert [len(found["latency"][key]) for key in ("stages", "passing")] == [3, 2]
+    assert [len(found["latency"][key]) for key in ("stages", "stage_and_exit")] == [3, 2]
     assert found["candidates"][0]["seconds"] is None
     by_time = json.loads(run(*small, "--cost", "seconds", "--json").stdout)
     assert by_time["latency"] is None
@@ -115,7 +115,7 @@ def test_a_factory_that_fails_or_returns_no_module_is_an_error(capsys, monkeypat
     assert "int" in fails(capsys, monkeypatch, "inspect", f"{file}:number")[1]
     assert "failed: KeyError" in fails(capsys, monkeypatch, "inspect", f"{file}:broken")[1]
     picture = ("inspect", "torchvision/alexnet", "--plot", str(tmp_path / "a.xyz"))
-    assert "Unknown picture format 'xyz'" in fails(capsys, monkeypatch, *picture)[1]
+    assert "Unknown image format 'xyz'" in fails(capsys, monkeypatch, *picture)[1]
     assert "Did you mean 'small'" in fails(capsys, monkeypatch, "inspect", f"{file}:smal")[1]
 
 

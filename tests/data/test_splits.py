@@ -154,5 +154,5 @@ def test_label_beyond_the_classes_of_the_head_raises(tmp_path):
     data = open_data(folder(tmp_path / "images"))
     ee = leenet_fx.attach(tiny(classes=2), "every", example_inputs=images(1, 3, 16, 16))
     loader = data.loader("train", make_transform(tiny(), (3, 16, 16)), 50)
-    with pytest.raises(InputError, match="label 2, but the head has 2 classes"):
+    with pytest.raises(InputError, match="label 2, but the final classifier has 2 classes"):
         leenet_fx.fit(ee, loader, epochs=1, method="leenet")

@@ -90,7 +90,7 @@ def all_exits(ee, x):
 
 def phases_run(result):
     """The phase of each epoch."""
-    return [epoch.step for epoch in result.history]
+    return [epoch.phase for epoch in result.history]
 
 
 def gate_biases(ee):

@@ -39,7 +39,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(method, tmp_path):
             with pytest.raises(KeyboardInterrupt):
                 leenet_fx.fit(ee, interrupted_loader(allowed), out=tmp_path, **options)
             last = load_checkpoint(tmp_path)["history"][-1]
-            assert (last["step"], last["epoch"]) == (phase, epoch)
+            assert (last["phase"], last["epoch"]) == (phase, epoch)
             ee = attach_for(method, tiny(dropout=0.5))
             torch.manual_seed(99)
             leenet_fx.fit(ee, interrupted_loader(99), out=tmp_path, resume=True, **options)

@@ -32,7 +32,7 @@ def test_jei_dnn_alternates_between_heads_and_gates(tmp_path):
                 epochs={"exits": 2, "alternating": 5},
                 out=tmp_path / str(epochs),
             )
-        checkpoint = load_checkpoint(tmp_path / str(epochs))["run"]
+        checkpoint = load_checkpoint(tmp_path / str(epochs))["trainer"]
         assert checkpoint["done"] == epochs
         values = dict(zip(names, checkpoint["state"], strict=False))
         heads.append({name: at for name, at in values.items() if ".head." in name})
