@@ -31,8 +31,8 @@ def test_an_unknown_option_raises_an_error_that_lists_the_known_ones(method):
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("eenets", {"two_stage": object()}, "must be plain values"),
-        ("leenet", {"temperature_scaled": {1, 2}}, "must be plain values"),
+        ("eenets", {"two_stage": object()}, "must be JSON values"),
+        ("leenet", {"temperature_scaled": {1, 2}}, "must be JSON values"),
         ("branchynet", {"recipe": "jiont"}, "recipe must be one of disjoint, joint, mixed"),
         ("diffbranch", {"recipe": None}, "recipe must be one of"),
         ("eenets", {"recipe": 3}, "recipe must be one of"),

@@ -129,11 +129,11 @@ def test_heads_pool_over_the_right_axes(name, options, axis, width):
 
 def test_a_finer_grid_sees_each_quarter_of_either_layout():
     from leenet_fx.parts.exit_site import ExitSite, FeatureShape
-    from leenet_fx.parts.necks import Pool
+    from leenet_fx.parts.necks import PoolNeck
 
     nchw = images(2, 6, 8, 8)
-    first = Pool(ExitSite((FeatureShape((1, 6, 8, 8), 1),), 10))
-    last = Pool(ExitSite((FeatureShape((1, 8, 8, 6), 3),), 10))
+    first = PoolNeck(ExitSite((FeatureShape((1, 6, 8, 8), 1),), 10))
+    last = PoolNeck(ExitSite((FeatureShape((1, 8, 8, 6), 3),), 10))
     expected = torch.stack(
         [
             nchw[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((2, 3))

@@ -96,7 +96,7 @@ def test_unsafe_cuts_are_rejected_with_a_reason():
     ee = leenet_fx.attach(Folded().eval(), "every", example_inputs=EXAMPLE)
     assert ee.spec.placement.names == ("blocks.0", "blocks.1")
     assert set(ee.spec.rejected) == {"blocks.2", "blocks.3"}
-    assert "several slices a sample" in ee.spec.rejected["blocks.2"]
+    assert "several slices per sample" in ee.spec.rejected["blocks.2"]
 
 
 @pytest.mark.parametrize("way", ["mean over samples", "first sample"])
