@@ -17,8 +17,8 @@ R = TypeVar("R")
 def check_keywords(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function so that an unknown keyword's TypeError names what was probably meant.
 
-    If the keyword is an option of a method, the message explains how to pass it to the method, which
-    a parameter called `method` takes; otherwise it names the nearest keyword of the function.
+    If the keyword is an option of a method, the message explains how to pass it to the method,
+    which a parameter called `method` takes; otherwise it names the nearest keyword.
     """
     accepted = list(inspect.signature(function).parameters)
 
