@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 import leenet_fx
-from leenet_fx.parts.branches import Branch, compose
+from leenet_fx.parts.branches import Branch
+from leenet_fx.parts.compose import compose
 from leenet_fx.parts.exit_site import ExitSite
 from leenet_fx.parts.necks import Neck
 
