@@ -40,7 +40,8 @@ import leenet_fx
 from leenet_fx.cli.options import BackboneOptions
 from leenet_fx.cli.setup import build
 from leenet_fx.cost.latency import Latency
-from leenet_fx.runtime.conditional import ActiveBatch, run_stage
+from leenet_fx.runtime.active_batch import ActiveBatch
+from leenet_fx.runtime.conditional import run_stage
 
 FACTORY = Path(__file__).parents[1] / "examples" / "cifar_resnet.py"
 CLASSES = 10
@@ -347,13 +348,13 @@ def cell(name: str, batch: int, rounds: int) -> dict[str, Any]:
         measured = clock.median(key)
         if batch > 1:
             row[f"{key} over stages"] = measured / clock.median(f"stages {key}")
-            predicted = [latency.of_batch(exit_counts) for latency in profiles]
+            predicted = [latency.batch_seconds(exit_counts) for latency in profiles]
         else:
             single = [
                 [int(index == i) for i in range(len(exit_counts))]
                 for index in _exit_indices(exit_counts)
             ]
-            predicted = [sum(latency.of_batch(one) for one in single) for latency in profiles]
+            predicted = [sum(latency.batch_seconds(one) for one in single) for latency in profiles]
         row[f"{key} over predicted"] = measured / statistics.median(predicted)
     return row
 
