@@ -33,9 +33,15 @@ def main() -> None:
     print(ee)
 
     train = digits["train"].loader(64, shuffle)
-    held_out = digits["calibration"].loader(64, shuffle)
+    calibration = digits["calibration"].loader(64, shuffle)
     leenet_fx.fit(
-        ee, train, calibration=held_out, epochs=2, method="leenet", alpha=options.alpha, cache=True
+        ee,
+        train,
+        calibration=calibration,
+        epochs=2,
+        method="leenet",
+        alpha=options.alpha,
+        cache=True,
     )
     print(leenet_fx.evaluate(ee, digits["test"].loader(64), backbone=model))
 
