@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from fnmatch import fnmatch
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
+import placement.errors
 from leenet_fx.errors import UnknownNameError
 
 T = TypeVar("T")
@@ -21,11 +21,7 @@ def unknown_name(kind: str, name: object, available: Iterable[str]) -> UnknownNa
         name: the unknown name.
         available: the valid names.
     """
-    names = sorted(available)
-    near = get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    shown = ", ".join(names) if len(names) <= 30 else f"{len(names)} names"
-    return UnknownNameError(f"Unknown {kind} '{name}'.{hint} Available: {shown}.")
+    return UnknownNameError(str(placement.errors.unknown_name(kind, name, available)))
 
 
 class Registry(Generic[T]):

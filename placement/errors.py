@@ -22,9 +22,8 @@ def unknown_name(kind: str, name: object, available: Iterable[str]) -> UnknownNa
         name: the unknown name.
         available: the valid names.
     """
-    names = list(available)
+    names = sorted(available)
     near = get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return UnknownNameError(
-        f"Unknown {kind} '{name}'.{hint} Available: {', '.join(sorted(names))}."
-    )
+    shown = ", ".join(names) if len(names) <= 30 else f"{len(names)} names"
+    return UnknownNameError(f"Unknown {kind} '{name}'.{hint} Available: {shown}.")

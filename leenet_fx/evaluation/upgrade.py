@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leenet_fx.errors import StorageError
+from leenet_fx.storage.upgrade import GATES, METHODS, SPLITS
 
 SCHEMA = 2
 
@@ -30,8 +31,6 @@ class Level:
     children: Mapping[str, Level] = field(default_factory=dict)
 
 
-SPLITS = {"fit": "train", "validate": "val", "calibrate": "calibration", "report": "test"}
-METHODS = {"leenet-dial": "leenet-alpha"}
 ACCURACY = {"plain_accuracy": "backbone_accuracy"}
 
 RUN = Level(
@@ -67,7 +66,7 @@ COMPARISON = Level(
 LEVELS = Level(
     keys={"made_of": "fingerprint", "others": "other_runs"},
     children={
-        "config": Level(values={"split": SPLITS, "method": METHODS, "gate": {"dial": "alpha"}}),
+        "config": Level(values={"split": SPLITS, "method": METHODS, "gate": GATES}),
         "network": Level(
             keys={"captured": "tracer", "refused": "rejected"},
             children={"latency": Level(keys={"plain": "backbone"})},

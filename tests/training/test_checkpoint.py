@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import attached, loader
+from helpers import InterruptedLoader, attached, loader
 from networks import images, tiny
 
 import leenet_fx
@@ -118,25 +118,11 @@ def test_a_finished_run_is_loaded_instead_of_repeated(tmp_path):
         leenet_fx.fit(attached(), loader(), epochs=2, out=tmp_path, method="leenet")
 
 
-class Stops:
-    """Yields a number of epochs, then raises KeyboardInterrupt."""
-
-    def __init__(self, epochs):
-        self.remaining = epochs
-
-    def __len__(self):
-        return len(loader())
-
-    def __iter__(self):
-        self.remaining -= 1
-        if self.remaining < 0:
-            raise KeyboardInterrupt
-        return iter(list(loader()))
-
-
 def interrupted(folder, **options):
     with pytest.raises(KeyboardInterrupt):
-        leenet_fx.fit(attached(), Stops(2), epochs=5, out=folder, **options, method="leenet")
+        leenet_fx.fit(
+            attached(), InterruptedLoader(2), epochs=5, out=folder, **options, method="leenet"
+        )
 
 
 def test_resuming_with_other_arguments_or_another_network_is_an_error(tmp_path):
@@ -211,7 +197,7 @@ def test_patience_ends_a_phase_also_after_resuming(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         leenet_fx.fit(
             broken,
-            Stops(best + 2),
+            InterruptedLoader(best + 2),
             val,
             epochs={"exits": 12, "gates": 0},
             lr=0.05,

@@ -4,7 +4,7 @@ import copy
 import logging
 
 import pytest
-from helpers import attached, loader, shuffled
+from helpers import InterruptedLoader, attached, loader, shuffled
 from networks import tiny
 
 import leenet_fx
@@ -77,26 +77,10 @@ def test_a_method_that_is_not_registered_is_trained_and_must_be_passed_again():
     leenet_fx.fit(ee, loader(), method=custom(), **NONE)
 
 
-class Interrupted:
-    """Yields a number of epochs, then raises KeyboardInterrupt."""
-
-    def __init__(self, epochs):
-        self.remaining = epochs
-
-    def __len__(self):
-        return len(loader())
-
-    def __iter__(self):
-        self.remaining -= 1
-        if self.remaining < 0:
-            raise KeyboardInterrupt
-        return iter(list(loader()))
-
-
 def test_a_run_with_a_method_that_is_not_registered_is_resumed(tmp_path):
     options = {"epochs": 4, "out": tmp_path}
     with pytest.raises(KeyboardInterrupt):
-        leenet_fx.fit(attached(), Interrupted(3), method=custom(), **options)
+        leenet_fx.fit(attached(), InterruptedLoader(3), method=custom(), **options)
     with pytest.raises(InputError, match=r"made with phases=\['heads'\], this run has phases="):
         leenet_fx.fit(attached(), loader(), method=custom(name="x"), resume=True, **options)
     ee, whole = attached(), attached()
@@ -112,7 +96,7 @@ def test_resuming_compares_method_and_options(tmp_path):
     options = {"epochs": 4, "out": tmp_path, "resume": True}
     method = leenet_fx.get_method("shallow-deep", threshold=0.6)
     with pytest.raises(KeyboardInterrupt):
-        leenet_fx.fit(attached(), Interrupted(3), method=method, **options)
+        leenet_fx.fit(attached(), InterruptedLoader(3), method=method, **options)
     with pytest.raises(InputError, match=r"made with options=\{'threshold': 0.6\}"):
         leenet_fx.fit(attached(), loader(), **options)
     with pytest.raises(InputError, match="made with method='shallow-deep', this run has method="):
