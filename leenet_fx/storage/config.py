@@ -45,6 +45,7 @@ def describe(ee: EarlyExitModule) -> dict[str, Any]:
         "model": spec.profile.model,
         "image_shape": list(spec.image_shape),
         "num_classes": spec.num_classes,
+        "class_names": None if spec.class_names is None else list(spec.class_names),
         "classifier_is_new": spec.classifier_is_new,
         "changed": list(spec.changed),
         "tracer": spec.tracer,

@@ -114,7 +114,13 @@ def load(
     check_shapes(folder / WEIGHTS, weights, ee)
     ee.load_state_dict(weights, strict=False)
     ee.policy = policy
-    ee.spec = replace(ee.spec, changed=tuple(config["changed"]), method=method)
+    names = config.get("class_names")
+    ee.spec = replace(
+        ee.spec,
+        changed=tuple(config["changed"]),
+        method=method,
+        class_names=None if names is None else tuple(names),
+    )
     _compare_backbone(config, ee)
     return ee
 

@@ -33,6 +33,7 @@ class ExitSpec:
         changed: names of the original's modules whose weights are no longer the original's.
         method: the method that the exits were attached for, or trained by last; None if none was
             named.
+        class_names: names of the classes, in the order of the logits; None if not known.
     """
 
     profile: CostProfile
@@ -51,3 +52,4 @@ class ExitSpec:
     blocks: tuple[str, ...] | None = None
     changed: tuple[str, ...] = ()
     method: MethodConfig | None = None
+    class_names: tuple[str, ...] | None = None
