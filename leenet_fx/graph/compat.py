@@ -143,3 +143,12 @@ def version(tensor: Tensor) -> int | None:
         return int(tensor._version)
     except (AttributeError, RuntimeError):
         return None
+
+
+def is_exporting() -> bool:
+    """Return whether torch is making a program of a module, by export or by tracing with values.
+
+    Fallback for the two tracers that are being replaced: False.
+    """
+    old = (getattr(torch.jit, "is_tracing", None), getattr(torch.onnx, "is_in_onnx_export", None))
+    return torch.compiler.is_exporting() or any(flag is not None and flag() for flag in old)

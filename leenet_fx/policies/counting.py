@@ -17,7 +17,8 @@ from leenet_fx.policies.threshold import ThresholdPolicy, as_thresholds
 class CountingPolicy(ThresholdPolicy):
     """Base of policies whose thresholds are numbers of exits: integers from 1, or math.inf.
 
-    `with_confidence` rounds up, and raises InputError for values that are not above 0.
+    `with_thresholds` and `with_confidence` round up, and raise InputError for values that are not
+    above 0.
     """
 
     reads = "history"
@@ -30,10 +31,10 @@ class CountingPolicy(ThresholdPolicy):
                 f"{thresholds!r}."
             )
 
-    def with_confidence(self, confidences: float | Sequence[float]) -> Self:
+    def with_thresholds(self, thresholds: float | Sequence[float]) -> Self:
         # An integer count is at least 1.5 iff it is at least 2.
-        values = as_thresholds(confidences)
-        return type(self)([math.ceil(v) if math.isfinite(v) else v for v in values])
+        values = as_thresholds(thresholds)
+        return super().with_thresholds([math.ceil(v) if math.isfinite(v) else v for v in values])
 
 
 @register_policy("patience")
@@ -50,6 +51,7 @@ class Patience(CountingPolicy):
     """
 
     name = "patience"
+    thresholds_option = "patience"
 
     def __init__(self, patience: float | Sequence[float]) -> None:
         super().__init__(patience)

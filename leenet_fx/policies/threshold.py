@@ -21,9 +21,11 @@ class ThresholdPolicy(Policy):
         thresholds: N values, or a single one for all exits.
         sign: 1 if a threshold is a lower bound of the confidence; −1 if it is an upper bound of a
             quantity whose negative is the confidence.
+        thresholds_option: the constructor argument that takes the thresholds.
     """
 
     sign: ClassVar[int] = 1
+    thresholds_option: ClassVar[str] = "thresholds"
 
     def __init__(self, thresholds: float | Sequence[float]) -> None:
         self.thresholds = as_thresholds(thresholds)
@@ -45,6 +47,17 @@ class ThresholdPolicy(Policy):
     def should_exit(self, index: int, scores: Tensor) -> Tensor:
         return self.confidence(index, scores) >= self.sign * self.threshold_at(index)
 
+    def with_thresholds(self, thresholds: float | Sequence[float]) -> Self:
+        """Return a policy of the same kind and options with other thresholds.
+
+        Args:
+            thresholds: N values on the scale of `thresholds`, or a single one for all exits.
+
+        Raises:
+            InputError: not a number or a list of numbers.
+        """
+        return type(self)(**{**self.options(), self.thresholds_option: thresholds})
+
     def with_confidence(self, confidences: float | Sequence[float]) -> Self:
         """Return the same policy with other thresholds: exit iff the confidence is at least these.
 
@@ -55,7 +68,7 @@ class ThresholdPolicy(Policy):
         Raises:
             InputError: not a number or a list of numbers.
         """
-        return type(self)([self.sign * value for value in as_thresholds(confidences)])
+        return self.with_thresholds([self.sign * value for value in as_thresholds(confidences)])
 
 
 def as_thresholds(values: float | Sequence[float]) -> tuple[float, ...]:
@@ -117,9 +130,6 @@ class AlphaConditionedGate(GateThreshold):
 
     def with_alpha(self, alpha: float) -> Policy:
         return AlphaConditionedGate(alpha, self.thresholds)
-
-    def with_confidence(self, confidences: float | Sequence[float]) -> Self:
-        return type(self)(self.alpha or 0.0, confidences)
 
 
 @register_policy("max-prob")

@@ -9,6 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from leenet_fx.errors import ModeError
+from leenet_fx.policies import Policy
+
 
 class ExitOutputs(NamedTuple):
     """Outputs of every exit for every sample.
@@ -39,8 +42,8 @@ class Prediction:
     cost: Tensor
 
 
-def collect_exits(final: Tensor, *exits: tuple[Tensor, ...]) -> ExitOutputs:
-    """Collect the outputs of all exits; the last call in `EarlyExitModule.graph`.
+def all_outputs(final: Tensor, *exits: tuple[Tensor, ...]) -> ExitOutputs:
+    """Return the outputs of all exits.
 
     Args:
         final: logits of the final classifier (B, classes).
@@ -49,6 +52,47 @@ def collect_exits(final: Tensor, *exits: tuple[Tensor, ...]) -> ExitOutputs:
     """
     logits = (*(outputs[0] for outputs in exits), final)
     return ExitOutputs(logits, torch.stack([outputs[1] for outputs in exits], 1))
+
+
+def collect_all_exits(
+    training: bool, policy: Policy, final: Tensor, *exits: tuple[Tensor, ...]
+) -> ExitOutputs:
+    """Return the outputs of all exits, in any mode; takes the arguments of `collect_exits`."""
+    del training, policy
+    return all_outputs(final, *exits)
+
+
+def collect_exits(
+    training: bool, policy: Policy, final: Tensor, *exits: tuple[Tensor, ...]
+) -> ExitOutputs | Tensor:
+    """Return what `ee(x)` returns; the last call in `EarlyExitModule.graph`.
+
+    Tools that run the graph without its module, such as `torch.export.export` and
+    `fx.Interpreter`, get the result of this function.
+
+    Args:
+        training: whether the network is in training mode.
+        policy: the network's.
+        final: logits of the final classifier (B, classes).
+        *exits: as for `all_outputs`.
+
+    Raises:
+        ModeError: the network is in evaluation mode and early exits are enabled.
+    """
+    if training:
+        return all_outputs(final, *exits)
+    if policy.reads != "nothing":
+        raise early_exits_enabled()
+    return final
+
+
+def early_exits_enabled() -> ModeError:
+    """Return the error for a tool that makes one program for all images, or runs every exit."""
+    return ModeError(
+        "Early exits are enabled, and this tool would run every exit, or fix the exits of its "
+        "example images for all images: export with leenet_fx.export, or export the backbone alone "
+        "after ee.policy = leenet_fx.NeverExit()."
+    )
 
 
 def build_prediction(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import linecache
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -97,10 +97,15 @@ def is_exit(node: fx.Node) -> bool:
 
 def logits_node(graph: fx.Graph) -> fx.Node:
     """Return the node of the final logits in the graph that computes every exit."""
-    collect = next(node for node in reversed(graph.nodes) if _collects_exits(node))
-    logits = collect.args[0]
+    logits = collecting_node(graph).args[2]
     assert isinstance(logits, fx.Node)
     return logits
+
+
+def collecting_node(graph: fx.Graph) -> fx.Node:
+    """Return the node that calls `collect_exits`, in the graph that computes every exit."""
+    nodes: Iterable[fx.Node] = reversed(graph.nodes)
+    return next(node for node in nodes if _collects_exits(node))
 
 
 def make_function(graph: fx.Graph) -> tuple[str, Callable[..., Any]]:
@@ -111,12 +116,22 @@ def make_function(graph: fx.Graph) -> tuple[str, Callable[..., Any]]:
     """
     with graph.on_generate_code(lambda previous: _direct_lookups(graph, previous)):
         python = graph.python_code(root_module="self")
-    code = python.src
+    return python.src, compile_forward(python.src, python.globals)
+
+
+def compile_forward(code: str, names: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return the function `forward` of generated code, whose lines appear in tracebacks.
+
+    Args:
+        code: defines `forward`.
+        names: the global names that it uses.
+    """
     filename = f"<leenet_fx stage {next(_serial_number)}>"
     linecache.cache[filename] = (len(code), None, code.splitlines(True), filename)
-    scope = dict(python.globals)
+    scope = dict(names)
     exec(compile(code, filename, "exec"), scope)
-    return code, scope["forward"]
+    forward: Callable[..., Any] = scope["forward"]
+    return forward
 
 
 def _collects_exits(node: fx.Node) -> bool:

@@ -7,7 +7,7 @@ import hashlib
 from torch import Tensor, fx
 
 from leenet_fx.digest import weights_digest
-from leenet_fx.runtime.stages import is_exit
+from leenet_fx.runtime.stages import collecting_node, is_exit
 from leenet_fx.surgery.module import EarlyExitModule
 
 
@@ -23,8 +23,11 @@ def fingerprint(ee: EarlyExitModule) -> list[dict[str, str]]:
     ends = [*ee.spec.placement.names, "final"]
     digests = [hashlib.sha256() for _ in ends]
     output = next(node for node in reversed(ee.graph.nodes) if node.op == "output")
+    collect = collecting_node(ee.graph)
     # The output collects the exits; it is no operation of the backbone.
-    skipped = {output, *output.all_input_nodes}
+    skipped = {output, collect} | {
+        node for node in collect.all_input_nodes if node.op == "get_attr" and len(node.users) == 1
+    }
     position: dict[fx.Node, int] = {}
     segment = 0
     for node in ee.graph.nodes:

@@ -15,8 +15,8 @@ from leenet_fx.storage.fingerprint import is_new
 from leenet_fx.surgery.module import EarlyExitModule
 
 WEIGHTS = "exits.safetensors"
-POLICY = "exits._extra_state"
-"""Entry of the state dict that holds the policy, which `exit_config.json` describes."""
+POLICY = "exits.thresholds"
+"""Entry of the state dict that holds thresholds, which `exit_config.json` has with the policy."""
 
 
 def weights_of(ee: EarlyExitModule, backbone: bool) -> dict[str, Tensor]:

@@ -61,7 +61,11 @@ def insert_exits(
             calls.append(graph.call_module(f"exits.{index}", features, keywords))
     output = nodes[-1]
     with graph.inserting_before(output):
-        collected = graph.call_function(collect_exits, (traced.trace.logits, *calls))
+        training = graph.create_node("get_attr", "training")
+        policy = graph.create_node("get_attr", "exits.policy")
+        collected = graph.call_function(
+            collect_exits, (training, policy, traced.trace.logits, *calls)
+        )
     output.args = (collected,)
     spec = ExitSpec(
         profile=traced.profile,

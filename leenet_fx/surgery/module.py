@@ -14,16 +14,17 @@ from leenet_fx.cost.latency import Latency
 from leenet_fx.errors import InputError, ModeError
 from leenet_fx.graph import compat
 from leenet_fx.policies import Policy
-from leenet_fx.runtime import conditional
+from leenet_fx.runtime import conditional, outputs
 from leenet_fx.runtime.active_batch import ExitedSamples
 from leenet_fx.runtime.controller import ExitController, ForcedController, PolicyController
 from leenet_fx.runtime.outputs import ExitOutputs, Prediction, build_prediction
 from leenet_fx.runtime.stage_plan import StagePlan, StageWrapper
-from leenet_fx.runtime.stages import Stage
+from leenet_fx.runtime.stages import Stage, compile_forward
 from leenet_fx.surgery import checks
 from leenet_fx.surgery.cache import Cache
+from leenet_fx.surgery.copying import restore, state_of, unpickle
 from leenet_fx.surgery.exits import Exits
-from leenet_fx.surgery.graph_pickle import pack, unpack
+from leenet_fx.surgery.graph_pickle import pack
 from leenet_fx.surgery.spec import ExitSpec
 from leenet_fx.surgery.summary import summary
 
@@ -35,14 +36,13 @@ class EarlyExitModule(fx.GraphModule):
 
     `ee.graph` is the flat graph that computes every exit: the backbone's nodes, a call of
     `exits.i` at each exit, and `collect_exits` at the end. `ee(x)` in training mode and
-    `ee.all_exits(x)` run it. In evaluation mode the same nodes run stage by stage on the remaining
-    samples; these `ee.conditional_stages` are generated from `ee.graph` when first needed, and read
-    the weights of this module, so there is one set of weights and one graph to edit.
+    `ee.all_exits(x)` run it; tools that run it in evaluation mode get the final logits, or an
+    error if early exits are enabled. In evaluation mode the same nodes run stage by stage on the
+    remaining samples; these `ee.conditional_stages` are generated from `ee.graph` when first
+    needed, and read the weights of this module.
 
     After `ee.graph` was edited, or a part of a branch was replaced, call `ee.recompile()`.
     """
-
-    _NOT_COPIED = ("_graph", "_cache", "_stage_wrapper")
 
     def __init__(self, root: nn.Module, graph: fx.Graph, exits: Exits, spec: ExitSpec) -> None:
         super().__init__(nn.Module(), fx.Graph(), "EarlyExitModule")
@@ -73,17 +73,22 @@ class EarlyExitModule(fx.GraphModule):
         Drops the stages, and the measured latency, which is that of the code before.
         """
         code = super().recompile()
-        generated = type(self)
-        generated._compute_all = generated.forward  # type: ignore[attr-defined]
+        generated: Any = type(self)
+        generated._run_graph = generated.forward
+        guarded, unguarded = outputs.collect_exits, outputs.collect_all_exits
+        names = {k: unguarded if v is guarded else v for k, v in code.globals.items()}
+        generated._compute_all = compile_forward(code.src, names)
         generated.forward = EarlyExitModule._dispatch
         self._clear_cache()
         self.__dict__.pop("_latency", None)
         return code
 
-    def _dispatch(self, images: Tensor) -> ExitOutputs | Tensor:
+    def _dispatch(self, images: Any) -> ExitOutputs | Tensor:
         """Return `ExitOutputs` in training mode, and logits (B, classes) in evaluation mode."""
         if self.training:
             return self.all_exits(images)
+        if isinstance(images, fx.Proxy) or torch.compiler.is_exporting():
+            return cast(Tensor, self._run_graph(images))  # type: ignore[operator]
         return conditional.merge_logits(self._run(images, self.policy))
 
     def all_exits(self, images: Tensor) -> ExitOutputs:
@@ -189,6 +194,15 @@ class EarlyExitModule(fx.GraphModule):
         if not isinstance(policy_or_index, Tensor) and policy_or_index.reads == "nothing":
             logits = conditional.run_backbone(self, self.stage_plan, images)
             return [ExitedSamples(self.num_exits, None, logits)]
+        if compat.is_exporting():
+            raise outputs.early_exits_enabled()
+        run: Any = self._run_stages
+        if torch.compiler.is_compiling():
+            # Which samples remain depends on values: leenet_fx.compile compiles stage by stage.
+            run = torch.compiler.disable(run)
+        return cast(list[ExitedSamples], run(policy_or_index, images))
+
+    def _run_stages(self, policy_or_index: Policy | Tensor, images: Tensor) -> list[ExitedSamples]:
         return conditional.run(self.controller(policy_or_index), images)
 
     def controller(self, policy_or_index: Policy | Tensor) -> ExitController:
@@ -201,7 +215,7 @@ class EarlyExitModule(fx.GraphModule):
         assert isinstance(exits, Exits)
         if isinstance(policy_or_index, Tensor):
             return ForcedController(self, stage_plan, list(exits.branches()), policy_or_index)
-        # Building it in each call would be measurable at batch size 1 on a small network.
+        # Building it in each call would be measurable on a small network.
         key = (policy_or_index, policy_or_index.alpha, stage_plan, *exits._modules.values())
         cache = self._cached
         if cache.controller is not None and cache.controller[0] == key:
@@ -330,13 +344,8 @@ class EarlyExitModule(fx.GraphModule):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load as `nn.Module` does; a policy that does not fit is refused before any change.
-
-        Raises:
-            InputError: the state dict has a policy for another number of exits.
-        """
-        if "exits._extra_state" in state_dict:
-            self.exits.read_policy(state_dict["exits._extra_state"])
+        """Load as `nn.Module` does; InputError, before any change, for thresholds that do not fit."""
+        self.exits.read_policy(state_dict)
         self._clear_cache()
         return super().load_state_dict(state_dict, strict, assign)
 
@@ -356,9 +365,6 @@ class EarlyExitModule(fx.GraphModule):
     def _empty_logits(self, images: Tensor) -> Tensor:
         return images.new_empty(0, self.spec.num_classes)
 
-    def _state(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in self._NOT_COPIED}
-
     def with_stage_wrapper(self, wrapper: StageWrapper) -> EarlyExitModule:
         """Return a copy that shares all modules and wraps the functions of its stages.
 
@@ -369,32 +375,25 @@ class EarlyExitModule(fx.GraphModule):
         copied.__dict__["_stage_wrapper"] = wrapper
         return copied
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise ModeError(
+            "torch.jit.script cannot express a network with exits: export with leenet_fx.export, "
+            "or script the original model."
+        )
+
     def __deepcopy__(self, memo: dict[int, Any]) -> EarlyExitModule:
-        copied = EarlyExitModule.__new__(EarlyExitModule)
-        memo[id(self)] = copied
-        return _restore(copied, copy.deepcopy(self._state(), memo), copy.deepcopy(self.graph))
+        copied = memo[id(self)] = EarlyExitModule.__new__(EarlyExitModule)
+        return restore(copied, copy.deepcopy(state_of(self), memo), copy.deepcopy(self.graph))
 
     def __copy__(self) -> EarlyExitModule:
         copied = EarlyExitModule.__new__(EarlyExitModule)
-        return _restore(copied, dict(self._state()), copy.deepcopy(self.graph))
+        return restore(copied, state_of(self), copy.deepcopy(self.graph))
 
     def __reduce__(self) -> Any:
-        return _unpickle, (self._state(), pack(self.graph))
+        return unpickle, (EarlyExitModule, state_of(self), pack(self.graph))
 
 
 def final_classifier(ee: EarlyExitModule) -> nn.Module | None:
     """Return the layer that computes the final logits; None if it is no single layer."""
     path = ee.spec.final_classifier
     return None if path is None else ee.get_submodule(path)
-
-
-def _restore(ee: EarlyExitModule, state: dict[str, Any], graph: fx.Graph) -> EarlyExitModule:
-    ee.__dict__.update(state)
-    ee.graph = graph
-    # Setting the graph compiles it, and that drops the latency.
-    ee.__dict__.update({key: state[key] for key in ("_latency",) if key in state})
-    return ee
-
-
-def _unpickle(state: dict[str, Any], nodes: list[tuple[Any, ...]]) -> EarlyExitModule:
-    return _restore(EarlyExitModule.__new__(EarlyExitModule), state, unpack(nodes))
