@@ -344,7 +344,7 @@ class EarlyExitModule(fx.GraphModule):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load as `nn.Module` does; InputError, before any change, for thresholds that do not fit."""
+        """Load as `nn.Module` does; raise InputError before any change if thresholds do not fit."""
         self.exits.read_policy(state_dict)
         self._clear_cache()
         return super().load_state_dict(state_dict, strict, assign)
