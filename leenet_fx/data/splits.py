@@ -23,7 +23,7 @@ from leenet_fx.data.images import (
     TransformedImages,
     open_files,
 )
-from leenet_fx.data.listing import names_a_split
+from leenet_fx.data.listing import SPLIT_NAMES, names_a_split
 from leenet_fx.data.torchvision_data import check_labels, labels_of, open_torchvision
 from leenet_fx.errors import InputError
 
@@ -265,7 +265,7 @@ def _parts(path: Path) -> dict[str, Path]:
         raise InputError(f"'{path}' contains train, but neither val nor test with class folders.")
     if found and "train" not in found:
         raise InputError(f"'{path}' contains {' and '.join(found)}, but not train.")
-    return found
+    return {part: found[part] for part in SPLIT_NAMES if part in found}
 
 
 def _has_folders(path: Path) -> bool:
