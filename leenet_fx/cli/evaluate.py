@@ -53,6 +53,7 @@ def evaluate(
         open_images,
         read_transform,
         transform_values,
+        warn_if_ordered_otherwise,
         warn_if_resized,
     )
     from leenet_fx.cli.setup import build
@@ -90,6 +91,8 @@ def evaluate(
         transform = transform_config(network, ee.spec.image_shape, name=ee.spec.profile.model)
     transform = override(transform, **given)
     warn_if_resized(images, transform)
+    if fitted and ee.spec.class_names is None:
+        warn_if_ordered_otherwise(images)
     loader = images.loader(
         split, build_transform(transform), loading.batch_size, workers=loading.workers
     )

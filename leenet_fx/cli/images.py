@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,6 +194,31 @@ def warn_if_resized(images: Data, config: TransformConfig) -> None:
             return
 
 
+def warn_if_ordered_otherwise(images: Data) -> None:
+    """Log a warning if version 0.1.0 numbered these classes, or split their files, otherwise.
+
+    It ordered names by the numbers in them and without regard to case.
+    """
+    from leenet_fx.data.images import ImageFiles
+
+    same = True
+    for split in images.splits.values():
+        if not isinstance(split.dataset, ImageFiles):
+            return
+        names = split.dataset.names
+        numbers = {name: number for number, name in enumerate(sorted(names, key=_natural))}
+        for (name, label), (other, other_label) in pairwise(
+            zip(names, split.dataset.targets, strict=True)
+        ):
+            same &= label != other_label or numbers[name] < numbers[other]
+    if not same or list(images.classes) != sorted(images.classes, key=_natural):
+        logger.warning(
+            "The exits were fitted by version 0.1.0, which ordered the classes or files of '%s' "
+            "otherwise: labels or splits are not those of the fit. Fit again.",
+            images.name,
+        )
+
+
 def write_transform(folder: Path, config: TransformConfig) -> None:
     """Write `transform.json`.
 
@@ -219,6 +246,11 @@ def read_transform(folder: Path) -> TransformConfig | None:
         return TransformConfig.from_dict(json.loads(read_text(path)))
     except (ValueError, TypeError, AttributeError) as error:
         raise StorageError(f"'{path}' is damaged: {error}") from error
+
+
+def _natural(name: str) -> list[str | int]:
+    parts = re.split(r"([0-9]+)", name.lower())
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
 def _example_of(network: nn.Module, model: str, images: Data) -> torch.Tensor | None:

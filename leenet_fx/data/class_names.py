@@ -44,7 +44,7 @@ def class_names_of(source: object) -> Names | None:
         inner = source.dataset
     elif not isinstance(source, Dataset):
         # A feature cache has the loader that it was made from, a loader has its data set.
-        inner = getattr(source, "loader", None) or getattr(source, "dataset", None)
+        inner = getattr(source, "loader", getattr(source, "dataset", None))
     return None if inner is None or callable(inner) else class_names_of(inner)
 
 

@@ -1,11 +1,19 @@
 """Class names of data sets, kept by networks and compared with other data."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import attached, data, folder
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+)
 from torchvision.datasets import ImageFolder
 
 import leenet_fx
@@ -66,6 +74,19 @@ def test_names_are_found_through_loaders_subsets_and_caches(tmp_path):
         (None, None),
     ]:
         assert class_names_of(source) == names, source
+
+
+class Streamed(IterableDataset):
+    classes = NAMES
+
+    def __iter__(self):
+        return iter(zip(*data(10), strict=True))
+
+
+def test_names_of_a_stream_are_found_though_it_has_no_length():
+    loader = DataLoader(Streamed(), batch_size=5)
+    assert class_names_of(loader) == NAMES
+    assert class_names_of(SimpleNamespace(loader=loader)) == NAMES
 
 
 def test_a_wrapper_that_may_change_labels_has_no_names():
@@ -156,7 +177,7 @@ def test_a_finished_run_of_other_classes_is_not_resumed(tmp_path):
     leenet_fx.fit(attached(), loader(), epochs=1, out=tmp_path / "run")
     ee = attached()
     before = {key: value.clone() for key, value in ee.state_dict().items()}
-    with pytest.raises(InputError, match="Class 0 is 'ant' in '.*run' and 'bat' in train"):
+    with pytest.raises(InputError, match=r"Class 0 is 'ant' in '.*run' and 'bat' in train"):
         leenet_fx.fit(ee, loader(("bat", *NAMES[1:])), epochs=1, out=tmp_path / "run", resume=True)
     assert all(torch.equal(value, before[key]) for key, value in ee.state_dict().items())
     leenet_fx.fit(ee, loader(), epochs=1, out=tmp_path / "run", resume=True)
@@ -172,5 +193,5 @@ def test_class_names_are_read_from_a_text_file(tmp_path):
         read_class_names(path)
     path.write_bytes(b"\xff\xfe\x00")
     for unreadable in (path, tmp_path / "missing.txt"):
-        with pytest.raises(InputError, match="Class names '.*' cannot be read"):
+        with pytest.raises(InputError, match=r"Class names '.*' cannot be read"):
             read_class_names(unreadable)

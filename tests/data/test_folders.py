@@ -150,7 +150,10 @@ def test_parts_are_found_in_any_case(tmp_path, names):
     folder(tmp_path / names[1], 10)
     data = open_data(tmp_path)
     assert {name: len(split) for name, split in data.splits.items()} == {
-        **{"train": 54, "val": 6, "calibration": 15, "test": 15}
+        "train": 54,
+        "val": 6,
+        "calibration": 15,
+        "test": 15,
     }
 
 
@@ -223,7 +226,7 @@ def test_a_file_in_two_parts_is_an_error(tmp_path):
         open_data(tmp_path)
     (tmp_path / "test" / "red" / "new.png").unlink()
     (tmp_path / "val").symlink_to(tmp_path / "test")
-    with pytest.raises(InputError, match="of val and .* of test are the same file"):
+    with pytest.raises(InputError, match=r"of val and .* of test are the same file"):
         open_data(tmp_path)
 
 

@@ -77,7 +77,7 @@ def test_links_stand_for_their_targets_once(tmp_path, content, caplog):
     only_linked = [member for member in members if member[0] != "red/0003.png"]
     moved = ("store/0003.png", content["red/0003.png"])
     moved_link = ("red/0003.png", tarfile.SYMTYPE, "../store/0003.png")
-    with pytest.raises(InputError, match="'red/0003.png' and 'store/0003.png' are the same file"):
+    with pytest.raises(InputError, match=r"'red/0003.png' and 'store/0003.png' are the same file"):
         open_files(made(tmp_path / "y.tar", *only_linked, moved, moved_link))
 
 

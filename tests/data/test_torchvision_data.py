@@ -73,5 +73,5 @@ def test_labels_are_whole_numbers(kind):
     for labels in ([2, 0], torch.tensor([2, 0]), np.array([2, 0], dtype=np.uint8)):
         assert labels_of(kind(labels), "x") == [2, 0]
     for labels in ([0.5, 1.0], torch.tensor([[1, 0], [0, 1]]), ["cat", "dog"], [{"box": 3}, {}]):
-        with pytest.raises(InputError, match="'x' has the label .* expected one whole number"):
+        with pytest.raises(InputError, match=r"'x' has the label .* expected one whole number"):
             labels_of(kind(labels), "x")
