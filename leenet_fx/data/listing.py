@@ -126,7 +126,9 @@ def label_files(
                     "remove one of them."
                 )
     if listing.skipped:
-        logger.warning("'%s': skipped files: %s.", root, _describe("", listing))
+        logger.warning(
+            "'%s': skipped files that are no images Pillow reads: %s.", root, _describe("", listing)
+        )
     if repeated:
         logger.warning("'%s': skipped %d links to what is read already.", root, repeated)
     return LabelledFiles(tuple(names), files, targets)

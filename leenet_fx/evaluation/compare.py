@@ -117,7 +117,8 @@ def compare(
     skipped: dict[str, str] = {}
     with _generators_restored(loaders), closing(Splits(*loaders)) as splits:
         base = common.attach(model, copy=False)
-        check_class_names(base, ("train", train), ("calibration", calibration), ("test", test))
+        names = ("train", "calibration", "test", "augmented")
+        check_class_names(base, *zip(names, loaders, strict=True))
         backbone_accuracy, samples = _measure_backbone(base, test)
         file = None
         if out is not None:
