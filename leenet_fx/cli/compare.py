@@ -39,6 +39,7 @@ def compare(
     seed: o.FirstSeedOption = 0,
     data: o.DataOption = "digits",
     data_set: o.DataSetOptions,
+    transforms: o.TransformOptions,
     backbone: o.BackboneOptions,
     placement: o.PlacementOptions = EVERY,
     shapes: o.ShapeOptions,
@@ -62,8 +63,7 @@ def compare(
     """
     import torch
 
-    from leenet_fx.cli.setup import attach_by_name, open_images
-    from leenet_fx.data.transforms import make_transform
+    from leenet_fx.cli.images import prepare
     from leenet_fx.evaluation.compare import compare as run_comparison
     from leenet_fx.evaluation.comparison_file import FILE
     from leenet_fx.report.records import make_metadata
@@ -73,16 +73,14 @@ def compare(
     specs = parse_methods(methods, joint)
     if augment and not joint:
         raise InputError("--augment needs recipes that train the backbone: add --joint.")
-    network, ee = attach_by_name(model, placement, shapes, backbone, seed=seed)
-    images, transform = open_images(ee, network, data, data_set)
-    augmented = transform
-    if augment:
-        augmented = make_transform(network, ee.spec.image_shape, augment=True, name=model)
+    run = prepare(model, backbone, placement, None, shapes, data, data_set, transforms, seed=seed)
+    ee, images = run.ee, run.images
+    transform, augmented = run.transform(), run.transform(augment=augment)
     generator = torch.Generator().manual_seed(seed)
     size, workers = loading.batch_size, loading.workers
     options = resolved(ctx)
     comparison = run_comparison(
-        network,
+        run.backbone,
         specs,
         images.loader("train", transform, size, shuffle=generator, workers=workers),
         images.loader("calibration", transform, size, shuffle=generator, workers=workers),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -12,6 +14,11 @@ from leenet_fx.errors import InputError, UnknownNameError
 from leenet_fx.registry import unknown_name
 from leenet_fx.storage.files import check_free, read_text, write_atomically
 from leenet_fx.storage.upgrade import upgrade_options
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+G = TypeVar("G", bound="DataclassInstance")
 
 FILE = "run.yaml"
 NOT_SAVED = ("config", "ctx", "format", "as_json", "overwrite", "resume")
@@ -88,6 +95,30 @@ def resolved(ctx: typer.Context) -> dict[str, Any]:
     return {name: _plain(value) for name, value in given.items() if value not in (None, ())}
 
 
+def is_default(ctx: typer.Context, name: str) -> bool:
+    """Return whether neither the command line nor --config gives an option."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "DEFAULT"
+
+
+def inherited(ctx: typer.Context, group: G, options: Mapping[str, Any]) -> G:
+    """Return a group of options with those of another call where this call gives none.
+
+    Args:
+        ctx: of this call.
+        group: its options.
+        options: of the other call, by name.
+    """
+    names = [field.name for field in fields(group) if field.name in options]
+    return replace(group, **{name: options[name] for name in names if is_default(ctx, name)})
+
+
+def plain_values(group: DataclassInstance) -> dict[str, Any]:
+    """Return a group of options as plain values, without those that are not set."""
+    values = {field.name: getattr(group, field.name) for field in fields(group)}
+    return {name: _plain(value) for name, value in values.items() if value is not None}
+
+
 def write_config(folder: Path, options: dict[str, Any], overwrite: bool = False) -> None:
     """Write `run.yaml`.
 
@@ -105,8 +136,7 @@ def command_line(verb: str, ctx: typer.Context) -> str:
     parts = ["leenet-fx", verb]
     arguments = {str(p.name) for p in ctx.command.params if p.param_type_name == "argument"}
     for name, value in resolved(ctx).items():
-        source = ctx.get_parameter_source(name)
-        if source is not None and source.name == "DEFAULT":
+        if is_default(ctx, name):
             continue
         option = [] if name in arguments else [f"--{name.replace('_', '-')}"]
         if isinstance(value, bool):

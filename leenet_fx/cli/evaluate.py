@@ -8,7 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from leenet_fx.cli import options as o
-from leenet_fx.cli.config import FILE, ConfigOption, command_line, resolved
+from leenet_fx.cli.config import (
+    FILE,
+    ConfigOption,
+    command_line,
+    inherited,
+    is_default,
+    plain_values,
+    resolved,
+)
 from leenet_fx.cli.output import print_json
 from leenet_fx.errors import InputError
 
@@ -25,6 +33,7 @@ def evaluate(
         str | None, typer.Option(help="Images, as for fit; default: those of the fit.")
     ] = None,
     data_set: o.DataSetOptions,
+    transforms: o.TransformOptions,
     weights: o.WeightsOption = None,
     split: Annotated[str, typer.Option(help="train, val, calibration or test.")] = "test",
     loading: o.LoaderOptions,
@@ -35,9 +44,21 @@ def evaluate(
     config: ConfigOption = None,
     output: o.OutputOptions,
 ) -> None:
-    """Compare accuracy, cost and time with the backbone's; writes FOLDER/evaluation.json."""
-    from leenet_fx.cli.setup import build, open_images
+    """Compare accuracy, cost and time with the backbone's; writes FOLDER/evaluation.json.
+
+    Images are found, read and transformed as for the fit, unless options say otherwise.
+    """
+    from leenet_fx.cli.images import (
+        check_number_of_classes,
+        open_images,
+        read_transform,
+        transform_values,
+        warn_if_ordered_otherwise,
+        warn_if_resized,
+    )
+    from leenet_fx.cli.setup import build
     from leenet_fx.data.splits import NAMES
+    from leenet_fx.data.transforms import build_transform, override, transform_config
     from leenet_fx.evaluation.evaluate import evaluate as measure
     from leenet_fx.registry import unknown_name
     from leenet_fx.report.records import FILES, make_record, sample_images, write_record
@@ -50,20 +71,37 @@ def evaluate(
         raise unknown_name("split", split, NAMES)
     check_free(folder / FILES["evaluation"], overwrite)
     fitted = _options_of_fit(folder)
+    given = transform_values(transforms)
+    data_set = inherited(ctx, data_set, fitted)
     name = model or _library_model(fitted, folder)
     weights = weights or (Path(fitted["weights"]) if fitted.get("weights") else None)
     network = build(
         name, o.BackboneOptions(weights=weights, pretrained=bool(fitted.get("pretrained")))
     )
     ee = load(folder, network)
-    images, transform = open_images(ee, network, data or fitted.get("data", "digits"), data_set)
-    loader = images.loader(split, transform, loading.batch_size, workers=loading.workers)
+    data = data or str(fitted.get("data", "digits"))
+    classes = None
+    if is_default(ctx, "classes") and data_set.classes is not None:
+        # The network holds the names that the fit read from its file.
+        classes = ee.spec.class_names
+    images = open_images(data, data_set, classes)
+    check_number_of_classes(ee, images)
+    transform = read_transform(folder)
+    if transform is None:
+        transform = transform_config(network, ee.spec.image_shape, name=ee.spec.profile.model)
+    transform = override(transform, **given)
+    warn_if_resized(images, transform)
+    if fitted and ee.spec.class_names is None:
+        warn_if_ordered_otherwise(images)
+    loader = images.loader(
+        split, build_transform(transform), loading.batch_size, workers=loading.workers
+    )
     evaluation = measure(ee, loader, sizes=sorted(size) if size else None)
     record = make_record(
         evaluation,
         ee,
         command=command_line("evaluate", ctx),
-        config={**fitted, **resolved(ctx), "split": split},
+        config={**fitted, **resolved(ctx), **plain_values(data_set), "split": split},
         classes=images.classes,
         images=sample_images(evaluation, images.splits[split], images.classes),
     )

@@ -20,6 +20,7 @@ def fit(
     out: Annotated[Path, typer.Option(help="Folder for exits, metrics and run.yaml.")],
     data: o.DataOption = "digits",
     data_set: o.DataSetOptions,
+    transforms: o.TransformOptions,
     backbone: o.BackboneOptions,
     placement: o.PlacementOptions,
     branches: o.BranchOptions,
@@ -53,30 +54,31 @@ def fit(
     """Train exits on the train split and gates on the calibration split.
 
     The backbone is frozen unless the method trains it. Without --augment, it runs once over each
-    image. Writes exits, metrics.csv and run.yaml to --out; 'leenet-fx evaluate OUT' measures the
-    result.
+    image. Writes exits, metrics.csv, transform.json and run.yaml to --out; 'leenet-fx evaluate
+    OUT' measures the result.
     """
     import torch
 
-    from leenet_fx.cli.setup import (
-        attach_by_name,
-        measure_if_timed,
-        method_with_options,
-        open_images,
-        phase_epochs,
-    )
-    from leenet_fx.data.transforms import make_transform
+    from leenet_fx.cli.images import prepare, write_transform
+    from leenet_fx.cli.setup import measure_if_timed, method_with_options, phase_epochs
     from leenet_fx.training.fit import fit as fit_exits
 
     method = method_with_options(training)
-    network, ee = attach_by_name(
-        model, placement, shapes, backbone, branches, method=method, seed=seed
+    run = prepare(
+        model,
+        backbone,
+        placement,
+        branches,
+        shapes,
+        data,
+        data_set,
+        transforms,
+        method=method,
+        seed=seed,
     )
-    images, transform = open_images(ee, network, data, data_set)
+    ee, images, transform = run.ee, run.images, run.transform()
     measure_if_timed(ee, cost)
-    augmented = transform
-    if augment:
-        augmented = make_transform(network, ee.spec.image_shape, augment=True, name=model)
+    augmented = run.transform(augment=augment)
     generator = torch.Generator().manual_seed(seed)
     size, workers = loading.batch_size, loading.workers
     result = fit_exits(
@@ -102,6 +104,7 @@ def fit(
         seed=seed,
     )
     write_config(out, resolved(ctx), overwrite=resume)
+    write_transform(out, run.config)
     if output.is_json:
         print_json(result.to_dict())
         return

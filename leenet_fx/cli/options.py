@@ -61,6 +61,35 @@ class DataSetOptions:
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Skip images that cannot be read.")
     ] = False
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text file of the class folders' names, one a line in the order of the labels; "
+            "default: sorted."
+        ),
+    ] = None
+    exif_orientation: Annotated[
+        bool,
+        typer.Option("--exif-orientation", help="Turn images as their EXIF orientation says."),
+    ] = False
+
+
+@dataclass(frozen=True)
+class TransformOptions:
+    """How images become the input of a model, if not as its configuration says."""
+
+    mean: Annotated[
+        str | None,
+        typer.Option(help="Mean of pixels in 0..1, for example 0.485,0.456,0.406."),
+    ] = None
+    std: Annotated[
+        str | None,
+        typer.Option(help="Standard deviation of pixels, for example 0.229,0.224,0.225."),
+    ] = None
+    interpolation: Annotated[
+        str | None,
+        typer.Option(help="Resizing: nearest, bilinear, bicubic, box, hamming, lanczos."),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +155,8 @@ class ShapeOptions:
         int | None, typer.Option(help="Number of classes, if not the model's.")
     ] = None
     input_size: Annotated[
-        str | None, typer.Option(help="Image size as CxHxW, for example 3x224x224.")
+        str | None,
+        typer.Option(help="Image size as CxHxW, for example 3x224x224; default: the model's."),
     ] = None
 
 

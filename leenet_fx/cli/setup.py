@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,6 @@ import typer
 from leenet_fx.cli.options import (
     BackboneOptions,
     BranchOptions,
-    DataSetOptions,
     EpochOptions,
     MethodOptions,
     PlacementOptions,
@@ -21,9 +19,8 @@ from leenet_fx.errors import InputError, StorageError, first_line, placement_err
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
-    from leenet_fx.data.splits import Data
     from leenet_fx.methods import Method
     from leenet_fx.surgery.module import EarlyExitModule
 
@@ -62,22 +59,67 @@ def attach_by_name(
         typer.BadParameter: options that do not go together.
         EarlyExitError: as `create_model` and `attach` raise.
     """
-    from leenet_fx.surgery.attach import attach
+    check_placement(placement)
+    network = build(model, backbone or BackboneOptions(), meta=meta)
+    if device is not None and not meta:
+        network.to(known_device(device))
+    example = example_images(shapes.input_size, meta)
+    return network, attach_exits(
+        network, model, placement, shapes, branches, example, method=method, cost=cost, seed=seed
+    )
+
+
+def check_placement(placement: PlacementOptions) -> None:
+    """Check the options of a placement, which takes no model.
+
+    Raises:
+        typer.BadParameter: options that do not go together.
+        UnknownNameError: no such strategy.
+    """
     from placement import get_strategy
 
     with placement_errors():
         get_strategy(placement.strategy)
     if placement.at and placement.strategy != "fixed":
         raise typer.BadParameter("--at needs --strategy fixed.")
-    network = build(model, backbone or BackboneOptions(), meta=meta)
-    if device is not None and not meta:
-        network.to(known_device(device))
+
+
+def attach_exits(
+    network: nn.Module,
+    model: str,
+    placement: PlacementOptions,
+    shapes: ShapeOptions,
+    branches: BranchOptions | None,
+    example: torch.Tensor | None,
+    *,
+    method: Method | None = None,
+    cost: str = "flops",
+    seed: int = 0,
+) -> EarlyExitModule:
+    """Attach exits to a backbone, with which the result shares weights.
+
+    Args:
+        network: the backbone.
+        model: its name.
+        placement: where exits are placed.
+        shapes: number of classes.
+        branches: architecture of the branches; None for the method's.
+        example: a batch of images of the size to count costs for; None takes the model's size.
+        method: whose branches are attached where `branches` names none.
+        cost: cost that placements count.
+        seed: random seed of the exits.
+
+    Raises:
+        EarlyExitError: as `attach` raises.
+    """
+    from leenet_fx.surgery.attach import attach
+
     branches = branches or BranchOptions()
-    ee = attach(
+    return attach(
         network,
         [_position(text) for text in placement.at] if placement.at else placement.strategy,
         num_exits=placement.num_exits,
-        example_inputs=_example(shapes.input_size, meta),
+        example_inputs=example,
         blocks=placement.block or None,
         branch=branches.branch,
         branch_options=branches.branch_options(),
@@ -88,7 +130,6 @@ def attach_by_name(
         seed=seed,
         name=model,
     )
-    return network, ee
 
 
 def known_device(name: str) -> torch.device:
@@ -211,38 +252,16 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(state)
 
 
-def open_images(
-    ee: EarlyExitModule, backbone: nn.Module, data: str, options: DataSetOptions
-) -> tuple[Data, Callable[[Any], Tensor]]:
-    """Return the images, and the transform that the backbone expects.
+def example_images(input_size: str | None, meta: bool = False) -> torch.Tensor | None:
+    """Return a batch of one image of a size like `3x224x224`; None for None.
 
     Args:
-        ee: the network with exits.
-        backbone: the model that it was made from.
-        data: folder, .tar or name of a data set.
-        options: how to read it.
+        input_size: from the command line.
+        meta: whether to allocate no memory.
 
     Raises:
-        InputError: the numbers of classes of images and network differ.
+        typer.BadParameter: another form.
     """
-    from leenet_fx.data.splits import open_data
-    from leenet_fx.data.transforms import make_transform
-
-    images = open_data(
-        data, root=options.root, download=options.download, skip_bad=options.skip_bad
-    )
-    count = len(images.classes)
-    if count != ee.spec.num_classes:
-        raise InputError(
-            f"'{data}' has {count} classes, the final classifier of {ee.spec.profile.model} has "
-            f"{ee.spec.num_classes}: --num-classes {count} replaces it by a new one, which fit "
-            "trains."
-        )
-    transform = make_transform(backbone, ee.spec.image_shape, name=ee.spec.profile.model)
-    return images, transform
-
-
-def _example(input_size: str | None, meta: bool) -> Any:
     if input_size is None:
         return None
     import torch

@@ -28,6 +28,7 @@ def sweep(
     seed: o.FirstSeedOption = 0,
     data: o.DataOption = "digits",
     data_set: o.DataSetOptions,
+    transforms: o.TransformOptions,
     backbone: o.BackboneOptions,
     placement: o.PlacementOptions,
     branches: o.BranchOptions,
@@ -49,13 +50,8 @@ def sweep(
     """
     import torch
 
-    from leenet_fx.cli.setup import (
-        attach_by_name,
-        measure_if_timed,
-        method_with_options,
-        open_images,
-        phase_epochs,
-    )
+    from leenet_fx.cli.images import prepare
+    from leenet_fx.cli.setup import measure_if_timed, method_with_options, phase_epochs
     from leenet_fx.evaluation.sweep import sweep as run_sweep
     from leenet_fx.report.records import FILES, make_record, write_record
     from leenet_fx.storage.files import check_free
@@ -63,10 +59,19 @@ def sweep(
     values = parse_alphas(alphas)
     check_free(out / FILES["sweep"], overwrite)
     method = method_with_options(training)
-    network, ee = attach_by_name(
-        model, placement, shapes, backbone, branches, method=method, seed=seed
+    run = prepare(
+        model,
+        backbone,
+        placement,
+        branches,
+        shapes,
+        data,
+        data_set,
+        transforms,
+        method=method,
+        seed=seed,
     )
-    images, transform = open_images(ee, network, data, data_set)
+    ee, images, transform = run.ee, run.images, run.transform()
     measure_if_timed(ee, cost)
     generator = torch.Generator().manual_seed(seed)
     size, workers = loading.batch_size, loading.workers

@@ -1,110 +1,140 @@
-"""Labelled images in folders, tar files and torchvision's data sets."""
+"""Labelled images in folders, tar files and tensors."""
 
 from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from leenet_fx.data.decoding import to_eight_bits
+from leenet_fx.data.folders import list_folder
+from leenet_fx.data.listing import LISTED, label_files
+from leenet_fx.data.tars import list_tar
 from leenet_fx.errors import InputError
-from leenet_fx.registry import unknown_name
 
 logger = logging.getLogger("leenet_fx")
 
-LISTED = 5
-"""Number of unreadable files that a message lists."""
+_ORIENTATION = 0x0112
+_TURNED = (5, 6, 7, 8)
+"""Values of the EXIF orientation that exchange height and width."""
 
 
-class ImageFiles(Dataset[tuple[Any, int]]):
+class ImageFiles(Dataset[tuple[Image.Image, int]]):
     """Labelled images of a folder, or of a tar file, with one folder per class.
 
     Attributes:
         root: the folder or file.
         classes: names of the classes, in the order of their labels.
         targets: label of each image.
+        exif: whether images are turned as their EXIF orientation says.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(
+        self, root: Path, *, classes: Sequence[str] | None = None, exif: bool = False
+    ) -> None:
+        """List the images; none is read.
+
+        Args:
+            root: the folder or file.
+            classes: names of the classes in the order of their labels; None sorts them.
+            exif: whether to turn images as their EXIF orientation says.
+
+        Raises:
+            InputError: as `label_files` raises.
+        """
         self.root = root
-        self._reader = _reader(root)
-        labels = getattr(self._reader, "class_to_idx", None) or self._reader.class_name_to_idx
-        self.classes = sorted(labels, key=labels.__getitem__)
-        samples = self._reader.samples
-        targets = getattr(self._reader, "targets", None)
-        if targets is None:
-            targets = [label for _, label in samples]
-        self.targets = [int(label) for label in targets]
-        # Positions in the reader; fewer once unreadable images are removed.
-        self._positions = list(range(len(samples)))
+        self.exif = exif
+        listing = list_folder(root) if root.is_dir() else list_tar(root)
+        labelled = label_files(root, listing, classes)
+        self.classes = labelled.classes
+        self.targets = labelled.targets
+        self._files = labelled.files
 
     def __len__(self) -> int:
-        return len(self._positions)
+        return len(self._files)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """Read an image.
+        """Read an image, in mode "L" or "RGB".
 
         Raises:
             InputError: it cannot be read; the message lists all images that cannot.
         """
-        position = self._positions[index]
         try:
-            image = self._open(position)
+            image = self._read(index)
         except Exception as error:
-            raise InputError(self._describe_unreadable(position, error)) from error
+            raise InputError(self._describe_unreadable(index, error)) from error
         return image, self.targets[index]
+
+    @property
+    def names(self) -> list[str]:
+        """Paths of the images relative to the root."""
+        return [file.name for file in self._files]
+
+    @property
+    def identities(self) -> dict[Hashable, str]:
+        """Names of the images by what identifies the stored file."""
+        return {file.identity: file.name for file in self._files}
+
+    def size_of(self, index: int) -> tuple[int, int]:
+        """Return width and height of an image from its header.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        try:
+            with self._open(index) as image:
+                width, height = image.size
+                turned = self.exif and image.getexif().get(_ORIENTATION) in _TURNED
+        except Exception as error:
+            raise InputError(self._describe_unreadable(index, error)) from error
+        return (height, width) if turned else (width, height)
 
     def remove_unreadable(self) -> list[str]:
         """Remove the images that cannot be read, and return their names."""
-        unreadable = self._unreadable()
-        readable = [
-            (position, label)
-            for position, label in zip(self._positions, self.targets, strict=True)
-            if position not in unreadable
-        ]
-        self._positions = [position for position, _ in readable]
-        self.targets = [label for _, label in readable]
-        return [self._name(position) for position in sorted(unreadable)]
+        unreadable = set(self._unreadable())
+        names = [self._files[index].name for index in sorted(unreadable)]
+        kept = [index for index in range(len(self)) if index not in unreadable]
+        self._files = [self._files[index] for index in kept]
+        self.targets = [self.targets[index] for index in kept]
+        return names
 
-    def _open(self, position: int) -> Image.Image:
+    def _read(self, index: int) -> Image.Image:
+        with self._open(index) as image:
+            image.load()
+            return to_eight_bits(ImageOps.exif_transpose(image) if self.exif else image)
+
+    def _open(self, index: int) -> Image.Image:
+        location = self._files[index].location
         if self.root.is_dir():
-            with Image.open(self._reader.samples[position][0]) as image:
-                image.load()
-            return image
+            return Image.open(location)
         # The tar file is opened for each image, so that worker processes share no file position.
-        entry = self._reader.samples[position][0]
         with self.root.open("rb") as tar:
-            tar.seek(entry.offset_data)
-            image = Image.open(io.BytesIO(tar.read(entry.size)))
-        image.load()
-        return image
+            tar.seek(location.offset)
+            return Image.open(io.BytesIO(tar.read(location.size)))
 
-    def _unreadable(self) -> set[int]:
-        """Return the positions of images that cannot be read."""
-        unreadable = set()
-        for position in self._positions:
+    def _unreadable(self) -> list[int]:
+        unreadable = []
+        for index in range(len(self)):
             try:
-                self._open(position)
+                self._read(index)
             except Exception:
-                unreadable.add(position)
+                unreadable.append(index)
         return unreadable
 
-    def _name(self, position: int) -> str:
-        return str(self._reader.filename(position))
-
-    def _describe_unreadable(self, position: int, error: Exception) -> str:
-        unreadable = sorted(self._unreadable() | {position})
-        names = ", ".join(self._name(one) for one in unreadable[:LISTED])
+    def _describe_unreadable(self, index: int, error: Exception) -> str:
+        unreadable = sorted({*self._unreadable(), index})
+        names = ", ".join(self._files[one].name for one in unreadable[:LISTED])
         more = f" and {len(unreadable) - LISTED} more" if len(unreadable) > LISTED else ""
         return (
             f"{len(unreadable)} of {len(self)} images in '{self.root}' cannot be read: "
-            f"{names}{more} ({self._name(position)}: {error}). Repair them, or skip them with "
+            f"{names}{more} ({self._files[index].name}: {error}). Repair them, or skip them with "
             "skip_bad=True (--skip-bad)."
         )
 
@@ -151,14 +181,16 @@ class TransformedImages(Dataset[tuple[Tensor, int]]):
 class TensorImages(Dataset[tuple[Image.Image, int]]):
     """Images of a tensor as PIL images, which take the same transforms as image files."""
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
         """Wrap tensors.
 
         Args:
             images: (n, 1, H, W), values in 0..1.
             labels: (n,) class indices.
+            classes: names of the classes, in the order of their labels.
         """
         self.images = images
+        self.classes = tuple(classes)
         self.targets = [int(label) for label in labels]
 
     def __len__(self) -> int:
@@ -169,23 +201,31 @@ class TensorImages(Dataset[tuple[Image.Image, int]]):
         return Image.fromarray(grey.numpy()), self.targets[index]
 
 
-def open_files(root: Path, skip_bad: bool = False) -> ImageFiles:
+def open_files(
+    root: Path,
+    skip_bad: bool = False,
+    *,
+    classes: Sequence[str] | None = None,
+    exif: bool = False,
+) -> ImageFiles:
     """Open a folder or a tar file.
 
     Args:
         root: the folder or file.
         skip_bad: whether to skip images that cannot be read, with a warning.
+        classes: names of the classes in the order of their labels; None sorts them.
+        exif: whether to turn images as their EXIF orientation says.
 
     Raises:
-        InputError: it is missing, has no images, or has a class without images.
+        InputError: it is missing, or as `label_files` raises.
     """
     if not root.exists():
         raise InputError(f"No folder or file '{root}'.")
-    if root.is_file() and root.suffix != ".tar":
+    if root.is_file() and root.suffix.lower() != ".tar":
         raise InputError(
             f"'{root}' is neither a folder nor a .tar file; unpack or decompress it first."
         )
-    files = ImageFiles(root)
+    files = ImageFiles(root, classes=classes, exif=exif)
     if skip_bad:
         skipped = files.remove_unreadable()
         if skipped:
@@ -197,92 +237,8 @@ def open_files(root: Path, skip_bad: bool = False) -> ImageFiles:
                 root,
                 names,
             )
-    present = set(files.targets)
-    empty = [name for label, name in enumerate(files.classes) if label not in present]
-    if root.is_dir():
-        folders = sorted(path.name for path in root.iterdir() if path.is_dir())
-        empty += [name for name in folders if name not in files.classes]
-    if empty:
-        raise InputError(f"Class folder '{root / empty[0]}' has no images.")
+        present = set(files.targets)
+        empty = [name for label, name in enumerate(files.classes) if label not in present]
+        if empty:
+            raise InputError(f"Class folder '{root / empty[0]}' has no images that can be read.")
     return files
-
-
-def open_torchvision(name: str, root: Path, train: bool, download: bool) -> Dataset[Any]:
-    """Open one of torchvision's data sets of labelled images.
-
-    Args:
-        name: name of its class.
-        root: folder of torchvision's data sets.
-        train: whether to open the training split or the test split.
-        download: whether torchvision may download it.
-
-    Raises:
-        UnknownNameError: no such data set.
-        InputError: it is not in `root`, or has no training and test split.
-    """
-    import inspect
-
-    from torchvision import datasets
-
-    known = {
-        other
-        for other in datasets.__all__
-        if {"train", "split"} & set(_parameters(getattr(datasets, other)))
-    }
-    if name not in known:
-        raise unknown_name("data set", name, known)
-    build = getattr(datasets, name)
-    parameters = inspect.signature(build).parameters
-    options: dict[str, Any] = {}
-    if "download" in parameters:
-        options["download"] = download
-    if "train" in parameters:
-        options["train"] = train
-    else:
-        options["split"] = "train" if train else "test"
-    try:
-        dataset = build(str(root), **options)
-    except Exception as error:
-        raise InputError(
-            f"Data set '{name}' cannot be read from '{root}': {error} download=True (--download) "
-            "downloads it; root= (--root) is the folder it is in."
-        ) from error
-    assert isinstance(dataset, Dataset)
-    return dataset
-
-
-def labels_of(dataset: Any) -> list[int]:
-    """Return the labels of a data set, without reading images if it stores them."""
-    for attribute in ("targets", "labels", "_labels"):
-        values = getattr(dataset, attribute, None)
-        if values is not None:
-            return [int(value) for value in values]
-    return [int(dataset[index][1]) for index in range(len(dataset))]
-
-
-def _parameters(build: Any) -> list[str]:
-    import inspect
-
-    try:
-        return list(inspect.signature(build).parameters)
-    except (TypeError, ValueError):
-        return []
-
-
-def _reader(root: Path) -> Any:
-    """Return timm's reader of a folder or tar file."""
-    from timm.data.readers.reader_image_folder import ReaderImageFolder
-    from timm.data.readers.reader_image_in_tar import ReaderImageInTar
-
-    try:
-        if root.is_dir():
-            return ReaderImageFolder(str(root))
-        # A cached table of contents would be a pickle file.
-        reader = ReaderImageInTar(str(root), cache_tarfiles=False, cache_tarinfo=False)
-    except RuntimeError as error:
-        raise InputError(f"'{root}' has no images in class folders: {error}") from error
-    except Exception as error:
-        raise InputError(f"'{root}' cannot be read: {error}") from error
-    if not len(reader):
-        raise InputError(f"'{root}' has no images in class folders.")
-    return reader

@@ -8,31 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from leenet_fx.data.class_names import class_names_of
 from leenet_fx.data.images import (
+    ImageFiles,
     LabelledSubset,
     TensorImages,
     TransformedImages,
-    labels_of,
     open_files,
-    open_torchvision,
 )
+from leenet_fx.data.listing import SPLIT_NAMES, names_a_split
+from leenet_fx.data.torchvision_data import check_labels, labels_of, open_torchvision
 from leenet_fx.errors import InputError
 
 NAMES = ("train", "val", "calibration", "test")
-
-FOLDERS = {
-    "train": ("train",),
-    "val": ("val", "validation", "valid", "validate"),
-    "test": ("test",),
-}
-"""Names of the folders, or tar files, of each part."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,8 @@ class Data:
 
     Attributes:
         name: path or name of the data set.
-        classes: names of the classes, in the order of their labels.
+        classes: names of the classes, in the order of their labels; for a data set without names
+            the labels themselves.
         splits: "train", "val", "calibration" and "test".
     """
 
@@ -76,19 +72,44 @@ class Data:
             persistent_workers=workers > 0,
         )
 
+    def image_size(self) -> tuple[int, int] | None:
+        """Return the height and width that all images have; None if they differ."""
+        found: tuple[int, int] | None = None
+        for split in self.splits.values():
+            for index in range(len(split)):
+                size = image_size(split, index)
+                if found not in (None, size):
+                    return None
+                found = size
+        return found
+
 
 def open_data(
-    where: str | Path, *, root: str | Path = "data", download: bool = False, skip_bad: bool = False
+    where: str | Path,
+    *,
+    root: str | Path = "data",
+    download: bool = False,
+    skip_bad: bool = False,
+    classes: Sequence[str] | None = None,
+    exif: bool = False,
 ) -> Data:
     """Open images and split them.
 
     Args:
         where: a folder or a tar file with one folder per class; a folder that contains `train` and
-            `val` or `test` (folders or tar files); the name of one of torchvision's data sets,
-            such as "CIFAR10"; or "digits", scikit-learn's digits on a canvas.
+            `val` or `test` (folders or tar files, in any case); the name of one of torchvision's
+            data sets, such as "CIFAR10"; or "digits", scikit-learn's digits on a canvas.
         root: folder of torchvision's data sets.
         download: whether torchvision may download.
         skip_bad: whether to skip images that cannot be read, with a warning.
+        classes: names of all class folders in the order of their labels; None sorts them by code
+            points, as torchvision's `ImageFolder` does.
+        exif: whether to turn the images of files as their EXIF orientation says; by default they
+            are not turned, as torchvision and timm do not turn them when they train a network.
+
+    Images in folders of a class folder, at any depth, belong to the class. Names that start with a
+    dot are ignored; files that Pillow does not read are skipped, with a warning that counts them. A
+    file with several names or links is read once.
 
     Each class is split in the order of its files. The first 90 % of the folder `train` are the
     split "train" and the rest is "val"; the first half of the folder `test` (or `val`) is
@@ -96,37 +117,30 @@ def open_data(
     "val". A single folder is split into 70, 10, 10 and 10 %.
 
     Raises:
-        InputError: nothing is there, a class is empty, classes differ between parts, or a class
-            has too few images for all splits.
+        InputError: nothing is there, images lie outside class folders, there is one class only, a
+            class is empty, classes differ between parts, a file is in two classes or parts, a class
+            has too few images for all splits, or `classes` are not the names of the folders.
         UnknownNameError: neither a path nor the name of a data set.
     """
-    if str(where) == "digits":
-        return _digits()
     path = Path(where)
-    if not path.exists() and path.name == str(where) and not path.suffix:
-        train, test = (
-            open_torchvision(str(where), Path(root), is_train, download)
-            for is_train in (True, False)
-        )
-        classes = tuple(str(name) for name in getattr(train, "classes", ()))
-        return _split(str(where), classes, train, None, test)
-    paths = {part: _find(path, names) for part, names in FOLDERS.items()}
-    if path.is_dir() and paths["train"] is not None:
-        parts = {part: open_files(at, skip_bad) for part, at in paths.items() if at is not None}
-        if len(parts) == 1:
-            raise InputError(f"'{path}' contains train, but neither val nor test.")
-        classes = tuple(parts["train"].classes)
-        for part, files in parts.items():
-            _check_classes(path, part, classes, files.classes)
-        val = parts.get("val") if "test" in parts else None
-        return _split(str(path), classes, parts["train"], val, parts.get("test", parts.get("val")))
-    files = open_files(path, skip_bad)
+    by_name = not path.exists() and path.name == str(where) and not path.suffix
+    if str(where) == "digits" or by_name:
+        if classes is not None or exif:
+            raise InputError(
+                f"'{where}' has an order of classes and no EXIF orientation: classes= (--classes) "
+                "and exif= (--exif-orientation) are for folders and tar files."
+            )
+        return _digits() if str(where) == "digits" else _torchvision(str(where), root, download)
+    paths = _parts(path) if path.is_dir() else {}
+    if paths:
+        return _open_parts(path, paths, skip_bad, classes, exif)
+    files = open_files(path, skip_bad, classes=classes, exif=exif)
     pieces = split_each_class(files.targets, (0.7, 0.1, 0.1, 0.1), str(path))
     splits = {
         name: LabelledSubset(files, piece, files.targets)
         for name, piece in zip(NAMES, pieces, strict=True)
     }
-    return Data(str(path), tuple(files.classes), splits)
+    return Data(str(path), files.classes, splits)
 
 
 def split_each_class(
@@ -158,6 +172,37 @@ def split_each_class(
     return [sorted(part) for part in parts]
 
 
+def _open_parts(
+    path: Path,
+    paths: dict[str, Path],
+    skip_bad: bool,
+    classes: Sequence[str] | None,
+    exif: bool,
+) -> Data:
+    """Open the folders or tar files `train` and `val` or `test`."""
+    parts = {
+        part: open_files(at, skip_bad, classes=classes, exif=exif) for part, at in paths.items()
+    }
+    names = parts["train"].classes
+    for part, files in parts.items():
+        _check_classes(path, part, names, files.classes)
+    _check_disjoint(path, parts)
+    val = parts.get("val") if "test" in parts else None
+    return _split(str(path), names, parts["train"], val, parts.get("test", parts.get("val")))
+
+
+def _torchvision(name: str, root: str | Path, download: bool) -> Data:
+    """Open one of torchvision's data sets."""
+    train, test = (open_torchvision(name, Path(root), part, download) for part in (True, False))
+    labels = labels_of(train, name)
+    names = class_names_of(train) or tuple(
+        str(label) for label in range(max(labels, default=0) + 1)
+    )
+    for part in (labels, labels_of(test, name)):
+        check_labels(part, len(names), name)
+    return _split(name, names, train, None, test)
+
+
 def _split(
     name: str,
     classes: tuple[str, ...],
@@ -167,7 +212,7 @@ def _split(
 ) -> Data:
     """Split `test` into two halves, and `train` into "train" and "val" if there is no `val`."""
     assert test is not None
-    train_labels, test_labels = labels_of(train), labels_of(test)
+    train_labels, test_labels = labels_of(train, name), labels_of(test, name)
     if val is None:
         first, rest = split_each_class(train_labels, (0.9, 0.1), name)
         splits = {
@@ -175,7 +220,7 @@ def _split(
             "val": LabelledSubset(train, rest, train_labels),
         }
     else:
-        val_labels = labels_of(val)
+        val_labels = labels_of(val, name)
         splits = {
             "train": LabelledSubset(train, range(len(train_labels)), train_labels),
             "val": LabelledSubset(val, range(len(val_labels)), val_labels),
@@ -183,28 +228,72 @@ def _split(
     halves = split_each_class(test_labels, (0.5, 0.5), name)
     for split, half in zip(("calibration", "test"), halves, strict=True):
         splits[split] = LabelledSubset(test, half, test_labels)
-    names = classes or tuple(str(label) for label in range(max(train_labels) + 1))
-    return Data(name, names, splits)
+    return Data(name, classes, splits)
 
 
 def _digits() -> Data:
     from leenet_fx.data.digits import load_digits
 
     splits = {}
+    classes = tuple(map(str, range(10)))
     for name, digits in load_digits(seed=0).items():
-        images = TensorImages(digits.images, digits.labels)
+        images = TensorImages(digits.images, digits.labels, classes)
         splits[name] = LabelledSubset(images, range(len(images)), images.targets)
     ordered = {name: splits[name] for name in NAMES}
-    return Data("digits", tuple(map(str, range(10))), ordered)
+    return Data("digits", classes, ordered)
 
 
-def _find(path: Path, names: Sequence[str]) -> Path | None:
-    """Return the first folder or tar file of one of these names."""
-    for name in names:
-        for candidate in (path / name, path / f"{name}.tar"):
-            if candidate.exists():
-                return candidate
-    return None
+def _parts(path: Path) -> dict[str, Path]:
+    """Return the folders or tar files of the parts train, val and test; empty if there are none.
+
+    Raises:
+        InputError: two have the same part, or a part is missing.
+    """
+    found: dict[str, Path] = {}
+    for candidate in sorted(path.iterdir()):
+        is_tar = candidate.suffix.lower() == ".tar" and candidate.is_file()
+        part = names_a_split(candidate.stem if is_tar else candidate.name)
+        # A folder without folders in it is not a part but a class of this name.
+        if part is None or not (is_tar or _has_folders(candidate)):
+            continue
+        if part in found:
+            raise InputError(
+                f"'{found[part]}' and '{candidate}' both are the {part} part: remove or rename one."
+            )
+        found[part] = candidate
+    if "train" in found and len(found) == 1:
+        raise InputError(f"'{path}' contains train, but neither val nor test with class folders.")
+    if found and "train" not in found:
+        raise InputError(f"'{path}' contains {' and '.join(found)}, but not train.")
+    return {part: found[part] for part in SPLIT_NAMES if part in found}
+
+
+def _has_folders(path: Path) -> bool:
+    return path.is_dir() and any(
+        inner.is_dir() for inner in path.iterdir() if not inner.name.startswith(".")
+    )
+
+
+def image_size(split: LabelledSubset, index: int) -> tuple[int, int]:
+    """Return height and width of an image, from the header of its file if it has one."""
+    if isinstance(split.dataset, ImageFiles):
+        width, height = split.dataset.size_of(split.indices[index])
+    else:
+        width, height = split[index][0].size
+    return height, width
+
+
+def _check_disjoint(path: Path, parts: dict[str, ImageFiles]) -> None:
+    """Raise InputError if a file is in two parts."""
+    for (part, files), (other, others) in combinations(parts.items(), 2):
+        names, other_names = files.identities, others.identities
+        both = next((one for one in names if one in other_names), None)
+        if both is not None:
+            raise InputError(
+                f"'{path}': '{names[both]}' of {part} and '{other_names[both]}' of {other} are the "
+                "same file: remove one of them, or results are measured on images that were "
+                "fitted."
+            )
 
 
 def _check_classes(path: Path, part: str, expected: Sequence[str], found: Sequence[str]) -> None:

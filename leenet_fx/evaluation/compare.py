@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from leenet_fx.data.class_names import check_class_names
 from leenet_fx.errors import InputError, TrainingError
 from leenet_fx.evaluation.comparison import Comparison, MethodSpec
 from leenet_fx.evaluation.comparison_file import FILE, ComparisonFile
@@ -116,6 +117,8 @@ def compare(
     skipped: dict[str, str] = {}
     with _generators_restored(loaders), closing(Splits(*loaders)) as splits:
         base = common.attach(model, copy=False)
+        names = ("train", "calibration", "test", "augmented")
+        check_class_names(base, *zip(names, loaders, strict=True))
         backbone_accuracy, samples = _measure_backbone(base, test)
         file = None
         if out is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from leenet_fx import tables
+from leenet_fx.data.class_names import check_class_names
 from leenet_fx.errors import ModeError
 from leenet_fx.evaluation.exit_statistics import (
     ClassStatistics,
@@ -139,10 +140,11 @@ def evaluate(
     Raises:
         ModeError: `ee` or `backbone` is in training mode.
         InputError: the loader is empty, has fewer images than the largest of `sizes`, or yields
-            batches that do not fit the network.
+            batches that do not fit the network; its data set has other classes than the network.
     """
     if ee.training or (backbone is not None and backbone.training):
         raise ModeError("evaluate needs evaluation mode: call .eval() first.")
+    check_class_names(ee, ("loader", loader))
     timed_sizes = check_sizes(sizes)
     device = ee.device
     disabled = NeverExit()

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from leenet_fx import tables
+from leenet_fx.data.class_names import check_class_names
 from leenet_fx.errors import InputError
 from leenet_fx.evaluation.evaluate import Evaluation, evaluate, summarise
 from leenet_fx.evaluation.sample_records import replay
@@ -184,6 +185,7 @@ def sweep(
     """
     if not alphas or not seeds:
         raise InputError("A sweep needs at least one alpha and one seed.")
+    check_class_names(ee, ("train", train), ("calibration", calibration), ("test", test))
     method = as_method(method)
     exit_epochs, gate_epochs = _split_epochs(method, epochs, ee.spec.classifier_is_new)
     opened: list[FeatureCache] = []

@@ -86,6 +86,22 @@ def find_input(
     )
 
 
+def assumed_shape(root: nn.Module) -> tuple[int, ...] | None:
+    """Return the shape that is assumed of images for want of a configured one.
+
+    Args:
+        root: the model.
+
+    Returns:
+        None if the model has a configured shape, is torchvision's, or none can be assumed.
+    """
+    candidates = list(_candidates(root))
+    configured = any(source != "default" for _, source in candidates)
+    if configured or not candidates or type(root).__module__.startswith("torchvision."):
+        return None
+    return candidates[0][0]
+
+
 def _as_tensor(example: object) -> torch.Tensor:
     if isinstance(example, Sequence) and len(example) == 1:
         example = example[0]

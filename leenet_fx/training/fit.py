@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from leenet_fx.data.class_names import Names, check_class_names, compare_class_names
 from leenet_fx.errors import InputError, TrainingError
 from leenet_fx.features.feature_cache import FeatureCache, cache_features
 from leenet_fx.keywords import check_keywords
@@ -89,7 +90,8 @@ def fit(
         ee: a network with exits.
         train: yields (images (B, …), labels (B,)), read once for each epoch; or a feature cache
             that `cache_features` made of such a loader. Methods that learn from the backbone also
-            take images alone.
+            take images alone. If its data set names its classes (`classes`, as torchvision's), so
+            does the network afterwards, and other data must have the same names in the same order.
         val: likewise, for the validation loss; each phase ends with the weights of its best epoch.
         calibration: likewise, for phases that train gates alone; None takes `train`. On images that
             the backbone has memorised, every exit looks accurate, so held-out images are better.
@@ -130,6 +132,7 @@ def fit(
     """
     chosen = choose_method(ee, method)
     data = FitData(train, val, calibration)
+    class_names = check_class_names(ee, *data.named())
     plan = make_plan(
         ee,
         data,
@@ -145,7 +148,7 @@ def fit(
     backbone = "backbone" in plan.parameter_groups
     folder = _make_folder(out, resume, tensorboard)
     if folder is not None and resume:
-        finished = _finished_run(ee, folder, plan)
+        finished = _finished_run(ee, folder, plan, class_names)
         if finished is not None:
             return finished
     fabric = distributed.make_fabric(ee, accelerator, devices, precision)
@@ -162,7 +165,7 @@ def fit(
             show = shows_progress(progress)
             work = Worker(sources, plan, costs, folder, resume, tensorboard, show)
             distributed.run(fabric, ee, plan.final_path, work, result.history, backbone)
-        _record(ee, plan)
+        _record(ee, plan, class_names)
     if folder is not None and fabric.is_global_zero:
         save(ee, folder, fit={**result.to_dict(), "plan": plan.to_dict()})
         (folder / checkpoint.FILE).unlink(missing_ok=True)
@@ -175,7 +178,7 @@ def _costs(ee: EarlyExitModule, plan: Plan, device: torch.device) -> torch.Tenso
     return torch.tensor(costs.relative(plan.cost), device=device)
 
 
-def _record(ee: EarlyExitModule, plan: Plan) -> None:
+def _record(ee: EarlyExitModule, plan: Plan, class_names: Names | None) -> None:
     """Set the method's policy, and record in the network what was trained."""
     groups = plan.parameter_groups
     policy = plan.method.policy_for(ee.num_exits)
@@ -189,7 +192,7 @@ def _record(ee: EarlyExitModule, plan: Plan) -> None:
         path = str(plan.final_path)
         if not path.startswith("exits.") and path not in changed:
             changed = (*changed, path)
-    ee.spec = replace(ee.spec, changed=changed, method=plan.method.config)
+    ee.spec = replace(ee.spec, changed=changed, method=plan.method.config, class_names=class_names)
 
 
 def _make_folder(out: str | Path | None, resume: bool, tensorboard: bool) -> Path | None:
@@ -215,7 +218,9 @@ def _make_folder(out: str | Path | None, resume: bool, tensorboard: bool) -> Pat
     return folder
 
 
-def _finished_run(ee: EarlyExitModule, folder: Path, plan: Plan) -> FitResult | None:
+def _finished_run(
+    ee: EarlyExitModule, folder: Path, plan: Plan, class_names: Names | None
+) -> FitResult | None:
     """Load the weights and return the record of a finished run; None if there is none.
 
     Raises:
@@ -223,10 +228,14 @@ def _finished_run(ee: EarlyExitModule, folder: Path, plan: Plan) -> FitResult | 
     """
     if (folder / checkpoint.FILE).exists() or not (folder / CONFIG).exists():
         return None
-    record = read_config(folder).get("fit")
+    config = read_config(folder)
+    record = config.get("fit")
     if not isinstance(record, dict) or "plan" not in record:
         raise InputError(f"'{folder}' was not written by fit: choose another folder.")
     checkpoint.check_same_run(folder, plan.to_dict(), record["plan"])
+    saved_names = config.get("class_names")
+    if saved_names is not None and class_names is not None:
+        compare_class_names(tuple(saved_names), class_names, f"'{folder}'", "train")
     load(folder, ee).eval()
     return FitResult(
         record["method"],

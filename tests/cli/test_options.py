@@ -15,7 +15,10 @@ from leenet_fx.cli.options import BranchOptions, OutputOptions, PlacementOptions
 PLACEMENT = ("strategy", "num-exits", "at", "block")
 BRANCH = ("branch", "head", "gate", "conv-blocks")
 SHAPES = ("num-classes", "input-size")
-IMAGES = ("data", "root", "download", "skip-bad")
+IMAGES = (
+    *("data", "root", "download", "skip-bad", "classes", "exif-orientation"),
+    *("mean", "std", "interpolation"),
+)
 WEIGHTS = ("weights", "pretrained")
 LOADER = ("batch-size", "workers")
 LAST = ("config", "format", "json", "help")

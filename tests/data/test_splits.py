@@ -145,7 +145,8 @@ def test_splits_of_cifar10_are_those_of_the_benchmarks():
     }
     for name, (first, last) in numbers.items():
         split = data.splits[name]
-        files = [int(Path(split.dataset._reader.filename(i)).stem) for i in split.indices]
+        names = split.dataset.names
+        files = [int(Path(names[i]).stem) for i in split.indices]
         assert (min(files), max(files)) == (first, last)
         assert len(set(files)) == last - first + 1
 
@@ -154,5 +155,7 @@ def test_label_beyond_the_classes_of_the_head_raises(tmp_path):
     data = open_data(folder(tmp_path / "images"))
     ee = leenet_fx.attach(tiny(classes=2), "every", example_inputs=images(1, 3, 16, 16))
     loader = data.loader("train", make_transform(tiny(), (3, 16, 16)), 50)
-    with pytest.raises(InputError, match="label 2, but the final classifier has 2 classes"):
+    with pytest.raises(InputError, match="train has 3 classes, the final classifier 2"):
         leenet_fx.fit(ee, loader, epochs=1, method="leenet")
+    with pytest.raises(InputError, match="label 2, but the final classifier has 2 classes"):
+        leenet_fx.fit(ee, list(loader), epochs=1, method="leenet")
