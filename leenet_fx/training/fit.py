@@ -18,6 +18,7 @@ from leenet_fx.methods import Method
 from leenet_fx.storage.config import CONFIG, read_config
 from leenet_fx.storage.exits import load, save
 from leenet_fx.storage.files import make_folder, remove_leftovers
+from leenet_fx.storage.json_files import validated
 from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training import checkpoint, distributed
 from leenet_fx.training.feature_source import Data, FitData
@@ -223,19 +224,13 @@ def _finished_run(ee: EarlyExitModule, folder: Path, plan: Plan) -> FitResult | 
     """
     if (folder / checkpoint.FILE).exists() or not (folder / CONFIG).exists():
         return None
-    record = read_config(folder).get("fit")
-    if not isinstance(record, dict) or "plan" not in record:
+    record = read_config(folder).fit
+    if record is None or not isinstance(record.get("plan"), dict):
         raise InputError(f"'{folder}' was not written by fit: choose another folder.")
+    result = validated(FitResult, record, folder / CONFIG, "fit")
     checkpoint.check_same_run(folder, plan.to_dict(), record["plan"])
     load(folder, ee).eval()
-    return FitResult(
-        record["method"],
-        record["alpha"],
-        record["cost"],
-        record["seed"],
-        record["options"],
-        [Epoch(**epoch) for epoch in record["history"]],
-    )
+    return result
 
 
 @contextmanager
