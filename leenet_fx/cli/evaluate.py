@@ -53,7 +53,9 @@ def evaluate(
     name = model or _library_model(fitted, folder)
     weights = weights or (Path(fitted["weights"]) if fitted.get("weights") else None)
     network = build(
-        name, o.BackboneOptions(weights=weights, pretrained=bool(fitted.get("pretrained")))
+        name,
+        o.BackboneOptions(weights=weights, pretrained=bool(fitted.get("pretrained"))),
+        num_classes=fitted.get("num_classes"),
     )
     ee = load(folder, network)
     images, transform = open_images(ee, network, data or fitted.get("data", "digits"), data_set)

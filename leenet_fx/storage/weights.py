@@ -114,8 +114,8 @@ def check_shapes(
 @torch.no_grad()
 def set_weights(ee: EarlyExitModule, weights: Mapping[str, Tensor]) -> None:
     """Copy tensors of the right shapes into a network's weights and buffers."""
-    # Some modules of torch require all of their entries, and the versions that a state dict records,
-    # so the present ones are completed. A tied weight has the value of the loaded one.
+    # Some modules of torch require all of their entries, and the versions that a state dict
+    # records, so the present ones are completed. A tied weight has the value of the loaded one.
     state = ee.state_dict(keep_vars=True)
     loaded = {id(state[name]) for name in weights.keys() & state.keys()}
     for name in [name for name, value in state.items() if id(value) in loaded]:

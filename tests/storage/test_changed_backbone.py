@@ -249,5 +249,5 @@ def test_exits_of_a_quantised_backbone_are_kept_and_another_one_is_refused(tmp_p
     leenet_fx.save(ee, tmp_path)
     assert torch.equal(leenet_fx.load(tmp_path, quantised())(X), ee(X))
     ee.fc = quantised(seed=4).fc
-    with pytest.raises(InputError, match="'fc._packed_params.* cannot be saved"):
+    with pytest.raises(InputError, match=r"'fc._packed_params.* cannot be saved"):
         leenet_fx.save(ee, tmp_path)
