@@ -48,7 +48,7 @@ def test_damaged_comparisons(tmp_path, network, content):
     expected = opened(path, network, content)
     assert len(expected) == 2 + len(content["other_runs"])
     complete = json.loads(text)
-    for step in range(300):
+    for step in range(120):
         damaged = (
             mutated_bytes(text.encode(), generator),
             mutated_values(complete, generator).encode(),
@@ -65,7 +65,7 @@ def test_damaged_comparisons(tmp_path, network, content):
 def test_values_without_a_digest_are_valid_or_an_error_of_ours(tmp_path, network, content):
     path, generator = tmp_path / "comparison.json", random.Random(4)
     assert DIGEST not in content
-    for _ in range(150):
+    for _ in range(60):
         path.write_text(mutated_values(content, generator))
         try:
             runs = opened(path, network, content)
