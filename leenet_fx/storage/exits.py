@@ -28,6 +28,7 @@ from leenet_fx.storage.upgrade import upgrade_state_dict
 from leenet_fx.storage.weights import (
     WEIGHTS,
     check_shapes,
+    check_sharing,
     encode_weights,
     read_weights,
     set_weights,
@@ -121,6 +122,7 @@ def load(
     _check_operations(config, ee, path, strict)
     policy.check(ee.num_exits)
     check_shapes(folder / WEIGHTS, weights, ee, config.changed)
+    check_sharing(folder / WEIGHTS, weights, ee)
     set_weights(ee, weights)
     ee.policy = policy
     ee.spec = replace(

@@ -111,6 +111,28 @@ def check_shapes(
             )
 
 
+def check_sharing(path: Path, weights: Mapping[str, Tensor], ee: EarlyExitModule) -> None:
+    """Raise StorageError if loading would change a model that shares its weights with the network.
+
+    Args:
+        path: of the file, for messages.
+        weights: the file's tensors, of the right shapes.
+        ee: the network that they are for.
+    """
+    if not ee.spec.shares_weights:
+        return
+    own = entries(ee)
+    for name, weight in weights.items():
+        shared = own[name]
+        if is_new(name, ee.spec.changed) or not isinstance(shared, Tensor):
+            continue
+        if not torch.equal(weight.to(shared), shared):
+            raise StorageError(
+                f"'{path}': '{name}' would change the original model, whose weights this network "
+                "shares: attach with copy=True."
+            )
+
+
 @torch.no_grad()
 def set_weights(ee: EarlyExitModule, weights: Mapping[str, Tensor]) -> None:
     """Copy tensors of the right shapes into a network's weights and buffers."""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import leenet_fx
-from leenet_fx import InputError, MaxProbability
+from leenet_fx import InputError, MaxProbability, StorageError
 from leenet_fx.digest import checksum
 
 X = images(12, 3, 16, 16)
@@ -162,6 +162,20 @@ def test_shared_weights_that_change_with_the_model_are_written(tmp_path):
     leenet_fx.save(ee, tmp_path)
     assert written(tmp_path) == {"fc.weight"}
     assert torch.equal(leenet_fx.load(tmp_path, tiny())(X), ee(X))
+
+
+def test_a_model_that_shares_its_weights_is_not_changed_by_load(tmp_path):
+    changed = attached()
+    leenet_fx.save(changed, tmp_path / "same", backbone=True)
+    one_buffer(changed)
+    leenet_fx.save(changed, tmp_path / "changed")
+    model = tiny()
+    shared = leenet_fx.attach(model, "every", example_inputs=X[:1], copy=False)
+    before = {name: value.clone() for name, value in shared.state_dict().items()}
+    with pytest.raises(StorageError, match=r"'blocks.2.bn.running_mean' would change the original"):
+        leenet_fx.load(tmp_path / "changed", shared)
+    assert all(torch.equal(v, shared.state_dict()[k]) for k, v in before.items())
+    leenet_fx.load(tmp_path / "same", shared)
 
 
 class Special(nn.Module):
