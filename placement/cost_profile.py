@@ -148,7 +148,7 @@ class CostProfile:
             data.pop("unit")
             rows = tuple(Candidate(**row) for row in data.pop("candidates"))
             return cls(candidates=rows, **data)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, PlacementError):
                 raise
             raise PlacementError(f"Not a cost profile: {error}.") from error
@@ -186,8 +186,15 @@ class Placement:
             data = json.loads(text)
             if data["schema"] != SCHEMA:
                 raise PlacementError(f"Expected a placement of schema {SCHEMA}.")
-            return cls(data["strategy"], tuple(data["indices"]), tuple(data["names"]))
-        except (ValueError, KeyError, TypeError) as error:
+            found = cls(data["strategy"], tuple(data["indices"]), tuple(data["names"]))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             if isinstance(error, PlacementError):
                 raise
             raise PlacementError(f"Not a placement: {error}.") from error
+        numbers = all(type(index) is int for index in found.indices)
+        texts = isinstance(data["names"], list) and all(isinstance(n, str) for n in found.names)
+        if not (numbers and texts and isinstance(found.strategy, str)):
+            raise PlacementError(f"Not a placement, but values of other types: {found}.")
+        if len(found.indices) != len(found.names):
+            raise PlacementError(f"Not a placement: as many indices as names expected, {found}.")
+        return found

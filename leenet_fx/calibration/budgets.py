@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from itertools import accumulate
 from typing import Any
+
+from torch import Tensor
 
 from leenet_fx.calibration.cached_outputs import compute_outputs, confidences
 from leenet_fx.calibration.solvers import get_solver
@@ -55,7 +58,9 @@ def set_budget(
         The policy, which is also the network's active policy.
 
     Raises:
-        InputError: the policy has no thresholds; the budget is below the first exit's cost.
+        InputError: the policy has no thresholds; the budget is below the lowest mean cost that the
+            policy can reach on these images: that of the first exit, or for `Patience` that of a
+            patience of 1.
         UnknownNameError: no such solver or cost.
     """
     policy = ee.policy
@@ -68,6 +73,25 @@ def set_budget(
     else:
         with cache_features(ee, data, labelled=False) as cache:
             outputs = compute_outputs(ee, cache)
-    thresholds = solve(confidences(ee, policy, outputs), costs, budget)
-    ee.policy = policy.with_confidence(thresholds)
+    confidence = confidences(ee, policy, outputs)
+    lowest = _lowest_threshold(policy, confidence)
+    limits = {} if lowest == -math.inf else {"lowest": lowest}
+    ee.policy = policy.with_confidence(solve(confidence, costs, budget, **limits))
     return ee.policy
+
+
+def _lowest_threshold(policy: ThresholdPolicy, confidence: Tensor) -> float:
+    """Return the lowest of the confidences that the policy takes as a threshold.
+
+    Returns:
+        −math.inf if it takes all, math.inf if it takes none.
+    """
+    rejected = False
+    for value in confidence.unique().tolist():
+        try:
+            policy.with_confidence(value)
+        except InputError:
+            rejected = True
+        else:
+            return value if rejected else -math.inf
+    return math.inf

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
+from numbers import Real
 from typing import TypeAlias
 
 import torch
@@ -15,11 +16,14 @@ from torch import Tensor
 from leenet_fx.errors import InputError
 from leenet_fx.registry import Registry
 
-Solver: TypeAlias = Callable[[Tensor, "Tensor | Sequence[float]", float], list[float]]
+Solver: TypeAlias = Callable[..., list[float]]
 """(confidence (n, N), relative costs (N+1,), budget) → N confidence thresholds.
 
 A sample exits at the first exit where its confidence is at least the threshold; a threshold of
 math.inf disables the exit. The mean relative cost of the n samples is at most the budget.
+
+A solver may be given `lowest=`, the lowest threshold that a policy can have, if that is above some
+of the confidences: no sample of a lower confidence can exit.
 """
 
 _solvers: Registry[Solver] = Registry("solver", "leenet_fx.solvers")
@@ -78,7 +82,13 @@ def mean_cost(exit_index: Tensor, costs: Tensor | Sequence[float]) -> float:
 
 
 @register_solver("common")
-def common(confidence: Tensor, costs: Tensor | Sequence[float], budget: float) -> list[float]:
+def common(
+    confidence: Tensor,
+    costs: Tensor | Sequence[float],
+    budget: float,
+    *,
+    lowest: float = -math.inf,
+) -> list[float]:
     """Return one threshold for all exits: the highest whose mean cost is within the budget.
 
     The mean cost does not decrease as the threshold rises, and changes at observed confidences
@@ -88,28 +98,38 @@ def common(confidence: Tensor, costs: Tensor | Sequence[float], budget: float) -
         confidence: (n, N), floating point, finite.
         costs: (N+1,) relative cost of each exit and of the final classifier, non-decreasing.
         budget: highest mean relative cost.
+        lowest: lowest threshold that the policy can have.
 
     Returns:
         N equal thresholds; math.inf if the budget allows the final classifier for all samples.
 
     Raises:
-        InputError: shapes or values that do not fit, or a budget below the cheapest exit's cost.
+        InputError: shapes or values that do not fit, or a budget below the lowest mean cost that
+            can be reached.
     """
     values = _check(confidence, costs, budget)
     exits = confidence.shape[1]
     if budget >= values[-1]:
         return [math.inf] * exits
-    candidates = confidence.unique().tolist()
-    affordable = bisect_right(
-        candidates,
-        budget,
-        key=lambda threshold: mean_cost(exit_indices_at(confidence, [threshold] * exits), values),
-    )
+    candidates = [value for value in confidence.unique().tolist() if value >= lowest]
+
+    def cost_at(threshold: float) -> float:
+        return mean_cost(exit_indices_at(confidence, [threshold] * exits), values)
+
+    affordable = bisect_right(candidates, budget, key=cost_at)
+    if not affordable:
+        raise _out_of_reach(budget, cost_at(candidates[0]) if candidates else values[-1], values)
     return [candidates[affordable - 1]] * exits
 
 
 @register_solver("exponential")
-def exponential(confidence: Tensor, costs: Tensor | Sequence[float], budget: float) -> list[float]:
+def exponential(
+    confidence: Tensor,
+    costs: Tensor | Sequence[float],
+    budget: float,
+    *,
+    lowest: float = -math.inf,
+) -> list[float]:
     """Return the `exponential_thresholds` whose mean cost is the highest within the budget.
 
     MSDNet's budgeted batch classification (Huang et al. 2018), with ρ from `RATIOS`; of several
@@ -119,23 +139,34 @@ def exponential(confidence: Tensor, costs: Tensor | Sequence[float], budget: flo
         confidence: (n, N), floating point, finite.
         costs: (N+1,) relative cost of each exit and of the final classifier, non-decreasing.
         budget: highest mean relative cost.
+        lowest: lowest threshold that the policy can have.
 
     Returns:
         N thresholds; math.inf if the budget allows the final classifier for all samples.
 
     Raises:
-        InputError: shapes or values that do not fit, or a budget below the cheapest exit's cost.
+        InputError: shapes or values that do not fit, or a budget below the lowest mean cost that
+            can be reached.
     """
     values = _check(confidence, costs, budget)
     if budget >= values[-1]:
         return [math.inf] * confidence.shape[1]
+    # Exits at which no sample can exit have no share.
+    usable = [k for k in range(confidence.shape[1]) if bool((confidence[:, k] >= lowest).any())]
+    if not usable:
+        raise _out_of_reach(budget, values[-1], values)
     points = []
     for rho in RATIOS:
-        thresholds = exponential_thresholds(confidence, rho)
-        cost = mean_cost(exit_indices_at(confidence, thresholds), values)
-        if cost <= budget:
-            points.append((cost, thresholds))
-    return max(points, key=lambda point: point[0])[1]
+        thresholds = [math.inf] * confidence.shape[1]
+        for k, threshold in zip(
+            usable, exponential_thresholds(confidence[:, usable], rho), strict=True
+        ):
+            thresholds[k] = max(threshold, lowest)
+        points.append((mean_cost(exit_indices_at(confidence, thresholds), values), thresholds))
+    affordable = [point for point in points if point[0] <= budget]
+    if not affordable:
+        raise _out_of_reach(budget, min(cost for cost, _ in points), values)
+    return max(affordable, key=lambda point: point[0])[1]
 
 
 def exponential_thresholds(confidence: Tensor, rho: float) -> list[float]:
@@ -186,12 +217,25 @@ def _check(confidence: Tensor, costs: Tensor | Sequence[float], budget: float) -
         )
     if any(later < earlier for earlier, later in pairwise(values)):
         raise InputError(f"Costs must not decrease from one exit to the next, got {values}.")
+    _check_number(budget)
     if not budget >= values[0]:
-        raise InputError(
-            f"The budget is {budget!r}, but a mean cost can only lie between {values[0]!r}, all at "
-            f"the first exit, and {values[-1]!r}, all at the final classifier."
-        )
+        raise _out_of_reach(budget, values[0], values)
     return values
+
+
+def _check_number(budget: object) -> None:
+    if isinstance(budget, bool) or not isinstance(budget, Real):
+        raise InputError(f"The budget must be a number, a relative cost, got {budget!r}.")
+
+
+def _out_of_reach(budget: float, reachable: float, costs: Sequence[float]) -> InputError:
+    """Return the error for a budget below the lowest mean cost that can be reached."""
+    at_first = reachable == costs[0]
+    first = "all at the first exit" if at_first else "the lowest that this policy and solver reach"
+    return InputError(
+        f"The budget is {budget!r}, but a mean cost can only lie between {reachable!r}, {first}, "
+        f"and {costs[-1]!r}, all at the final classifier."
+    )
 
 
 def _check_confidence(confidence: Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from leenet_fx.errors import InputError, UnknownNameError
+from leenet_fx.errors import InputError, UnknownNameError, first_line
 from leenet_fx.registry import unknown_name
 from leenet_fx.storage.files import check_free, read_text, write_atomically
 from leenet_fx.storage.upgrade import upgrade_options
@@ -54,6 +54,30 @@ def load_config(path: Path, known: set[str]) -> dict[str, Any]:
         UnknownNameError: a key is no option.
         StorageError: the file cannot be read.
     """
+    options: dict[str, Any] = {}
+    for line, key, option in _entries(path):
+        name = key.replace("-", "_")
+        if name not in known:
+            available = {option.replace("_", "-") for option in known}
+            unknown = unknown_name("option", key, available)
+            raise UnknownNameError(f"'{path}', line {line}: {unknown}")
+        if option is not None:
+            options[name] = option
+    return upgrade_options(options)
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Return the options in a `run.yaml` by name, whatever verb they are of.
+
+    Raises:
+        InputError, StorageError: as `load_config` raises.
+    """
+    options = {key.replace("-", "_"): value for _, key, value in _entries(path)}
+    return upgrade_options({name: value for name, value in options.items() if value is not None})
+
+
+def _entries(path: Path) -> list[tuple[int, str, Any]]:
+    """Return line, key and value of each entry of a YAML mapping of plain values."""
     import yaml
 
     text = read_text(path)
@@ -63,28 +87,31 @@ def load_config(path: Path, known: set[str]) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise InputError(f"'{path}', line {line}: {error.problem}.") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"'{path}' is not YAML: {error}.") from error
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        # Values of YAML's own types, such as a date with month 13, raise other errors.
+        raise InputError(f"'{path}' is not YAML: {first_line(error)}.") from error
     if root is None:
-        return {}
+        return []
     if not isinstance(root, yaml.MappingNode):
         raise InputError(f"'{path}', line 1: expected 'option: value' lines.")
-    options: dict[str, Any] = {}
+    found: list[tuple[int, str, Any]] = []
     for key, value in root.value:
         line = key.start_mark.line + 1
-        name = str(key.value).replace("-", "_")
-        if name not in known:
-            available = {option.replace("_", "-") for option in known}
-            unknown = unknown_name("option", key.value, available)
-            raise UnknownNameError(f"'{path}', line {line}: {unknown}")
-        option = values[yaml.safe_load(key.value)]
-        if isinstance(value, yaml.MappingNode) or (
-            isinstance(option, list) and any(isinstance(item, (list, dict)) for item in option)
-        ):
-            raise InputError(f"'{path}', line {line}, '{key.value}': expected a value or a list.")
-        if option is not None:
-            options[name] = option
-    return upgrade_options(options)
+        name = str(key.value)
+        if not isinstance(key, yaml.ScalarNode) or name not in values:
+            raise InputError(f"'{path}', line {line}: '{name}': expected the name of an option.")
+        if name in [other for _, other, _ in found]:
+            raise InputError(f"'{path}', line {line}: '{name}' has two values.")
+        option = values[name]
+        items = option if isinstance(option, list) else [option]
+        if isinstance(value, yaml.MappingNode) or not all(map(_is_plain, items)):
+            raise InputError(f"'{path}', line {line}, '{name}': expected a value or a list.")
+        found.append((line, name, option))
+    return found
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def resolved(ctx: typer.Context) -> dict[str, Any]:

@@ -15,10 +15,14 @@ from leenet_fx.cli.config import (
     inherited,
     is_default,
     plain_values,
+    read_options,
     resolved,
 )
 from leenet_fx.cli.output import print_json
 from leenet_fx.errors import InputError
+
+FITTED = {"model": str, "data": str, "weights": str, "pretrained": bool, "num_classes": int}
+"""Options of a fit that `evaluate` takes, and the types of their values."""
 
 
 @o.expand_options
@@ -76,7 +80,9 @@ def evaluate(
     name = model or _library_model(fitted, folder)
     weights = weights or (Path(fitted["weights"]) if fitted.get("weights") else None)
     network = build(
-        name, o.BackboneOptions(weights=weights, pretrained=bool(fitted.get("pretrained")))
+        name,
+        o.BackboneOptions(weights=weights, pretrained=bool(fitted.get("pretrained"))),
+        num_classes=fitted.get("num_classes"),
     )
     ee = load(folder, network)
     data = data or str(fitted.get("data", "digits"))
@@ -115,19 +121,14 @@ def evaluate(
 
 def _options_of_fit(folder: Path) -> dict[str, Any]:
     """Return the options that `leenet-fx fit` was called with; none if there is no run.yaml."""
-    import yaml
-
-    from leenet_fx.storage.files import read_text
-    from leenet_fx.storage.upgrade import upgrade_options
-
     path = folder / FILE
-    if not path.exists():
-        return {}
-    try:
-        options = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise InputError(f"'{path}' is not YAML: {error}") from error
-    return upgrade_options(options) if isinstance(options, dict) else {}
+    options = read_options(path) if path.exists() else {}
+    for name, kind in FITTED.items():
+        if name in options and not isinstance(options[name], kind):
+            raise InputError(
+                f"'{path}', '{name}': expected {kind.__name__}, found {options[name]!r}."
+            )
+    return options
 
 
 def _library_model(fitted: dict[str, Any], folder: Path) -> str:

@@ -105,7 +105,7 @@ def prepare(
     check_placement(placement)
     example = example_images(shapes.input_size)
     given = transform_values(transforms)
-    network = build(model, backbone)
+    network = build(model, backbone, num_classes=shapes.num_classes)
     images = open_images(data, data_set)
     if example is None:
         example = _example_of(network, model, images)

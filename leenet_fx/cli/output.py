@@ -7,5 +7,7 @@ from typing import Any
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document on stdout."""
-    print(json.dumps(value, indent=2))
+    """Print one JSON document on stdout, in the form of the files."""
+    from leenet_fx.storage.json_files import encode
+
+    print(json.dumps(encode(value), indent=2, allow_nan=False))

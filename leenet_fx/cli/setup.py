@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -15,7 +14,7 @@ from leenet_fx.cli.options import (
     PlacementOptions,
     ShapeOptions,
 )
-from leenet_fx.errors import InputError, StorageError, first_line, placement_errors
+from leenet_fx.errors import InputError, first_line, placement_errors
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +59,7 @@ def attach_by_name(
         EarlyExitError: as `create_model` and `attach` raise.
     """
     check_placement(placement)
-    network = build(model, backbone or BackboneOptions(), meta=meta)
+    network = build(model, backbone or BackboneOptions(), meta=meta, num_classes=shapes.num_classes)
     if device is not None and not meta:
         network.to(known_device(device))
     example = example_images(shapes.input_size, meta)
@@ -156,15 +155,19 @@ def measure_if_timed(ee: EarlyExitModule, cost: str) -> None:
         profile(ee)
 
 
-def build(model: str, backbone: BackboneOptions, *, meta: bool = False) -> nn.Module:
+def build(
+    model: str, backbone: BackboneOptions, *, meta: bool = False, num_classes: int | None = None
+) -> nn.Module:
     """Return a backbone by name, in evaluation mode.
 
     Args:
         model: name, or path.py:factory.
         backbone: its weights.
         meta: whether to build it without weights.
+        num_classes: number of classes that `backbone.weights` may be for, if not the model's own.
     """
     from leenet_fx.graph.catalog import create_model
+    from leenet_fx.storage.backbone_weights import ClassCountError, load_backbone_weights
 
     network: nn.Module
     try:
@@ -177,7 +180,13 @@ def build(model: str, backbone: BackboneOptions, *, meta: bool = False) -> nn.Mo
         # The constructors of some models compute with weights.
         network = create_model(model)
     if backbone.weights is not None:
-        load_weights(network, backbone.weights)
+        try:
+            load_backbone_weights(network, backbone.weights)
+        except ClassCountError as error:
+            if error.found != num_classes or ".py:" in model:
+                raise
+            network = create_model(model, num_classes=num_classes)
+            load_backbone_weights(network, backbone.weights)
     return network.eval()
 
 
@@ -216,40 +225,6 @@ def method_with_options(training: MethodOptions) -> Method:
         except yaml.YAMLError as error:
             raise InputError(f"--option {text}: {first_line(error)}") from error
     return get_method(training.method, **options)
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state dict; reading it runs no code from the file.
-
-    Args:
-        model: receives the weights.
-        path: of a .safetensors file or a torch file.
-
-    Raises:
-        StorageError: the file cannot be read, or its names or shapes differ from the model's.
-    """
-    import torch
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise StorageError(f"No weights '{path}'.")
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise StorageError(f"Weights '{path}' cannot be read: {first_line(error)}") from error
-    if not isinstance(state, dict):
-        raise StorageError(f"Weights '{path}' must be a state dict, found {type(state).__name__}.")
-    expected = model.state_dict()
-    for name in [*expected, *state]:
-        shapes = [tuple(d[name].shape) if name in d else "nothing" for d in (expected, state)]
-        if shapes[0] != shapes[1]:
-            raise StorageError(
-                f"Weights '{path}': '{name}': expected {shapes[0]}, found {shapes[1]}."
-            )
-    model.load_state_dict(state)
 
 
 def example_images(input_size: str | None, meta: bool = False) -> torch.Tensor | None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from leenet_fx.errors import StorageError
 from leenet_fx.evaluation.comparison import Comparison
-from leenet_fx.evaluation.frontier import FrontierPoint, MethodRun
+from leenet_fx.evaluation.frontier import MethodRun
 from leenet_fx.evaluation.upgrade import SCHEMA, upgrade_record
-from leenet_fx.storage.files import make_folder, read_text, write_atomically
+from leenet_fx.storage.files import make_folder, write_atomically
 from leenet_fx.storage.fingerprint import backbone_digest
+from leenet_fx.storage.json_files import read_json, to_json, validated
 from leenet_fx.surgery.module import EarlyExitModule
 
 FILE = "comparison.json"
@@ -30,6 +30,31 @@ METADATA: Mapping[str, Any] = {
     "images": None,
 }
 """Metadata of a comparison for which none was passed."""
+
+
+@dataclass(frozen=True)
+class _Fingerprint:
+    """The network and the images of a comparison."""
+
+    backbone: str
+    image_shape: tuple[int, ...]
+    classes: int
+    samples: int
+    backbone_accuracy: float
+
+
+@dataclass(frozen=True)
+class _Runs:
+    runs: tuple[MethodRun, ...]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What of a file is needed to resume it."""
+
+    comparison: _Runs
+    other_runs: tuple[MethodRun, ...]
+    fingerprint: _Fingerprint
 
 
 class ComparisonFile:
@@ -86,19 +111,17 @@ class ComparisonFile:
             "fingerprint": self._fingerprint,
             "other_runs": [asdict(run) for key, run in self.runs.items() if key not in included],
         }
-        write_atomically(self.path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(self.path, to_json(record, indent=1))
 
     def _read(self) -> None:
-        try:
-            record = upgrade_record(json.loads(read_text(self.path)), self.path)
-            runs = [*record["comparison"]["runs"], *record["other_runs"]]
-            self.runs = {(run["label"], run["seed"]): _parse_run(run) for run in runs}
-            fingerprint = dict(record["fingerprint"])
-            accuracy = float(fingerprint["backbone_accuracy"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StorageError(
-                f"'{self.path}' is no comparison that can be resumed: {error!r}."
-            ) from error
+        record = read_json(self.path)
+        if not isinstance(record, dict):
+            raise StorageError(f"'{self.path}' is no comparison that can be resumed.")
+        saved = validated(_Record, upgrade_record(record, self.path), self.path)
+        runs = (*saved.comparison.runs, *saved.other_runs)
+        self.runs = {(run.label, run.seed): run for run in runs}
+        fingerprint = {**asdict(saved.fingerprint), "image_shape": [*saved.fingerprint.image_shape]}
+        accuracy = saved.fingerprint.backbone_accuracy
         expected = self._fingerprint["backbone_accuracy"]
         if abs(accuracy - expected) <= ACCURACY_TOLERANCE:
             fingerprint["backbone_accuracy"] = expected
@@ -108,9 +131,3 @@ class ComparisonFile:
                     f"'{self.path}' belongs to another network or other images, with "
                     f"{name} {fingerprint.get(name)}, not {value}: choose another folder."
                 )
-
-
-def _parse_run(values: Mapping[str, Any]) -> MethodRun:
-    """Build a run from its JSON values."""
-    points = [FrontierPoint(**{**at, "shares": tuple(at["shares"])}) for at in values["points"]]
-    return MethodRun(**{**values, "exits": tuple(values["exits"]), "points": tuple(points)})

@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from leenet_fx.errors import InputError
+from leenet_fx.errors import EarlyExitError, InputError
 from leenet_fx.report import exit_figures, frontier_figures, sweep_figures
 from leenet_fx.report.record_check import check_record
 from leenet_fx.storage.files import write_atomically
@@ -18,6 +18,12 @@ from leenet_fx.tables import percent, quantity
 
 MOST_CONFUSIONS = 5
 """Number of confusions listed for each exit."""
+
+INCONSISTENT = (
+    *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError),
+    jinja2.UndefinedError,
+)
+"""Errors of drawing records whose parts are valid, but not of one measurement."""
 
 MAX_DROP = 0.01
 """Maximum accuracy drop of the operating point that is shown first."""
@@ -40,17 +46,23 @@ def write_page(path: Path, records: Sequence[dict[str, Any]], title: str) -> Non
         raise InputError("A page needs at least one record.")
     sections: list[dict[str, Any]] = []
     networks: list[Any] = []
-    for number, record in enumerate(records, start=1):
-        check_record(record, f"Record {number}")
-        section = SECTIONS[record["kind"]](record, number)
-        # A network that several records share is drawn once.
-        drawn = record["network"] is None or record["network"] in networks
-        figure = None
-        if not drawn:
-            figure = exit_figures.network(record["network"], f"network-{number}")
-        networks.append(record["network"])
-        sections.append({**record, **section, "number": number, "network_figure": figure})
-    page = _templates().get_template("page.html.j2").render(title=title, sections=sections)
+    try:
+        for number, record in enumerate(records, start=1):
+            check_record(record, f"Record {number}")
+            section = SECTIONS[record["kind"]](record, number)
+            # A network that several records share is drawn once.
+            drawn = record["network"] is None or record["network"] in networks
+            figure = None
+            if not drawn:
+                figure = exit_figures.network(record["network"], f"network-{number}")
+            networks.append(record["network"])
+            sections.append({**record, **section, "number": number, "network_figure": figure})
+        page = _templates().get_template("page.html.j2").render(title=title, sections=sections)
+    except INCONSISTENT as error:
+        where = f"Record {min(len(sections) + 1, len(records))}"
+        if isinstance(error, EarlyExitError):
+            raise
+        raise InputError(f"{where} has values that do not belong together: {error!r}.") from error
     write_atomically(path, page)
 
 

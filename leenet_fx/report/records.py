@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,9 @@ from leenet_fx.evaluation import comparison_file
 from leenet_fx.evaluation.evaluate import Evaluation
 from leenet_fx.evaluation.sweep import Sweep
 from leenet_fx.evaluation.upgrade import SCHEMA, upgrade_record
-from leenet_fx.storage.files import check_free, read_text, write_atomically
+from leenet_fx.report.record_schema import check_form
+from leenet_fx.storage.files import check_free, write_atomically
+from leenet_fx.storage.json_files import read_json, to_json
 from leenet_fx.surgery.module import EarlyExitModule
 
 FILES = {
@@ -138,7 +139,7 @@ def write_record(folder: Path, record: Mapping[str, Any], overwrite: bool = Fals
     """
     path = folder / FILES[str(record["kind"])]
     check_free(path, overwrite)
-    write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(path, to_json(record, indent=1))
     return path
 
 
@@ -156,13 +157,11 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
         path = folder / name
         if not path.exists():
             continue
-        try:
-            record = json.loads(read_text(path))
-        except ValueError as error:
-            raise StorageError(f"'{path}' is not JSON: {error}.") from error
+        record = read_json(path)
         if not isinstance(record, dict) or record.get("kind") != kind:
             raise StorageError(f"'{path}' is not a record of kind '{kind}'.")
         records.append(upgrade_record(record, path))
+        check_form(records[-1], kind, path)
     if not records:
         raise InputError(f"'{folder}' has neither {' nor '.join(FILES.values())}.")
     return records

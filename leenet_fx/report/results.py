@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from leenet_fx.storage.files import write_atomically
+from leenet_fx.storage.json_files import encode
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,12 @@ class Result:
 
     def to_json(self) -> str:
         """Return `to_dict` as JSON with one line per row."""
-        values = self.to_dict()
-        rows = ",\n".join(f"    {json.dumps(row, ensure_ascii=False)}" for row in values["rows"])
+        values = encode(self.to_dict())
+        rows = ",\n".join(
+            f"    {json.dumps(row, ensure_ascii=False, allow_nan=False)}" for row in values["rows"]
+        )
         values["rows"] = []
-        text = json.dumps(values, indent=2, ensure_ascii=False)
+        text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
         if rows:
             text = text.replace('"rows": []', f'"rows": [\n{rows}\n  ]')
         return text + "\n"

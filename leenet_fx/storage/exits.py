@@ -1,7 +1,8 @@
 """save and load: exits as safetensors and JSON.
 
-`exits.safetensors` holds the weights of the exits, and of a final classifier that was replaced or
-trained; `exit_config.json` describes the network. Reading them runs no code from the files.
+`exits.safetensors` holds the weights of the exits, and all weights and buffers of the backbone that
+are not the original model's; `exit_config.json` describes the network. Reading them runs no code
+from the files.
 """
 
 from __future__ import annotations
@@ -15,33 +16,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from leenet_fx.errors import InputError, StorageError
+from leenet_fx.errors import EarlyExitError, InputError, StorageError, UnknownNameError, first_line
 from leenet_fx.graph.catalog import create_model
-from leenet_fx.policies import policy_from_dict
-from leenet_fx.storage.config import (
-    CONFIG,
-    describe,
-    encode_config,
-    method_of,
-    placement_of,
-    read_config,
-)
+from leenet_fx.policies import Policy, policy_from_dict
+from leenet_fx.storage.config import CONFIG, ExitConfig, describe, encode_config, read_config
 from leenet_fx.storage.files import make_folder, write_atomically
-from leenet_fx.storage.fingerprint import backbone_digest, fingerprint
+from leenet_fx.storage.fingerprint import backbone_digest, changed_entries, fingerprint
 from leenet_fx.storage.upgrade import upgrade_state_dict
 from leenet_fx.storage.weights import (
     WEIGHTS,
     check_shapes,
+    check_sharing,
     encode_weights,
     read_weights,
+    set_weights,
     weights_of,
 )
 from leenet_fx.surgery.attach import attach
 from leenet_fx.surgery.module import EarlyExitModule
 
 logger = logging.getLogger("leenet_fx")
+
+DAMAGE = (
+    *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError),
+    *(AssertionError, MemoryError),
+)
+"""Errors of building exits by options that a damaged description has."""
 
 
 def save(
@@ -53,26 +55,34 @@ def save(
 ) -> None:
     """Write `exits.safetensors` and `exit_config.json`.
 
+    Weights and buffers of the backbone that were changed since `attach`, by `fit`, by your own loop
+    or by `load_state_dict`, are written with the exits, so that `load` with the original model
+    returns a network of the same outputs.
+
     Args:
         ee: the network.
         folder: created if needed. Files of these names are replaced.
-        backbone: whether to include the backbone's weights.
+        backbone: whether to include all weights of the backbone.
         fit: record of the training run, `FitResult.to_dict()`.
 
     Raises:
         StorageError: the folder cannot be written to.
-        InputError: an option of the branches or of the method cannot be written as JSON.
+        InputError: an option of the branches or of the method cannot be written as JSON; a changed
+            entry is no tensor; or what was changed is not known.
     """
     folder = Path(folder)
-    make_folder(folder)
-    weights = encode_weights(weights_of(ee, backbone))
-    config = {
-        **describe(ee),
-        "holds_backbone": backbone,
-        "fit": dict(fit) if fit else None,
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
-    }
+    unknown = backbone and ee.spec.checksums is None
+    changed = ee.spec.changed if unknown else changed_entries(ee)
+    weights = encode_weights(weights_of(ee, changed, backbone))
+    config = describe(
+        ee,
+        changed=changed,
+        holds_backbone=backbone,
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+        fit=fit,
+    )
     text = encode_config(config)
+    make_folder(folder)
     write_atomically(folder / WEIGHTS, weights)
     write_atomically(folder / CONFIG, text)
 
@@ -99,98 +109,118 @@ def load(
     folder = Path(folder)
     path = folder / CONFIG
     config = read_config(folder)
-    weights = read_weights(folder / WEIGHTS, config.get("weights_sha256"))
-    if config.get("upgraded_from") == 1:
+    weights = read_weights(folder / WEIGHTS, config.weights_sha256)
+    if config.upgraded_from == 1:
         weights = upgrade_state_dict(weights)
-    method = method_of(config, path)
+    policy = _policy(config, path)
     if isinstance(model, EarlyExitModule):
         ee = model
     else:
-        ee = _attach_saved(config, _library_model(config) if model is None else model, path)
+        given = _library_model(config, path) if model is None else model
+        ee = _attach_saved(config, given, path, weights)
     _check_description(config, ee, path)
     _check_operations(config, ee, path, strict)
-    policy = policy_from_dict(config["policy"])
     policy.check(ee.num_exits)
-    check_shapes(folder / WEIGHTS, weights, ee)
-    ee.load_state_dict(weights, strict=False)
+    check_shapes(folder / WEIGHTS, weights, ee, config.changed)
+    check_sharing(folder / WEIGHTS, weights, ee)
+    set_weights(ee, weights)
     ee.policy = policy
-    names = config.get("class_names")
     ee.spec = replace(
-        ee.spec,
-        changed=tuple(config["changed"]),
-        method=method,
-        class_names=None if names is None else tuple(names),
+        ee.spec, changed=config.changed, method=config.method, class_names=config.class_names
     )
     _compare_backbone(config, ee)
     return ee
 
 
-def _library_model(config: Mapping[str, Any]) -> nn.Module:
-    name = str(config["model"])
+def _policy(config: ExitConfig, path: Path) -> Policy:
+    """Return the policy of a description, which fits the number of exits."""
+    try:
+        policy = policy_from_dict(config.policy)
+        policy.check(len(config.placement.names))
+    except (InputError, OverflowError) as error:
+        raise StorageError(f"'{path}': 'policy': {first_line(error)}") from error
+    return policy
+
+
+def _library_model(config: ExitConfig, path: Path) -> nn.Module:
+    name = config.model
     # A model file of the user's is never run: loading runs no code.
     if not name.startswith(("timm/", "torchvision/")) or ".py:" in name:
         raise InputError(
             f"The exits were attached to '{name}', which is not a model of timm or torchvision: "
             "pass the backbone as model=."
         )
-    return create_model(name, pretrained=not config.get("holds_backbone")).eval()
+    try:
+        return create_model(name, pretrained=not config.holds_backbone).eval()
+    except EarlyExitError:
+        raise
+    except Exception as error:
+        # Builders and downloads of the libraries raise errors of any kind.
+        raise StorageError(
+            f"'{path}': the model '{name}' cannot be built: {first_line(error)} Pass the backbone "
+            "as model=."
+        ) from error
 
 
-def _attach_saved(config: Mapping[str, Any], model: nn.Module, path: Path) -> EarlyExitModule:
+def _attach_saved(
+    config: ExitConfig, model: nn.Module, path: Path, weights: Mapping[str, Tensor]
+) -> EarlyExitModule:
     """Attach untrained exits to a backbone as the description says."""
-    placement = placement_of(config, path)
-    shape = [int(size) for size in config["image_shape"]]
+    holds_classifier = config.classifier_is_new or config.holds_backbone
+    if holds_classifier and config.num_classes > sum(w.numel() for w in weights.values()):
+        raise StorageError(
+            f"'{path}': 'num_classes': {config.num_classes} classes have more weights than "
+            f"'{WEIGHTS}' holds."
+        )
     weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     try:
         ee = attach(
             copy.deepcopy(model).eval() if model.training else model,
-            list(placement.names),
-            example_inputs=torch.empty(1, *shape, dtype=weight.dtype, device="meta"),
-            branch=config["branch"],
-            branch_options=config["branch_options"],
-            num_classes=config["num_classes"],
-            blocks=config.get("blocks"),
-            name=config["model"],
+            list(config.placement.names),
+            example_inputs=torch.empty(1, *config.image_shape, dtype=weight.dtype, device="meta"),
+            branch=config.branch,
+            branch_options=config.branch_options,
+            num_classes=config.num_classes if holds_classifier else None,
+            blocks=config.blocks,
+            name=config.model,
         )
-    except InputError as error:
+    except UnknownNameError:
+        raise
+    except (EarlyExitError, *DAMAGE) as error:
         raise StorageError(
-            f"'{path}': the exits cannot be attached to this network: {error}"
+            f"'{path}': the exits cannot be attached to this network: {first_line(error)}"
         ) from error
-    if ee.spec.classifier_is_new and not (config["classifier_is_new"] or config["holds_backbone"]):
-        raise StorageError(
-            f"'{path}': num_classes: expected a backbone that has {config['num_classes']} classes, "
-            "found another number: pass the backbone as model=."
-        )
-    ee.spec = replace(ee.spec, placement=replace(ee.spec.placement, strategy=placement.strategy))
+    strategy = config.placement.strategy
+    ee.spec = replace(ee.spec, placement=replace(ee.spec.placement, strategy=strategy))
     return ee.train(model.training)
 
 
-def _check_description(config: Mapping[str, Any], ee: EarlyExitModule, path: Path) -> None:
+def _check_description(config: ExitConfig, ee: EarlyExitModule, path: Path) -> None:
     """Raise StorageError if exits or shapes differ from the saved network's."""
-    for key, found in (
-        ("num_classes", ee.spec.num_classes),
-        ("branch", ee.spec.branch),
-        ("branch_options", ee.spec.branch_options),
-        ("image_shape", list(ee.spec.image_shape)),
-    ):
-        if config[key] != found:
-            raise StorageError(f"'{path}': {key}: expected {config[key]}, found {found}.")
-    expected, names = config["placement"]["names"], list(ee.spec.placement.names)
-    if expected != names:
-        raise StorageError(f"'{path}': exits: expected after {expected}, found {names}.")
+    if config.num_classes != ee.spec.num_classes:
+        raise StorageError(
+            f"'{path}': num_classes: expected a backbone that has {config.num_classes} classes, "
+            f"found {ee.spec.num_classes}: pass the backbone as model=."
+        )
+    for key in ("branch", "branch_options", "image_shape"):
+        expected, found = getattr(config, key), getattr(ee.spec, key)
+        if expected != found:
+            raise StorageError(f"'{path}': {key}: expected {expected}, found {found}.")
+    names = ee.spec.placement.names
+    if config.placement.names != names:
+        raise StorageError(
+            f"'{path}': exits: expected after {list(config.placement.names)}, found {list(names)}."
+        )
 
 
-def _check_operations(
-    config: Mapping[str, Any], ee: EarlyExitModule, path: Path, strict: bool
-) -> None:
+def _check_operations(config: ExitConfig, ee: EarlyExitModule, path: Path, strict: bool) -> None:
     """Raise StorageError, or log a warning, if the backbone's operations differ."""
     before = "the input"
-    for expected, found in zip(config["graph"], fingerprint(ee), strict=True):
-        if expected != found:
+    for expected, found in zip(config.graph, fingerprint(ee), strict=True):
+        if expected.digest != found["digest"]:
             message = (
                 f"'{path}': the network differs between {before} and '{found['up_to']}': expected "
-                f"{expected['digest']}, found {found['digest']} (saved with "
-                f"{config.get('versions')})."
+                f"{expected.digest}, found {found['digest']} (saved with {config.versions})."
             )
             if strict:
                 raise StorageError(f"{message} strict=False turns this error into a warning.")
@@ -199,9 +229,9 @@ def _check_operations(
         before = f"'{found['up_to']}'"
 
 
-def _compare_backbone(config: Mapping[str, Any], ee: EarlyExitModule) -> None:
+def _compare_backbone(config: ExitConfig, ee: EarlyExitModule) -> None:
     """Log a warning if the backbone's weights differ from those the exits were fitted on."""
-    expected = config.get("backbone_sha256")
+    expected = config.backbone_sha256
     if expected is None:
         return
     found = backbone_digest(ee)

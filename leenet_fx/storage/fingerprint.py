@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 from torch import Tensor, fx
 
-from leenet_fx.digest import weights_digest
+from leenet_fx.digest import checksum, entries, weights_digest
+from leenet_fx.errors import InputError
 from leenet_fx.runtime.stages import collecting_node, is_exit
 from leenet_fx.surgery.module import EarlyExitModule
 
@@ -51,23 +53,62 @@ def fingerprint(ee: EarlyExitModule) -> list[dict[str, str]]:
     ]
 
 
-def backbone_digest(ee: EarlyExitModule) -> str:
-    """Return a digest of the weights that are those of the original model."""
-    return weights_digest(
-        (name, tensor)
-        for name, tensor in sorted(ee.state_dict(keep_vars=True).items())
-        if isinstance(tensor, Tensor) and not is_new(ee, name) and not tensor.is_meta
-    )
-
-
-def is_new(ee: EarlyExitModule, name: str) -> bool:
-    """Return whether an entry of the state dict differs from the original model's.
-
-    New are the exits, and every module that was replaced or trained.
+def backbone_digest(ee: EarlyExitModule, changed: Sequence[str] | None = None) -> str:
+    """Return a digest of the weights that are those of the original model.
 
     Args:
         ee: the network.
-        name: key of its state dict.
+        changed: names of the modules and entries that are not the original's; None takes
+            `ee.spec.changed`.
     """
-    changed = tuple(f"{module}." if module else "" for module in ee.spec.changed)
-    return name.startswith(("exits.", *changed))
+    changed = ee.spec.changed if changed is None else changed
+    return weights_digest(
+        (name, tensor)
+        for name, tensor in sorted(ee.state_dict(keep_vars=True).items())
+        if isinstance(tensor, Tensor) and not is_new(name, changed) and not tensor.is_meta
+    )
+
+
+def is_new(name: str, changed: Sequence[str]) -> bool:
+    """Return whether an entry of the state dict differs from the original model's.
+
+    New are the exits, and everything that was replaced or trained.
+
+    Args:
+        name: key of the state dict.
+        changed: names of modules and of entries; "" is the whole backbone.
+    """
+    modules = tuple(f"{module}." if module else "" for module in changed)
+    return name in changed or name.startswith(("exits.", *modules))
+
+
+def changed_entries(ee: EarlyExitModule) -> tuple[str, ...]:
+    """Return the names of the modules and entries of the backbone that are not the original's.
+
+    They are `ee.spec.changed`, and all weights and buffers that were changed since `attach`, by
+    whatever wrote to them.
+
+    Args:
+        ee: the network.
+
+    Raises:
+        InputError: it is not known what the original's weights were.
+    """
+    changed, checksums = ee.spec.changed, ee.spec.checksums
+    if checksums is None:
+        if "" in changed:
+            return changed
+        raise InputError(
+            "Whether the backbone's weights are still those of the original model is not known, "
+            "because this network was not built by attach: pass backbone=True, which saves them."
+        )
+    # Changes of a whole module are not recorded for buffers that are not in the state dict.
+    covered = {name for name in ee.state_dict() if is_new(name, changed)}
+    found = [
+        name
+        for name, value in entries(ee).items()
+        if not name.startswith("exits.")
+        and name not in covered
+        and checksum(value) != checksums.get(name)
+    ]
+    return (*changed, *(name for name in found if name not in changed))

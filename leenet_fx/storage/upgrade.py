@@ -122,7 +122,7 @@ def _upgrade_fit(fit: Mapping[str, Any]) -> dict[str, Any]:
     """Return the record of a training run with new names of methods, options and phases."""
     upgraded = _upgrade_method(fit)
     if isinstance(history := fit.get("history"), list):
-        epochs = (_renamed(epoch, EPOCH_KEYS) for epoch in history)
+        epochs = (_renamed(epoch, EPOCH_KEYS) for epoch in history if isinstance(epoch, Mapping))
         upgraded["history"] = [
             {**epoch, "phase": _new(PHASES, epoch.get("phase"))} for epoch in epochs
         ]

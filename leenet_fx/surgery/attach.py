@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from leenet_fx.digest import checksum, entries
 from leenet_fx.errors import InputError, PlacementError, placement_errors
 from leenet_fx.graph.catalog import library_name
 from leenet_fx.graph.traced_model import TracedModel, trace_model
@@ -140,7 +142,7 @@ def attach(
     if branch_name == "flatten":
         _warn_if_large(traced, branches)
     patterns = [pattern for pattern in blocks or () if isinstance(pattern, str)]
-    return insert_exits(
+    ee = insert_exits(
         traced,
         placement,
         branches,
@@ -150,6 +152,13 @@ def attach(
         blocks=tuple(patterns) or None,
         method=None if method is None else as_method(method).config,
     )
+    ee.spec = replace(ee.spec, checksums=_backbone_checksums(ee))
+    return ee
+
+
+def _backbone_checksums(ee: EarlyExitModule) -> dict[str, str]:
+    values = entries(ee)
+    return {name: checksum(values[name]) for name in values if not name.startswith("exits.")}
 
 
 def _build(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from leenet_fx.cost.branch_cost import BranchCost
@@ -34,6 +35,9 @@ class ExitSpec:
         method: the method that the exits were attached for, or trained by last; None if none was
             named.
         class_names: names of the classes, in the order of the logits; None if not known.
+        checksums: `leenet_fx.digest.checksum` of each weight and buffer of the backbone, by name,
+            when the exits were attached: by them `save` finds what was changed since. None if they
+            were not recorded.
     """
 
     profile: CostProfile
@@ -53,3 +57,4 @@ class ExitSpec:
     changed: tuple[str, ...] = ()
     method: MethodConfig | None = None
     class_names: tuple[str, ...] | None = None
+    checksums: Mapping[str, str] | None = field(default=None, repr=False, compare=False)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-import pickle
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from leenet_fx.errors import InputError, StorageError
 from leenet_fx.storage.files import write_atomically
 
 FILE = "resume.pt"
-SCHEMA = 2
+SCHEMA = 3
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
@@ -24,9 +24,14 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     Raises:
         StorageError: it cannot be written; the checkpoint before it is intact.
     """
-    buffer = io.BytesIO()
-    torch.save({"schema": SCHEMA, **state}, buffer)
-    write_atomically(folder / FILE, buffer.getvalue())
+    content = io.BytesIO()
+    torch.save(dict(state), content)
+    # torch.load does not notice changed bytes of a tensor.
+    sha256 = hashlib.sha256(content.getbuffer()).hexdigest()
+    tensor = torch.frombuffer(content.getbuffer(), dtype=torch.uint8)
+    file = io.BytesIO()
+    torch.save({"schema": SCHEMA, "sha256": sha256, "content": tensor}, file)
+    write_atomically(folder / FILE, file.getvalue())
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -38,17 +43,26 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     path = folder / FILE
     if not path.exists():
         return None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise StorageError(f"'{path}' is not a checkpoint of fit, or is damaged.") from error
-    found = state.get("schema") if isinstance(state, dict) else None
+    file = _torch_load(path, path)
+    found = file.get("schema") if isinstance(file, dict) else None
     if found != SCHEMA:
         raise StorageError(
             f"'{path}': expected a checkpoint of schema {SCHEMA}, found {found}: resume with the "
             "version of leenet-fx that wrote it, or choose another folder."
         )
-    return dict(state)
+    content = file.get("content")
+    data = bytes(content.numpy()) if isinstance(content, torch.Tensor) else b""
+    if hashlib.sha256(data).hexdigest() != file.get("sha256"):
+        raise StorageError(f"'{path}' is damaged: its content has another digest.")
+    return dict(_torch_load(io.BytesIO(data), path))
+
+
+def _torch_load(source: Path | io.BytesIO, path: Path) -> Any:
+    try:
+        return torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Damaged archives and pickles raise errors of any kind.
+        raise StorageError(f"'{path}' is not a checkpoint of fit, or is damaged.") from error
 
 
 def check_same_run(path: Path, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from leenet_fx.methods import Method
 from leenet_fx.storage.config import CONFIG, read_config
 from leenet_fx.storage.exits import load, save
 from leenet_fx.storage.files import make_folder, remove_leftovers
+from leenet_fx.storage.json_files import validated
 from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training import checkpoint, distributed
 from leenet_fx.training.feature_source import Data, FitData
@@ -229,22 +230,15 @@ def _finished_run(
     if (folder / checkpoint.FILE).exists() or not (folder / CONFIG).exists():
         return None
     config = read_config(folder)
-    record = config.get("fit")
-    if not isinstance(record, dict) or "plan" not in record:
+    record = config.fit
+    if record is None or not isinstance(record.get("plan"), dict):
         raise InputError(f"'{folder}' was not written by fit: choose another folder.")
+    result = validated(FitResult, record, folder / CONFIG, "fit")
     checkpoint.check_same_run(folder, plan.to_dict(), record["plan"])
-    saved_names = config.get("class_names")
-    if saved_names is not None and class_names is not None:
-        compare_class_names(tuple(saved_names), class_names, f"'{folder}'", "train")
+    if config.class_names is not None and class_names is not None:
+        compare_class_names(config.class_names, class_names, f"'{folder}'", "train")
     load(folder, ee).eval()
-    return FitResult(
-        record["method"],
-        record["alpha"],
-        record["cost"],
-        record["seed"],
-        record["options"],
-        [Epoch(**epoch) for epoch in record["history"]],
-    )
+    return result
 
 
 @contextmanager

@@ -316,17 +316,17 @@ def test_file_of_another_comparison_is_rejected(tmp_path):
         compare(tiny(), specs, train, calibration, calibration, out=tmp_path, **OPTIONS)
     assert path.read_text() == good
     record = json.loads(good)
-    for text in (
-        good[: len(good) // 2],
-        "[]",
-        "{}",
-        json.dumps({**record, "other_runs": [{"label": "a", "seed": 0}]}),
-        json.dumps({**record, "fingerprint": None}),
+    edited = {key: value for key, value in record.items() if key != "content_sha256"}
+    for text, message in (
+        (good[: len(good) // 2], "is not JSON"),
+        ("[]", "no comparison that can be resumed"),
+        ("{}", "has schema None"),
+        (json.dumps({**record, "command": "x"}), "edited or damaged"),
+        (json.dumps({**edited, "other_runs": [{"label": "a", "seed": 0}]}), "lacks 'other_runs.0"),
+        (json.dumps({**edited, "fingerprint": None}), "'fingerprint': .* found None"),
     ):
         path.write_text(text)
-        with pytest.raises(
-            StorageError, match=r"no comparison that can be resumed|has schema None"
-        ):
+        with pytest.raises(StorageError, match=message):
             compare(tiny(), specs, train, calibration, test, out=tmp_path, **OPTIONS)
         assert path.read_text() == text
 
@@ -351,6 +351,7 @@ def test_comparison_of_schema_1_is_resumed(tmp_path):
     path = tmp_path / "comparison.json"
     first = compare(tiny(), specs, *splits(), out=tmp_path, **OPTIONS)
     old = as_schema_1(json.loads(path.read_text()))
+    del old["content_sha256"]
     path.write_text(json.dumps(old))
     assert compare(tiny(), specs, *splits(), out=tmp_path, **OPTIONS) == first
     # A run with other settings is refitted, and old runs of other labels are kept.

@@ -169,6 +169,23 @@ def test_invalid_json_is_rejected(text):
         placement.Placement.from_json(text)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"names": "ab"},
+        {"indices": ["0", "1"]},
+        {"strategy": 3},
+        {"indices": [0]},
+        {"names": [1, 2]},
+    ],
+)
+def test_values_of_other_types_are_no_placement(changes):
+    values = {"schema": 1, "strategy": "fixed", "indices": [0, 1], "names": ["a", "b"]}
+    assert len(placement.Placement.from_json(json.dumps(values))) == 2
+    with pytest.raises(PlacementError, match="Not a placement"):
+        placement.Placement.from_json(json.dumps({**values, **changes}))
+
+
 def test_profile_rejects_repeated_names_and_decreasing_costs():
     with pytest.raises(PlacementError, match="more than once"):
         CostProfile("n", (Candidate("a", 1, 1, 1), Candidate("a", 2, 2, 2)), 3, 3, 3)

@@ -2,6 +2,7 @@
 
 import json
 
+from leenet_fx.cli.output import print_json
 from leenet_fx.environment import environment
 from leenet_fx.report.results import Criterion, Result
 
@@ -45,3 +46,12 @@ def test_markdown_may_show_another_table(tmp_path):
     text = result.to_markdown("Title", [{"shown": "007"}])
     assert "007" in text
     assert "| a" not in text
+
+
+def test_infinity_is_written_as_strict_json(capsys):
+    result = Result("c", [{"a": float("inf")}], [Criterion("n", float("nan"), "", "", False)], {})
+    for write in (lambda: print(result.to_json()), lambda: print_json(result.to_dict())):
+        write()
+        written = json.loads(capsys.readouterr().out, parse_constant=lambda _: "not JSON")
+        assert written["rows"] == [{"a": {"__float__": "inf"}}]
+        assert written["criteria"][0]["value"] == {"__float__": "nan"}

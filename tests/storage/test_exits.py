@@ -27,7 +27,9 @@ def fitted(**options):
 
 def edit(folder, **changes):
     path = folder / "exit_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    config = json.loads(path.read_text())
+    config.pop("content_sha256", None)
+    path.write_text(json.dumps({**config, **changes}))
 
 
 @pytest.mark.parametrize("branch", list_branches())
@@ -180,8 +182,13 @@ def test_another_backbones_weights_are_a_warning(tmp_path, caplog):
             lambda f: (f / "exits.safetensors").write_bytes(b"no"),
             "does not belong to the exit_config.json",
         ),
-        (lambda f: edit(f, method={"name": "ztw"}), "expected a method, found"),
-        (lambda f: edit(f, placement={"names": 3}), "expected a placement, found"),
+        (lambda f: edit(f, method={"options": {}}), "lacks 'method.name'"),
+        (lambda f: edit(f, placement={"names": 3}), "lacks 'placement.indices'"),
+        (
+            lambda f: edit(f, placement={"strategy": "fixed", "indices": [0], "names": 3}),
+            "'placement.names': Input should be a valid array, found 3",
+        ),
+        (lambda f: edit(f, num_classes="5"), "'num_classes': .* valid integer, found '5'"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, damage, message):

@@ -89,15 +89,14 @@ def test_a_stored_network_is_trained_by_its_method():
 def test_the_record_of_training_has_the_new_words(name):
     stored = json.loads((STORED / name / "exit_config.json").read_text())
     config = read_config(STORED / name)
-    assert "captured" not in config
-    assert config["tracer"] == "fx"
-    assert config["costs"] == stored["costs"]
+    assert config.tracer == "fx"
+    assert config.costs == stored["costs"]
     if name == "shut":
-        assert config["fit"] is None
+        assert config.fit is None
         return
-    assert config["fit"]["method"] == config["fit"]["plan"]["method"] == METHODS[name][0]
-    assert config["fit"]["plan"]["epochs"] == stored["fit"]["plan"]["lengths"]
-    assert [epoch["phase"] for epoch in config["fit"]["history"]] == [
+    assert config.fit["method"] == config.fit["plan"]["method"] == METHODS[name][0]
+    assert config.fit["plan"]["epochs"] == stored["fit"]["plan"]["lengths"]
+    assert [epoch["phase"] for epoch in config.fit["history"]] == [
         epoch["step"] for epoch in stored["fit"]["history"]
     ]
 
@@ -120,11 +119,13 @@ def test_options_phases_and_times_of_other_runs(tmp_path, method, options, expec
     config["costs"]["latency"] = {"plain": [1.0], "stages": [[1.0]]}
     (tmp_path / "exit_config.json").write_text(json.dumps(config))
     upgraded = read_config(tmp_path)
-    assert upgraded["method"] == {"name": method, "options": expected}
-    assert upgraded["fit"]["options"] == upgraded["fit"]["plan"]["options"] == expected
+    assert upgraded.method == leenet_fx.methods.MethodConfig(
+        method, {k: tuple(v) if isinstance(v, list) else v for k, v in expected.items()}
+    )
+    assert upgraded.fit["options"] == upgraded.fit["plan"]["options"] == expected
     phases = ["joint", "alternating", "joint gates"]
-    assert [e["phase"] for e in upgraded["fit"]["history"]] == phases
-    assert upgraded["costs"]["latency"] == {"backbone": [1.0], "stages": [[1.0]]}
+    assert [e["phase"] for e in upgraded.fit["history"]] == phases
+    assert upgraded.costs["latency"] == {"backbone": [1.0], "stages": [[1.0]]}
 
 
 def old_state(ee, policy):
