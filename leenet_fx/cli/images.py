@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -226,8 +225,9 @@ def write_transform(folder: Path, config: TransformConfig) -> None:
         StorageError: it cannot be written.
     """
     from leenet_fx.storage.files import write_atomically
+    from leenet_fx.storage.json_files import to_json
 
-    write_atomically(folder / TRANSFORM, json.dumps(config.to_dict(), indent=1) + "\n")
+    write_atomically(folder / TRANSFORM, to_json(config.to_dict()))
 
 
 def read_transform(folder: Path) -> TransformConfig | None:
@@ -237,13 +237,14 @@ def read_transform(folder: Path) -> TransformConfig | None:
         StorageError: the file is damaged.
     """
     from leenet_fx.data.transforms import TransformConfig
-    from leenet_fx.storage.files import read_text
+    from leenet_fx.storage.json_files import read_json
 
     path = folder / TRANSFORM
     if not path.exists():
         return None
+    content = read_json(path)
     try:
-        return TransformConfig.from_dict(json.loads(read_text(path)))
+        return TransformConfig.from_dict(content)
     except (ValueError, TypeError, AttributeError) as error:
         raise StorageError(f"'{path}' is damaged: {error}") from error
 
