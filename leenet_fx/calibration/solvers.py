@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from fractions import Fraction
+from functools import lru_cache
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from leenet_fx.errors import InputError
 from leenet_fx.registry import Registry
+
+Columns: TypeAlias = npt.NDArray[Any]
+"""Confidences with one contiguous row per exit, (N, n)."""
 
 Solver: TypeAlias = Callable[[Tensor, "Tensor | Sequence[float]", float], list[float]]
 """(confidence (n, N), relative costs (N+1,), budget) → N confidence thresholds.
@@ -72,9 +77,7 @@ def mean_cost(exit_index: Tensor, costs: Tensor | Sequence[float]) -> float:
     counts = exit_index.bincount(minlength=len(values)).tolist()
     if len(counts) > len(values):
         raise InputError(f"Exit index {len(counts) - 1} has no cost: only {len(values)} are given.")
-    # Fractions, since a rounded sum can exceed the budget although the exact mean equals it.
-    total = sum(count * Fraction(cost) for count, cost in zip(counts, values, strict=True))
-    return float(total / len(exit_index))
+    return _mean(counts, values)
 
 
 @register_solver("common")
@@ -96,16 +99,19 @@ def common(confidence: Tensor, costs: Tensor | Sequence[float], budget: float) -
         InputError: shapes or values that do not fit, or a budget below the cheapest exit's cost.
     """
     values = _check(confidence, costs, budget)
-    exits = confidence.shape[1]
+    samples, exits = confidence.shape
     if budget >= values[-1]:
         return [math.inf] * exits
-    candidates = confidence.unique().tolist()
-    affordable = bisect_right(
-        candidates,
-        budget,
-        key=lambda threshold: mean_cost(exit_indices_at(confidence, [threshold] * exits), values),
-    )
-    return [candidates[affordable - 1]] * exits
+    # A sample exits at or before k iff its highest confidence up to k reaches the threshold.
+    highest = np.maximum.accumulate(_columns(confidence))
+    candidates = np.sort(highest, axis=None)
+
+    def cost_at(threshold: float) -> float:
+        continuing = [int(np.count_nonzero(row < threshold)) for row in highest]
+        return _mean([m - n for m, n in pairwise([samples, *continuing, 0])], values)
+
+    affordable = bisect_right(candidates, budget, key=cost_at)
+    return [float(candidates[affordable - 1])] * exits
 
 
 @register_solver("exponential")
@@ -127,15 +133,27 @@ def exponential(confidence: Tensor, costs: Tensor | Sequence[float], budget: flo
         InputError: shapes or values that do not fit, or a budget below the cheapest exit's cost.
     """
     values = _check(confidence, costs, budget)
+    samples, exits = confidence.shape
     if budget >= values[-1]:
-        return [math.inf] * confidence.shape[1]
-    points = []
-    for rho in RATIOS:
-        thresholds = exponential_thresholds(confidence, rho)
-        cost = mean_cost(exit_indices_at(confidence, thresholds), values)
-        if cost <= budget:
-            points.append((cost, thresholds))
-    return max(points, key=lambda point: point[0])[1]
+        return [math.inf] * exits
+    columns = _columns(confidence)
+    counts = _counts_of_ratios(samples, exits)
+    lowest, highest = _cost_range(columns, counts, values)
+    tolerance = 1e-9 * max(map(abs, values))
+    possible = np.flatnonzero(lowest <= budget + tolerance)
+    # In descending order of what each could reach, until none can reach the best found.
+    reachable = np.minimum(highest[possible], budget)
+    best: tuple[float, int] = (-math.inf, 0)
+    thresholds: list[float] = []
+    for place in np.argsort(-reachable, kind="stable"):
+        if reachable[place] < best[0] - tolerance:
+            break
+        index = int(possible[place])
+        found, exiting = _take(columns, counts[index].tolist())
+        cost = _mean(exiting, values)
+        if cost <= budget and (cost, -index) > best:
+            best, thresholds = (cost, -index), found
+    return thresholds
 
 
 def exponential_thresholds(confidence: Tensor, rho: float) -> list[float]:
@@ -159,20 +177,128 @@ def exponential_thresholds(confidence: Tensor, rho: float) -> list[float]:
     _check_confidence(confidence)
     if not 0 <= rho < math.inf:
         raise InputError(f"Expected a finite ratio ρ ≥ 0, got {rho!r}.")
-    samples, exits = confidence.shape
+    return share_thresholds(confidence, _counts(*confidence.shape, rho))
+
+
+def share_thresholds(confidence: Tensor, counts: Sequence[int]) -> list[float]:
+    """Return thresholds under which given numbers of samples exit at each exit.
+
+    Tₖ is the confidence of the `counts[k]`-th most confident of the remaining samples, or of the
+    last if fewer remain; math.inf if that is no sample. Remaining samples that tie with Tₖ exit.
+
+    Args:
+        confidence: (n, N), floating point, finite.
+        counts: N numbers of samples, ≥ 0.
+
+    Returns:
+        N thresholds.
+
+    Raises:
+        InputError: shapes or values that do not fit.
+    """
+    _check_confidence(confidence)
+    if len(counts) != confidence.shape[1] or any(count < 0 for count in counts):
+        raise InputError(
+            f"Expected numbers of samples ≥ 0 for {confidence.shape[1]} exits, got {counts!r}."
+        )
+    return _take(_columns(confidence), counts)[0]
+
+
+def _columns(confidence: Tensor) -> Columns:
+    values = confidence.detach().cpu()
+    if values.dtype not in (torch.float32, torch.float64):
+        values = values.float()
+    return np.ascontiguousarray(values.numpy().T)
+
+
+def _mean(counts: Sequence[int], costs: Sequence[float]) -> float:
+    """Return the mean cost of samples, given how many have each of the costs."""
+    # Exact integers, since a rounded sum can exceed the budget although the exact mean equals it.
+    # The denominators of floating-point numbers are powers of two: the largest is common to all.
+    ratios = [cost.as_integer_ratio() for cost in costs]
+    largest = max(denominator for _, denominator in ratios)
+    pairs = zip(counts, ratios, strict=True)
+    total = sum(
+        count * numerator * (largest // denominator) for count, (numerator, denominator) in pairs
+    )
+    return total / (largest * sum(counts))
+
+
+def _take(columns: Columns, counts: Sequence[int]) -> tuple[list[float], list[int]]:
+    """Return the `share_thresholds`, and the N+1 numbers of samples that exit under them."""
+    remaining: npt.NDArray[np.intp] | None = None
+    number = columns.shape[1]
+    thresholds, exiting = [], []
+    for column, count in zip(columns, counts, strict=True):
+        threshold = math.inf
+        before = number
+        if count and number:
+            values = column if remaining is None else column[remaining]
+            place = max(number - count, 0)
+            threshold = float(np.partition(values, place)[place])
+            continuing = np.flatnonzero(values < threshold)
+            remaining = continuing if remaining is None else remaining[continuing]
+            number = len(remaining)
+        thresholds.append(threshold)
+        exiting.append(before - number)
+    return thresholds, [*exiting, number]
+
+
+def _counts(samples: int, exits: int, rho: float) -> list[int]:
+    """Return how many of the samples shall exit at each of the exits for a ratio ρ."""
     # Relative to the largest share, since ρᵏ of a large ρ overflows.
     powers = [rho ** (k - exits if rho > 1 else k) for k in range(exits + 1)]
     total = sum(powers)
-    remaining = confidence
-    thresholds = []
-    for k in range(exits):
-        exiting = min(math.floor(samples * powers[k] / total), len(remaining))
-        threshold = math.inf
-        if exiting:
-            threshold = remaining[:, k].kthvalue(len(remaining) - exiting + 1).values.item()
-        remaining = remaining[remaining[:, k] < threshold]
-        thresholds.append(threshold)
-    return thresholds
+    return [math.floor(samples * power / total) for power in powers[:-1]]
+
+
+@lru_cache(maxsize=8)
+def _counts_of_ratios(samples: int, exits: int) -> npt.NDArray[np.int64]:
+    """Return the distinct counts (R, N) of all `RATIOS`, in the order of the ratios."""
+    rows = dict.fromkeys(tuple(_counts(samples, exits, rho)) for rho in RATIOS)
+    return np.array(list(rows), dtype=np.int64)
+
+
+def _cost_range(
+    columns: Columns, counts: npt.NDArray[np.int64], costs: Sequence[float]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return bounds (R,), (R,) of the mean cost under the `share_thresholds` of R rows of counts.
+
+    Without ties, exactly the given numbers of samples exit; with ties up to `_overshoot` more.
+
+    Args:
+        columns: confidences.
+        counts: (R, N) numbers of samples.
+        costs: N+1, non-decreasing.
+    """
+    samples = columns.shape[1]
+    saved = np.diff(costs) / samples
+    more = np.stack([_overshoot(*pair) for pair in zip(columns, counts.T, strict=True)], 1)
+
+    def mean(exiting: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        result: npt.NDArray[np.float64] = costs[-1] - np.minimum(exiting.cumsum(1), samples) @ saved
+        return result
+
+    return mean(counts + more), mean(counts)
+
+
+def _overshoot(column: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return how many samples more than `counts` can exit because of equal confidences, (R,).
+
+    If the threshold is a value that t samples have, and g samples have it or a higher one, then
+    fewer than t more exit, and in all at most g, whichever of the samples remain.
+    """
+    ordered = np.sort(column)
+    changes = np.flatnonzero(ordered[1:] != ordered[:-1])
+    # From the highest value on.
+    ties = np.diff(changes, prepend=-1, append=len(ordered) - 1)[::-1]
+    reaching = ties.cumsum()
+    largest = np.append(np.maximum.accumulate(ties[::-1])[::-1], 1) - 1
+    place = np.searchsorted(reaching, counts, side="right")
+    within = np.append(reaching, len(ordered))[place] - counts
+    first = np.minimum(np.append(ties, 1)[place] - 1, within)
+    result = np.maximum(first, largest[np.minimum(place + 1, len(ties))])
+    return np.where(counts > 0, result, 0)
 
 
 def _check(confidence: Tensor, costs: Tensor | Sequence[float], budget: float) -> list[float]:
