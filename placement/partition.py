@@ -69,7 +69,7 @@ class Partition:
     seconds: float
 
 
-def partition(
+def choose_cuts(
     profile: CostProfile,
     tiers: Sequence[Tier],
     links: Sequence[Link],

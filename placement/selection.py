@@ -8,7 +8,7 @@ exits before it, so subsets do not decompose, and the best one is found by searc
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -111,22 +111,20 @@ def select_exits(
     columns = [[row[index] for row in confidence] for index in range(number)]
     exact = number <= exact_up_to
     best: tuple[float, tuple[int, ...], float, int] | None = None
-    most = 0
     for threshold in thresholds:
         exits = [_mask(value >= threshold for value in column) for column in columns]
         candidates = _Candidates(samples, exits, right, costs, branch_costs)
         limit = math.inf if best is None else best[0]
         search = _search if exact else _greedy
-        found, accuracy = search(candidates, num_exits, required, limit)
-        most = max(most, accuracy)
+        found = search(candidates, num_exits, required, limit)
         if found is not None:
             cost, hits = candidates.evaluate(found)
             best = (cost, found, threshold, hits)
     if best is None:
         raise PlacementError(
             f"No choice of {num_exits} exits reaches an accuracy of {min_accuracy:g} at the given "
-            f"thresholds; at most {most / samples:g} was possible. Accept a lower one, or add "
-            "higher thresholds (math.inf: no early exits)."
+            f"thresholds; the final classifier alone has {right[-1].bit_count() / samples:g}. "
+            "Accept a lower one, or add higher thresholds (math.inf: no early exits)."
         )
     cost, indices, threshold, hits = best
     return Selection(indices, float(threshold), hits / samples, cost / samples, exact)
@@ -134,23 +132,24 @@ def select_exits(
 
 def _search(
     given: _Candidates, num_exits: int, required: int, limit: float
-) -> tuple[tuple[int, ...] | None, int]:
-    """Return the cheapest subset below a total cost, and a bound of the number of right samples.
+) -> tuple[int, ...] | None:
+    """Return the cheapest subset that is accurate enough, if it is below a total cost.
 
     Exits are taken or left from the first to the last. A branch is cut off if even with the
     cheapest way out for each remaining sample the cost is not below the best found, or if too few
     samples are right even if each is right wherever one of the later exits would let it exit.
     """
     number = len(given.exits)
-    whole = [cost + branch for cost, branch in zip(given.costs, given.branches, strict=False)]
+    pairs = zip(given.costs[:-1], given.branches, strict=True)
+    whole = [cost + branch for cost, branch in pairs]
     # For each exit the lowest cost at it or any later one.
     cheapest = list(accumulate(reversed([*whole, given.costs[-1]]), min))[::-1]
     hopeful = [given.right[-1]]
     for index in reversed(range(number)):
         hopeful.append(hopeful[-1] | (given.exits[index] & given.right[index]))
     hopeful.reverse()
-    best, best_cost = None, limit
-    most = 0
+    best: tuple[int, ...] | None = None
+    best_cost = limit
 
     def lowest(inside: int, index: int) -> float:
         total = 0.0
@@ -161,19 +160,16 @@ def _search(
         return total + inside.bit_count() * given.costs[-1]
 
     def visit(index: int, chosen: tuple[int, ...], inside: int, cost: float, right: int) -> None:
-        nonlocal best, best_cost, most
-        possible = right + (inside & hopeful[index]).bit_count()
+        nonlocal best, best_cost
         if len(chosen) == num_exits:
             total = cost + inside.bit_count() * given.costs[-1]
             reached = right + (inside & given.right[-1]).bit_count()
-            most = max(most, reached)
             if reached >= required and total < best_cost:
                 best, best_cost = chosen, total
             return
         if number - index < num_exits - len(chosen):
             return
-        if possible < required:
-            most = max(most, min(possible, required - 1))
+        if right + (inside & hopeful[index]).bit_count() < required:
             return
         if cost + lowest(inside, index) >= best_cost:
             return
@@ -185,12 +181,12 @@ def _search(
         visit(index + 1, chosen, inside, cost, right)
 
     visit(0, (), (1 << given.samples) - 1, 0.0, 0)
-    return best, most
+    return best
 
 
 def _greedy(
     given: _Candidates, num_exits: int, required: int, limit: float
-) -> tuple[tuple[int, ...] | None, int]:
+) -> tuple[int, ...] | None:
     """Return exits added one by one, if they are accurate enough and below a total cost."""
     chosen: tuple[int, ...] = ()
     for _ in range(num_exits):
@@ -202,12 +198,12 @@ def _greedy(
             options.append((max(required - right, 0), cost, subset))
         chosen = min(options)[2]
     cost, right = given.evaluate(chosen)
-    return (chosen if right >= required and cost < limit else None), right
+    return chosen if right >= required and cost < limit else None
 
 
-def _mask(values: Sequence[bool] | object) -> int:
+def _mask(values: Iterable[bool]) -> int:
     """Return an integer whose bit b is the value of sample b."""
-    digits = "".join("1" if value else "0" for value in values)  # type: ignore[attr-defined]
+    digits = "".join("1" if value else "0" for value in values)
     return int(digits[::-1], 2)
 
 

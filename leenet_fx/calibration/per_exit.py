@@ -54,6 +54,7 @@ def per_exit(
     Raises:
         InputError: shapes or values that do not fit, or a budget below the cheapest exit's cost.
     """
+    _check_losses(confidence, losses)
     samples = len(confidence)
     if isinstance(folds, bool) or not isinstance(folds, int) or not 2 <= folds <= samples:
         raise InputError(f"Expected 2 to {samples} folds for {samples} samples, got {folds!r}.")
@@ -99,13 +100,7 @@ def search(
     Raises:
         InputError: shapes or values that do not fit, or a budget below the cheapest exit's cost.
     """
-    if losses.shape != (len(confidence), confidence.shape[1] + 1) or not bool(
-        losses.isfinite().all()
-    ):
-        raise InputError(
-            f"Expected finite losses ({len(confidence)}, {confidence.shape[1] + 1}) of the samples "
-            f"at all exits and the final classifier, got {tuple(losses.shape)}."
-        )
+    _check_losses(confidence, losses)
     start = common(confidence, costs, budget)
     best, best_loss = start, _mean_loss(confidence, losses, start)
     scores = confidence.detach().cpu().double().numpy()
@@ -209,3 +204,14 @@ def _thresholds(confidence: Tensor, shifted: Tensor, common_threshold: list[floa
 def _mean_loss(confidence: Tensor, losses: Tensor, thresholds: Sequence[float]) -> float:
     exits = exit_indices_at(confidence, thresholds)
     return float(losses.double().gather(1, exits.unsqueeze(1)).mean())
+
+
+def _check_losses(confidence: Tensor, losses: Tensor) -> None:
+    if confidence.ndim != 2 or losses.shape != (len(confidence), confidence.shape[1] + 1):
+        raise InputError(
+            "Expected confidences (n, N) and losses (n, N+1) of the same samples, at the exits and "
+            f"at all exits with the final classifier, got {tuple(confidence.shape)} and "
+            f"{tuple(losses.shape)}."
+        )
+    if not bool(losses.isfinite().all()):
+        raise InputError("Losses must be finite; some are NaN or infinite.")

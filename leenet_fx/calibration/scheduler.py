@@ -127,11 +127,15 @@ def fit_scheduler(
     exits, classes = len(outputs.logits) - 1, outputs.logits[-1].shape[1]
     _check(outputs, prices, budget)
     logits = [values.detach() for values in outputs.logits]
-    scheduler = ExitScheduler(exits, classes).to(logits[0].device)
+    # Layers draw weights from the global generator before `reset` replaces them.
+    with torch.random.fork_rng(devices=[]):
+        scheduler = ExitScheduler(exits, classes)
     scheduler.reset(generator)
+    scheduler.to(logits[0].device)
     correct = torch.stack([values.argmax(1) == outputs.labels for values in logits], 1).float()
     optimizer = torch.optim.Adam(scheduler.parameters(), lr=lr)
     weights = prices.float().to(correct.device)
+    reachable = min(budget, float(prices[-1]))
     for _ in range(epochs):
         scores, assigned = scheduler(logits)
         log_p = assigned.log_softmax(1)
@@ -142,7 +146,7 @@ def fit_scheduler(
         divergence = (p * (log_p - target)).sum(1).mean()
         spent = (p.mean(0) * weights).sum()
         loss = (p.detach() * errors).sum(1).mean() + agreement * divergence
-        loss = loss + budget_weight * (spent - budget).abs() / budget
+        loss = loss + budget_weight * (spent - reachable).abs() / reachable
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -58,7 +58,7 @@ def exit_indices_at(confidence: Tensor, thresholds: Sequence[float]) -> Tensor:
         )
     continues = confidence < confidence.new_tensor(thresholds)
     # The product is 1 up to the sample's exit, and 0 from it on.
-    return continues.long().cumprod(1).sum(1)
+    return continues.cumprod(1, dtype=torch.uint8).sum(1)
 
 
 def mean_cost(exit_index: Tensor, costs: Tensor | Sequence[float]) -> float:
@@ -177,7 +177,8 @@ def exponential_thresholds(confidence: Tensor, rho: float) -> list[float]:
     _check_confidence(confidence)
     if not 0 <= rho < math.inf:
         raise InputError(f"Expected a finite ratio ρ ≥ 0, got {rho!r}.")
-    return share_thresholds(confidence, _counts(*confidence.shape, rho))
+    samples, exits = confidence.shape
+    return share_thresholds(confidence, _counts(samples, exits, rho))
 
 
 def share_thresholds(confidence: Tensor, counts: Sequence[int]) -> list[float]:

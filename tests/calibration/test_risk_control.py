@@ -1,4 +1,4 @@
-"""Risk control: the promise on a population whose risk is known, and the traps of published code."""
+"""Risk control: the promise on populations of known risk, and the traps of published code."""
 
 import math
 
@@ -7,8 +7,8 @@ import torch
 from scipy import stats
 
 from leenet_fx import InputError, UnknownNameError
-from leenet_fx.calibration.bounds import betting_bound, binomial_bound, register_bound
 from leenet_fx.calibration import bounds
+from leenet_fx.calibration.bounds import betting_bound, binomial_bound, register_bound
 from leenet_fx.calibration.risk_control import budget_path, control_risk, samples_needed
 from leenet_fx.calibration.solvers import exit_indices_at, mean_cost
 

@@ -84,7 +84,7 @@ def test_losses_lie_in_their_range_and_are_zero_at_the_final_classifier(name):
 def test_missing_labels_are_an_error(outputs, name, label):
     labels = outputs.labels.clone()
     labels[[3, 7]] = label
-    with pytest.raises(InputError, match="class indices 0 to 3 for all 200 .* 2 have none"):
+    with pytest.raises(InputError, match=r"class indices 0 to 3 for all 200 .* 2 have none"):
         get_risk(name).losses(outputs_of(outputs.logits, labels))
 
 
@@ -93,7 +93,7 @@ def test_missing_labels_are_an_error(outputs, name, label):
 def test_invalid_logits_are_an_error(outputs, name, value):
     logits = [values.clone() for values in outputs.logits]
     logits[2][5, 1] = value
-    with pytest.raises(InputError, match="exit 2 contain NaN or infinity"):
+    with pytest.raises(InputError, match=r"exit 2 contain NaN or infinity"):
         get_risk(name).losses(outputs_of(logits, outputs.labels))
     with pytest.raises(InputError, match="at least one sample"):
         get_risk(name).losses(outputs.select(slice(0)))
