@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from leenet_fx.calibration.bounds import check_level, get_bound
-from leenet_fx.calibration.solvers import exit_indices_at, get_solver
+from leenet_fx.calibration.solvers import exit_indices_at, solve_budgets
 from leenet_fx.errors import InputError
 from leenet_fx.registry import unknown_name
 
@@ -90,10 +90,9 @@ def budget_path(
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise InputError(f"Expected a number of budgets of at least 1, got {steps!r}.")
-    solve = get_solver(solver)
     first, last = float(costs[0]), float(costs[-1])
     budgets = [last - (last - first) * step / steps for step in range(1, steps)] + [first]
-    path = dict.fromkeys(tuple(solve(confidence, costs, budget)) for budget in budgets)
+    path = dict.fromkeys(map(tuple, solve_budgets(solver, confidence, costs, budgets)))
     return [list(thresholds) for thresholds in path]
 
 

@@ -7,18 +7,22 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from leenet_fx.calibration.exit_counts import (
+    Columns,
+    columns_of,
+    cost_range,
+    mean_of_counts,
+    take_counts,
+)
 from leenet_fx.errors import InputError
 from leenet_fx.registry import Registry
-
-Columns: TypeAlias = npt.NDArray[Any]
-"""Confidences with one contiguous row per exit, (N, n)."""
 
 Solver: TypeAlias = Callable[[Tensor, "Tensor | Sequence[float]", float], list[float]]
 """(confidence (n, N), relative costs (N+1,), budget) → N confidence thresholds.
@@ -77,7 +81,7 @@ def mean_cost(exit_index: Tensor, costs: Tensor | Sequence[float]) -> float:
     counts = exit_index.bincount(minlength=len(values)).tolist()
     if len(counts) > len(values):
         raise InputError(f"Exit index {len(counts) - 1} has no cost: only {len(values)} are given.")
-    return _mean(counts, values)
+    return mean_of_counts(counts, values)
 
 
 @register_solver("common")
@@ -99,19 +103,7 @@ def common(confidence: Tensor, costs: Tensor | Sequence[float], budget: float) -
         InputError: shapes or values that do not fit, or a budget below the cheapest exit's cost.
     """
     values = _check(confidence, costs, budget)
-    samples, exits = confidence.shape
-    if budget >= values[-1]:
-        return [math.inf] * exits
-    # A sample exits at or before k iff its highest confidence up to k reaches the threshold.
-    highest = np.maximum.accumulate(_columns(confidence))
-    candidates = np.sort(highest, axis=None)
-
-    def cost_at(threshold: float) -> float:
-        continuing = [int(np.count_nonzero(row < threshold)) for row in highest]
-        return _mean([m - n for m, n in pairwise([samples, *continuing, 0])], values)
-
-    affordable = bisect_right(candidates, budget, key=cost_at)
-    return [float(candidates[affordable - 1])] * exits
+    return _Common(columns_of(confidence), values).solve(budget)
 
 
 @register_solver("exponential")
@@ -133,27 +125,104 @@ def exponential(confidence: Tensor, costs: Tensor | Sequence[float], budget: flo
         InputError: shapes or values that do not fit, or a budget below the cheapest exit's cost.
     """
     values = _check(confidence, costs, budget)
-    samples, exits = confidence.shape
-    if budget >= values[-1]:
-        return [math.inf] * exits
-    columns = _columns(confidence)
-    counts = _counts_of_ratios(samples, exits)
-    lowest, highest = _cost_range(columns, counts, values)
-    tolerance = 1e-9 * max(map(abs, values))
-    possible = np.flatnonzero(lowest <= budget + tolerance)
-    # In descending order of what each could reach, until none can reach the best found.
-    reachable = np.minimum(highest[possible], budget)
-    best: tuple[float, int] = (-math.inf, 0)
-    thresholds: list[float] = []
-    for place in np.argsort(-reachable, kind="stable"):
-        if reachable[place] < best[0] - tolerance:
-            break
-        index = int(possible[place])
-        found, exiting = _take(columns, counts[index].tolist())
-        cost = _mean(exiting, values)
-        if cost <= budget and (cost, -index) > best:
-            best, thresholds = (cost, -index), found
-    return thresholds
+    return _Exponential(columns_of(confidence), values).solve(budget)
+
+
+def solve_budgets(
+    solver: str,
+    confidence: Tensor,
+    costs: Tensor | Sequence[float],
+    budgets: Sequence[float],
+) -> list[list[float]]:
+    """Return what a solver returns for each of many budgets, without repeating common work.
+
+    Args:
+        solver: name of a registered solver.
+        confidence: (n, N), floating point, finite.
+        costs: (N+1,) relative cost of each exit and of the final classifier, non-decreasing.
+        budgets: highest mean relative costs.
+
+    Raises:
+        InputError: shapes or values that do not fit, or a budget below the cheapest exit's cost.
+        UnknownNameError: no such solver.
+    """
+    solve = get_solver(solver)
+    if not budgets or solve not in (common, exponential):
+        return [solve(confidence, costs, budget) for budget in budgets]
+    for budget in budgets:
+        values = _check(confidence, costs, budget)
+    columns = columns_of(confidence)
+    prepared: _Common | _Exponential
+    prepared = _Common(columns, values) if solve is common else _Exponential(columns, values)
+    return [prepared.solve(budget) for budget in budgets]
+
+
+class _Common:
+    """Solver of `common`, for any number of budgets.
+
+    Args:
+        columns: confidences.
+        costs: N+1, non-decreasing.
+    """
+
+    def __init__(self, columns: Columns, costs: Sequence[float]) -> None:
+        self.costs = costs
+        # A sample exits at or before k iff its highest confidence up to k reaches the threshold.
+        self.highest = np.maximum.accumulate(columns)
+        self.candidates = np.sort(self.highest, axis=None)
+
+    def solve(self, budget: float) -> list[float]:
+        exits = len(self.highest)
+        if budget >= self.costs[-1]:
+            return [math.inf] * exits
+        affordable = bisect_right(self.candidates, budget, key=self.cost_at)
+        return [float(self.candidates[affordable - 1])] * exits
+
+    def cost_at(self, threshold: float) -> float:
+        continuing = [int(np.count_nonzero(row < threshold)) for row in self.highest]
+        edges = [self.highest.shape[1], *continuing, 0]
+        return mean_of_counts([arriving - going for arriving, going in pairwise(edges)], self.costs)
+
+
+class _Exponential:
+    """Solver of `exponential`, for any number of budgets.
+
+    Args:
+        columns: confidences.
+        costs: N+1, non-decreasing.
+    """
+
+    def __init__(self, columns: Columns, costs: Sequence[float]) -> None:
+        self.columns, self.costs = columns, costs
+        exits, samples = columns.shape
+        self.counts = _counts_of_ratios(samples, exits)
+        self.lowest, self.highest = cost_range(columns, self.counts, costs)
+        self.points: dict[int, tuple[list[float], float]] = {}
+
+    def solve(self, budget: float) -> list[float]:
+        if budget >= self.costs[-1]:
+            return [math.inf] * len(self.columns)
+        tolerance = 1e-9 * max(map(abs, self.costs))
+        possible = np.flatnonzero(self.lowest <= budget + tolerance)
+        # In descending order of what each could reach, until none can reach the best found.
+        reachable = np.minimum(self.highest[possible], budget)
+        best: tuple[float, int] = (-math.inf, 0)
+        thresholds: list[float] = []
+        for place in np.argsort(-reachable, kind="stable"):
+            if reachable[place] < best[0] - tolerance:
+                break
+            index = int(possible[place])
+            found, cost = self.point(index)
+            if cost <= budget and (cost, -index) > best:
+                best, thresholds = (cost, -index), found
+        return list(thresholds)
+
+    def point(self, index: int) -> tuple[list[float], float]:
+        """Return the thresholds and the mean cost for a row of the counts."""
+        if index not in self.points:
+            thresholds, exiting = take_counts(self.columns, self.counts[index].tolist())
+            self.points[index] = thresholds, mean_of_counts(exiting, self.costs)
+        return self.points[index]
 
 
 def exponential_thresholds(confidence: Tensor, rho: float) -> list[float]:
@@ -202,47 +271,7 @@ def share_thresholds(confidence: Tensor, counts: Sequence[int]) -> list[float]:
         raise InputError(
             f"Expected numbers of samples ≥ 0 for {confidence.shape[1]} exits, got {counts!r}."
         )
-    return _take(_columns(confidence), counts)[0]
-
-
-def _columns(confidence: Tensor) -> Columns:
-    values = confidence.detach().cpu()
-    if values.dtype not in (torch.float32, torch.float64):
-        values = values.float()
-    return np.ascontiguousarray(values.numpy().T)
-
-
-def _mean(counts: Sequence[int], costs: Sequence[float]) -> float:
-    """Return the mean cost of samples, given how many have each of the costs."""
-    # Exact integers, since a rounded sum can exceed the budget although the exact mean equals it.
-    # The denominators of floating-point numbers are powers of two: the largest is common to all.
-    ratios = [cost.as_integer_ratio() for cost in costs]
-    largest = max(denominator for _, denominator in ratios)
-    pairs = zip(counts, ratios, strict=True)
-    total = sum(
-        count * numerator * (largest // denominator) for count, (numerator, denominator) in pairs
-    )
-    return total / (largest * sum(counts))
-
-
-def _take(columns: Columns, counts: Sequence[int]) -> tuple[list[float], list[int]]:
-    """Return the `share_thresholds`, and the N+1 numbers of samples that exit under them."""
-    remaining: npt.NDArray[np.intp] | None = None
-    number = columns.shape[1]
-    thresholds, exiting = [], []
-    for column, count in zip(columns, counts, strict=True):
-        threshold = math.inf
-        before = number
-        if count and number:
-            values = column if remaining is None else column[remaining]
-            place = max(number - count, 0)
-            threshold = float(np.partition(values, place)[place])
-            continuing = np.flatnonzero(values < threshold)
-            remaining = continuing if remaining is None else remaining[continuing]
-            number = len(remaining)
-        thresholds.append(threshold)
-        exiting.append(before - number)
-    return thresholds, [*exiting, number]
+    return take_counts(columns_of(confidence), counts)[0]
 
 
 def _counts(samples: int, exits: int, rho: float) -> list[int]:
@@ -258,48 +287,6 @@ def _counts_of_ratios(samples: int, exits: int) -> npt.NDArray[np.int64]:
     """Return the distinct counts (R, N) of all `RATIOS`, in the order of the ratios."""
     rows = dict.fromkeys(tuple(_counts(samples, exits, rho)) for rho in RATIOS)
     return np.array(list(rows), dtype=np.int64)
-
-
-def _cost_range(
-    columns: Columns, counts: npt.NDArray[np.int64], costs: Sequence[float]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return bounds (R,), (R,) of the mean cost under the `share_thresholds` of R rows of counts.
-
-    Without ties, exactly the given numbers of samples exit; with ties up to `_overshoot` more.
-
-    Args:
-        columns: confidences.
-        counts: (R, N) numbers of samples.
-        costs: N+1, non-decreasing.
-    """
-    samples = columns.shape[1]
-    saved = np.diff(costs) / samples
-    more = np.stack([_overshoot(*pair) for pair in zip(columns, counts.T, strict=True)], 1)
-
-    def mean(exiting: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        result: npt.NDArray[np.float64] = costs[-1] - np.minimum(exiting.cumsum(1), samples) @ saved
-        return result
-
-    return mean(counts + more), mean(counts)
-
-
-def _overshoot(column: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return how many samples more than `counts` can exit because of equal confidences, (R,).
-
-    If the threshold is a value that t samples have, and g samples have it or a higher one, then
-    fewer than t more exit, and in all at most g, whichever of the samples remain.
-    """
-    ordered = np.sort(column)
-    changes = np.flatnonzero(ordered[1:] != ordered[:-1])
-    # From the highest value on.
-    ties = np.diff(changes, prepend=-1, append=len(ordered) - 1)[::-1]
-    reaching = ties.cumsum()
-    largest = np.append(np.maximum.accumulate(ties[::-1])[::-1], 1) - 1
-    place = np.searchsorted(reaching, counts, side="right")
-    within = np.append(reaching, len(ordered))[place] - counts
-    first = np.minimum(np.append(ties, 1)[place] - 1, within)
-    result = np.maximum(first, largest[np.minimum(place + 1, len(ties))])
-    return np.where(counts > 0, result, 0)
 
 
 def _check(confidence: Tensor, costs: Tensor | Sequence[float], budget: float) -> list[float]:

@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from leenet_fx import InputError, MaxProbability, UnknownNameError
+from leenet_fx.calibration import solvers
 from leenet_fx.calibration.solvers import (
     RATIOS,
     common,
@@ -18,6 +19,7 @@ from leenet_fx.calibration.solvers import (
     list_solvers,
     mean_cost,
     share_thresholds,
+    solve_budgets,
 )
 from leenet_fx.policies import Entropy, Patience, Vote
 
@@ -123,6 +125,25 @@ def test_common_is_the_highest_of_all_thresholds_one_by_one(kind):
         if mean_cost(exit_indices_at(confidence, [threshold] * 4), costs) <= 0.6
     ]
     assert common(confidence, costs, 0.6) == [max(affordable)] * 4
+
+
+@pytest.mark.parametrize("name", ["common", "exponential", "test-first"])
+@pytest.mark.parametrize("kind", ["distinct", "saturated"])
+def test_many_budgets_at_once_are_the_same_as_one_by_one(name, kind, monkeypatch):
+    monkeypatch.setattr(solvers._solvers, "_parts", dict(solvers._solvers._parts))
+    solvers.register_solver("test-first")(lambda confidence, costs, budget: [0.0, budget])
+    confidence, costs = drawn(kind, 100, 2, seed=3), [0.3, 0.6, 1.0]
+    budgets = [0.9, 0.3, 0.45, 0.45, 1.0, 2.0]
+    expected = [get_solver(name)(confidence, costs, budget) for budget in budgets]
+    assert solve_budgets(name, confidence, costs, budgets) == expected
+    assert solve_budgets(name, confidence, costs, []) == []
+
+
+@pytest.mark.parametrize("name", ["common", "exponential"])
+@pytest.mark.parametrize("budgets", [[0.5, 0.1], [0.1, 0.5], [0.5, math.nan], [math.nan, 0.5]])
+def test_one_impossible_budget_of_many_is_an_error(name, budgets):
+    with pytest.raises(InputError, match=r"budget is (0\.1|nan)"):
+        solve_budgets(name, SURE, [0.2, 0.5, 1.0], budgets)
 
 
 def test_thresholds_for_numbers_of_samples():
