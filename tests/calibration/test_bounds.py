@@ -37,6 +37,7 @@ def test_without_losses_the_binomial_bound_is_the_rule_of_three(samples, level):
     assert binomial_bound(ones(samples, samples), level) == 1
 
 
+@settings(deadline=None)
 @given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_the_binomial_bound_is_scipys_exact_interval(counts):
     number, samples = counts
@@ -65,6 +66,7 @@ def test_losses_between_whole_numbers_count_as_the_next():
     assert hoeffding_bentkus_p_value(losses, 0.6) == pytest.approx(expected)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 30))
 def test_the_hoeffding_bentkus_bound_is_where_the_p_value_is_delta(number):
     losses = ones(number, 30)
