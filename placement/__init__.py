@@ -2,6 +2,8 @@
 
 from placement.cost_profile import UNIT, Candidate, CostProfile, Placement
 from placement.errors import PlacementError, UnknownNameError
+from placement.partition import Link, Partition, Tier, choose_cuts
+from placement.selection import Selection, select_exits
 from placement.strategies import (
     default_num_exits,
     every,
@@ -20,9 +22,14 @@ __all__ = [
     "UNIT",
     "Candidate",
     "CostProfile",
+    "Link",
+    "Partition",
     "Placement",
     "PlacementError",
+    "Selection",
+    "Tier",
     "UnknownNameError",
+    "choose_cuts",
     "default_num_exits",
     "every",
     "fine",
@@ -34,4 +41,5 @@ __all__ = [
     "pareto",
     "place",
     "register_strategy",
+    "select_exits",
 ]

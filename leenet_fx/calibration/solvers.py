@@ -5,14 +5,23 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from fractions import Fraction
+from functools import lru_cache
 from itertools import pairwise
 from numbers import Real
 from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from leenet_fx.calibration.exit_counts import (
+    Columns,
+    columns_of,
+    cost_range,
+    mean_of_counts,
+    take_counts,
+)
 from leenet_fx.errors import InputError
 from leenet_fx.registry import Registry
 
@@ -57,7 +66,7 @@ def exit_indices_at(confidence: Tensor, thresholds: Sequence[float]) -> Tensor:
         )
     continues = confidence < confidence.new_tensor(thresholds)
     # The product is 1 up to the sample's exit, and 0 from it on.
-    return continues.long().cumprod(1).sum(1)
+    return continues.cumprod(1, dtype=torch.uint8).sum(1)
 
 
 def mean_cost(exit_index: Tensor, costs: Tensor | Sequence[float]) -> float:
@@ -76,9 +85,7 @@ def mean_cost(exit_index: Tensor, costs: Tensor | Sequence[float]) -> float:
     counts = exit_index.bincount(minlength=len(values)).tolist()
     if len(counts) > len(values):
         raise InputError(f"Exit index {len(counts) - 1} has no cost: only {len(values)} are given.")
-    # Fractions, since a rounded sum can exceed the budget although the exact mean equals it.
-    total = sum(count * Fraction(cost) for count, cost in zip(counts, values, strict=True))
-    return float(total / len(exit_index))
+    return mean_of_counts(counts, values)
 
 
 @register_solver("common")
@@ -108,18 +115,7 @@ def common(
             can be reached.
     """
     values = _check(confidence, costs, budget)
-    exits = confidence.shape[1]
-    if budget >= values[-1]:
-        return [math.inf] * exits
-    candidates = [value for value in confidence.unique().tolist() if value >= lowest]
-
-    def cost_at(threshold: float) -> float:
-        return mean_cost(exit_indices_at(confidence, [threshold] * exits), values)
-
-    affordable = bisect_right(candidates, budget, key=cost_at)
-    if not affordable:
-        raise _out_of_reach(budget, cost_at(candidates[0]) if candidates else values[-1], values)
-    return [candidates[affordable - 1]] * exits
+    return _Common(columns_of(confidence), values, lowest).solve(budget)
 
 
 @register_solver("exponential")
@@ -149,24 +145,135 @@ def exponential(
             can be reached.
     """
     values = _check(confidence, costs, budget)
-    if budget >= values[-1]:
-        return [math.inf] * confidence.shape[1]
+    if lowest > -math.inf:
+        return _exponential_from(lowest, columns_of(confidence), values, budget)
+    return _Exponential(columns_of(confidence), values).solve(budget)
+
+
+def solve_budgets(
+    solver: str,
+    confidence: Tensor,
+    costs: Tensor | Sequence[float],
+    budgets: Sequence[float],
+) -> list[list[float]]:
+    """Return what a solver returns for each of many budgets, without repeating common work.
+
+    Args:
+        solver: name of a registered solver.
+        confidence: (n, N), floating point, finite.
+        costs: (N+1,) relative cost of each exit and of the final classifier, non-decreasing.
+        budgets: highest mean relative costs.
+
+    Raises:
+        InputError: shapes or values that do not fit, or a budget below the cheapest exit's cost.
+        UnknownNameError: no such solver.
+    """
+    solve = get_solver(solver)
+    if not budgets or solve not in (common, exponential):
+        return [solve(confidence, costs, budget) for budget in budgets]
+    for budget in budgets:
+        values = _check(confidence, costs, budget)
+    columns = columns_of(confidence)
+    prepared: _Common | _Exponential
+    prepared = _Common(columns, values) if solve is common else _Exponential(columns, values)
+    return [prepared.solve(budget) for budget in budgets]
+
+
+class _Common:
+    """Solver of `common`, for any number of budgets.
+
+    Args:
+        columns: confidences.
+        costs: N+1, non-decreasing.
+        lowest: lowest threshold that the policy can have.
+    """
+
+    def __init__(self, columns: Columns, costs: Sequence[float], lowest: float = -math.inf) -> None:
+        self.costs = costs
+        # A sample exits at or before k iff its highest confidence up to k reaches the threshold.
+        self.highest = np.maximum.accumulate(columns)
+        candidates = np.sort(self.highest, axis=None)
+        self.candidates = candidates[candidates >= lowest]
+
+    def solve(self, budget: float) -> list[float]:
+        exits = len(self.highest)
+        if budget >= self.costs[-1]:
+            return [math.inf] * exits
+        affordable = bisect_right(self.candidates, budget, key=self.cost_at)
+        if not affordable:
+            found = self.cost_at(self.candidates[0]) if len(self.candidates) else self.costs[-1]
+            raise _out_of_reach(budget, found, self.costs)
+        return [float(self.candidates[affordable - 1])] * exits
+
+    def cost_at(self, threshold: float) -> float:
+        continuing = [int(np.count_nonzero(row < threshold)) for row in self.highest]
+        edges = [self.highest.shape[1], *continuing, 0]
+        return mean_of_counts([arriving - going for arriving, going in pairwise(edges)], self.costs)
+
+
+class _Exponential:
+    """Solver of `exponential`, for any number of budgets.
+
+    Args:
+        columns: confidences.
+        costs: N+1, non-decreasing.
+    """
+
+    def __init__(self, columns: Columns, costs: Sequence[float]) -> None:
+        self.columns, self.costs = columns, costs
+        exits, samples = columns.shape
+        self.counts = _counts_of_ratios(samples, exits)
+        self.lowest, self.highest = cost_range(columns, self.counts, costs)
+        self.points: dict[int, tuple[list[float], float]] = {}
+
+    def solve(self, budget: float) -> list[float]:
+        if budget >= self.costs[-1]:
+            return [math.inf] * len(self.columns)
+        tolerance = 1e-9 * max(map(abs, self.costs))
+        possible = np.flatnonzero(self.lowest <= budget + tolerance)
+        # In descending order of what each could reach, until none can reach the best found.
+        reachable = np.minimum(self.highest[possible], budget)
+        best: tuple[float, int] = (-math.inf, 0)
+        thresholds: list[float] = []
+        for place in np.argsort(-reachable, kind="stable"):
+            if reachable[place] < best[0] - tolerance:
+                break
+            index = int(possible[place])
+            found, cost = self.point(index)
+            if cost <= budget and (cost, -index) > best:
+                best, thresholds = (cost, -index), found
+        return list(thresholds)
+
+    def point(self, index: int) -> tuple[list[float], float]:
+        """Return the thresholds and the mean cost for a row of the counts."""
+        if index not in self.points:
+            thresholds, exiting = take_counts(self.columns, self.counts[index].tolist())
+            self.points[index] = thresholds, mean_of_counts(exiting, self.costs)
+        return self.points[index]
+
+
+def _exponential_from(
+    lowest: float, columns: Columns, costs: Sequence[float], budget: float
+) -> list[float]:
+    """Solve `exponential` for policies whose thresholds are at least `lowest`."""
+    if budget >= costs[-1]:
+        return [math.inf] * len(columns)
     # Exits at which no sample can exit have no share.
-    usable = [k for k in range(confidence.shape[1]) if bool((confidence[:, k] >= lowest).any())]
-    if not usable:
-        raise _out_of_reach(budget, values[-1], values)
-    points = []
-    for rho in RATIOS:
-        thresholds = [math.inf] * confidence.shape[1]
-        for k, threshold in zip(
-            usable, exponential_thresholds(confidence[:, usable], rho), strict=True
-        ):
-            thresholds[k] = max(threshold, lowest)
-        points.append((mean_cost(exit_indices_at(confidence, thresholds), values), thresholds))
-    affordable = [point for point in points if point[0] <= budget]
+    usable = np.flatnonzero((columns >= lowest).any(1))
+    if not len(usable):
+        raise _out_of_reach(budget, costs[-1], costs)
+    found: dict[tuple[float, ...], float] = {}
+    for counts in _counts_of_ratios(columns.shape[1], len(usable)):
+        thresholds = np.full(len(columns), math.inf)
+        thresholds[usable] = np.maximum(take_counts(columns[usable], counts.tolist())[0], lowest)
+        key = tuple(thresholds.tolist())
+        if key not in found:
+            exits = exit_indices_at(torch.from_numpy(columns.T), key)
+            found[key] = mean_cost(exits, costs)
+    affordable = [key for key, cost in found.items() if cost <= budget]
     if not affordable:
-        raise _out_of_reach(budget, min(cost for cost, _ in points), values)
-    return max(affordable, key=lambda point: point[0])[1]
+        raise _out_of_reach(budget, min(found.values()), costs)
+    return list(max(affordable, key=lambda thresholds: found[thresholds]))
 
 
 def exponential_thresholds(confidence: Tensor, rho: float) -> list[float]:
@@ -191,19 +298,46 @@ def exponential_thresholds(confidence: Tensor, rho: float) -> list[float]:
     if not 0 <= rho < math.inf:
         raise InputError(f"Expected a finite ratio ρ ≥ 0, got {rho!r}.")
     samples, exits = confidence.shape
+    return share_thresholds(confidence, _counts(samples, exits, rho))
+
+
+def share_thresholds(confidence: Tensor, counts: Sequence[int]) -> list[float]:
+    """Return thresholds under which given numbers of samples exit at each exit.
+
+    Tₖ is the confidence of the `counts[k]`-th most confident of the remaining samples, or of the
+    last if fewer remain; math.inf if that is no sample. Remaining samples that tie with Tₖ exit.
+
+    Args:
+        confidence: (n, N), floating point, finite.
+        counts: N numbers of samples, ≥ 0.
+
+    Returns:
+        N thresholds.
+
+    Raises:
+        InputError: shapes or values that do not fit.
+    """
+    _check_confidence(confidence)
+    if len(counts) != confidence.shape[1] or any(count < 0 for count in counts):
+        raise InputError(
+            f"Expected numbers of samples ≥ 0 for {confidence.shape[1]} exits, got {counts!r}."
+        )
+    return take_counts(columns_of(confidence), counts)[0]
+
+
+def _counts(samples: int, exits: int, rho: float) -> list[int]:
+    """Return how many of the samples shall exit at each of the exits for a ratio ρ."""
     # Relative to the largest share, since ρᵏ of a large ρ overflows.
     powers = [rho ** (k - exits if rho > 1 else k) for k in range(exits + 1)]
     total = sum(powers)
-    remaining = confidence
-    thresholds = []
-    for k in range(exits):
-        exiting = min(math.floor(samples * powers[k] / total), len(remaining))
-        threshold = math.inf
-        if exiting:
-            threshold = remaining[:, k].kthvalue(len(remaining) - exiting + 1).values.item()
-        remaining = remaining[remaining[:, k] < threshold]
-        thresholds.append(threshold)
-    return thresholds
+    return [math.floor(samples * power / total) for power in powers[:-1]]
+
+
+@lru_cache(maxsize=8)
+def _counts_of_ratios(samples: int, exits: int) -> npt.NDArray[np.int64]:
+    """Return the distinct counts (R, N) of all `RATIOS`, in the order of the ratios."""
+    rows = dict.fromkeys(tuple(_counts(samples, exits, rho)) for rho in RATIOS)
+    return np.array(list(rows), dtype=np.int64)
 
 
 def _check(confidence: Tensor, costs: Tensor | Sequence[float], budget: float) -> list[float]:

@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from leenet_fx import InputError, MaxProbability, UnknownNameError
+from leenet_fx.calibration import solvers
 from leenet_fx.calibration.solvers import (
     RATIOS,
     common,
@@ -17,6 +18,8 @@ from leenet_fx.calibration.solvers import (
     get_solver,
     list_solvers,
     mean_cost,
+    share_thresholds,
+    solve_budgets,
 )
 from leenet_fx.policies import Entropy, Patience, Vote
 
@@ -85,6 +88,73 @@ def test_common_is_the_highest_threshold_in_the_budget(problem):
         if total_cost(exits_by_loop(rows, [threshold] * exits), costs) <= budget * samples
     ]
     assert common(confidence, costs, budget) == [max(affordable)] * exits
+
+
+def drawn(kind, samples, exits, seed):
+    """Confidences as policies give them: distinct, saturated at 1, or votes."""
+    generator = torch.Generator().manual_seed(seed)
+    confidence = torch.rand(samples, exits, generator=generator)
+    if kind == "saturated":
+        return (2 * confidence).clamp(max=1)
+    if kind == "votes":
+        return (exits * confidence).ceil()
+    return confidence.to({"half": torch.bfloat16, "double": torch.float64}.get(kind, torch.float))
+
+
+@pytest.mark.parametrize("kind", ["distinct", "saturated", "votes", "half", "double"])
+@pytest.mark.parametrize("budget", [0.4, 0.8])
+def test_exponential_is_the_best_of_all_ratios_one_by_one(kind, budget):
+    confidence = drawn(kind, 150, 4, seed=1)
+    costs = [0.3, 0.45, 0.7, 0.95, 1.05]
+    best, expected = -math.inf, None
+    for rho in RATIOS:
+        thresholds = exponential_thresholds(confidence, rho)
+        spent = mean_cost(exit_indices_at(confidence, thresholds), costs)
+        if best < spent <= budget:
+            best, expected = spent, thresholds
+    assert exponential(confidence, costs, budget) == expected
+
+
+@pytest.mark.parametrize("kind", ["distinct", "saturated", "votes", "half", "double"])
+def test_common_is_the_highest_of_all_thresholds_one_by_one(kind):
+    confidence = drawn(kind, 150, 4, seed=2)
+    costs = [0.3, 0.45, 0.7, 0.95, 1.05]
+    affordable = [
+        threshold
+        for threshold in confidence.unique().tolist()
+        if mean_cost(exit_indices_at(confidence, [threshold] * 4), costs) <= 0.6
+    ]
+    assert common(confidence, costs, 0.6) == [max(affordable)] * 4
+
+
+@pytest.mark.parametrize("name", ["common", "exponential", "test-first"])
+@pytest.mark.parametrize("kind", ["distinct", "saturated"])
+def test_many_budgets_at_once_are_the_same_as_one_by_one(name, kind, monkeypatch):
+    monkeypatch.setattr(solvers._solvers, "_parts", dict(solvers._solvers._parts))
+    solvers.register_solver("test-first")(lambda confidence, costs, budget: [0.0, budget])
+    confidence, costs = drawn(kind, 100, 2, seed=3), [0.3, 0.6, 1.0]
+    budgets = [0.9, 0.3, 0.45, 0.45, 1.0, 2.0]
+    expected = [get_solver(name)(confidence, costs, budget) for budget in budgets]
+    assert solve_budgets(name, confidence, costs, budgets) == expected
+    assert solve_budgets(name, confidence, costs, []) == []
+
+
+@pytest.mark.parametrize("name", ["common", "exponential"])
+@pytest.mark.parametrize("budgets", [[0.5, 0.1], [0.1, 0.5], [0.5, math.nan], [math.nan, 0.5]])
+def test_one_impossible_budget_of_many_is_an_error(name, budgets):
+    with pytest.raises(InputError, match=r"budget is (0\.1|nan)"):
+        solve_budgets(name, SURE, [0.2, 0.5, 1.0], budgets)
+
+
+def test_thresholds_for_numbers_of_samples():
+    confidence = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4], [0.6, 0.5]])
+    assert share_thresholds(confidence, [1, 2]) == pytest.approx([0.9, 0.4])
+    # The two samples that tie exit together, so that fewer remain for the next exit.
+    assert share_thresholds(confidence, [4, 1]) == [pytest.approx(0.6), math.inf]
+    assert share_thresholds(confidence, [0, 9]) == [math.inf, pytest.approx(0.1)]
+    for counts in ([1], [1, -1]):
+        with pytest.raises(InputError, match="numbers of samples ≥ 0 for 2 exits"):
+            share_thresholds(confidence, counts)
 
 
 @settings(deadline=None, max_examples=100)
