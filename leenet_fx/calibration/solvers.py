@@ -270,10 +270,10 @@ def _exponential_from(
         if key not in found:
             exits = exit_indices_at(torch.from_numpy(columns.T), key)
             found[key] = mean_cost(exits, costs)
-    affordable = [key for key, cost in found.items() if cost <= budget]
+    affordable = [(cost, key) for key, cost in found.items() if cost <= budget]
     if not affordable:
         raise _out_of_reach(budget, min(found.values()), costs)
-    return list(max(affordable, key=lambda thresholds: found[thresholds]))
+    return list(max(affordable, key=lambda pair: pair[0])[1])
 
 
 def exponential_thresholds(confidence: Tensor, rho: float) -> list[float]:
