@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from leenet_fx.errors import InputError
 from leenet_fx.features.batches import batches, count_batches
-from leenet_fx.features.feature_batch import FeatureBatch, pool_features
+from leenet_fx.features.feature_batch import FeatureBatch, final_layer_inputs, pool_features
 from leenet_fx.features.feature_cache import FeatureCache
 from leenet_fx.surgery.module import EarlyExitModule, final_classifier
 
@@ -124,6 +124,23 @@ class FeatureSource:
                 if train_final:
                     logits = next(features)[0].to(self.dtype)
             yield FeatureBatch(pooled, logits, None, labels, total)
+
+    def final_inputs(self) -> Iterator[tuple[Tensor, int]]:
+        """Yield the inputs of the final classifier as rows (r, n), and the size of the whole batch.
+
+        Yields nothing if they cannot be observed.
+        """
+        if isinstance(self.data, FeatureCache):
+            for batch in self.data.epoch(self.device, self.rank, self.processes):
+                assert batch.final_inputs is not None
+                yield batch.final_inputs, batch.total
+            return
+        for images, _, total in self._batches():
+            with self.autocast():
+                inputs = final_layer_inputs(self.ee, images)
+            if inputs is None:
+                return
+            yield inputs, total
 
     def indices(self) -> Iterator[FeatureBatch]:
         """Yield one pass over the positions in a feature cache."""
