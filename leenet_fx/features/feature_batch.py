@@ -96,6 +96,8 @@ def final_layer_inputs(ee: EarlyExitModule, images: Tensor) -> Tensor | None:
         None if the layer did not run, or shares its channels among groups.
     """
     weight = getattr(final_classifier(ee), "weight", None)
+    if not isinstance(weight, Tensor):
+        return None
     with _OperandsOf(weight) as operands:
         for _ in ee.exit_features(images):
             pass
@@ -115,15 +117,13 @@ class _OperandsOf(TorchFunctionMode):
     In graphs of torch.export a layer is an operator on its weight, not a call of its module.
     """
 
-    def __init__(self, weight: Tensor | None) -> None:
+    def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight = weight
         self.inputs: list[Tensor] = []
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if len(args) > 1 and self.weight is not None and args[1] is self.weight:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if len(args) > 1 and args[1] is self.weight:
             self.inputs.append(args[0])
         return func(*args, **(kwargs or {}))
 

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from leenet_fx.errors import InputError
-from leenet_fx.features.batches import batches, count_batches
+from leenet_fx.features.batches import check_loader, check_new_pass, checked, count_batches
 from leenet_fx.features.feature_batch import FeatureBatch, final_layer_inputs, pool_features
 from leenet_fx.features.feature_cache import FeatureCache
 from leenet_fx.surgery.module import EarlyExitModule, final_classifier
@@ -76,6 +76,7 @@ class FeatureSource:
         self.data = data
         self.name = name
         self.labelled = labelled
+        self._iterator: object = None
         self.rank, self.processes = fabric.global_rank, fabric.world_size
         self.device = fabric.device
         self.autocast = fabric.autocast
@@ -150,8 +151,12 @@ class FeatureSource:
     def _batches(self) -> Iterator[tuple[Tensor, Tensor, int]]:
         """Yield this process's images and labels, and the size of the whole batch."""
         classes = self.ee.spec.num_classes
-        for images, labels in batches(
-            self.data, self.name, classes, self.device, labelled=self.labelled
+        iterator = iter(check_loader(self.data, self.name))
+        check_new_pass(self.data, self._iterator, iterator, self.name)
+        # Held, so that no later iterator is another object at the same address.
+        self._iterator = iterator
+        for images, labels in checked(
+            iterator, self.name, classes, self.device, labelled=self.labelled
         ):
             share = slice(self.rank, None, self.processes)
             yield images[share], labels[share], len(labels)

@@ -15,6 +15,7 @@ from leenet_fx.features.batches import check_loader
 from leenet_fx.features.feature_cache import FeatureCache
 from leenet_fx.methods import CUSTOM, DEFAULT, Method, MethodConfig, as_method
 from leenet_fx.methods.phases import Phase
+from leenet_fx.policies import Policy
 from leenet_fx.registry import unknown_name
 from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training.feature_source import FitData
@@ -60,6 +61,24 @@ class Plan:
         """The groups of parameters that are trained."""
         pairs = zip(self.phases, self.epochs, strict=True)
         return {group for phase, epochs in pairs if epochs for group in phase.parameter_groups}
+
+    @property
+    def trains_final(self) -> bool:
+        """Whether the final classifier is trained, alone or with the backbone."""
+        groups = self.parameter_groups
+        return self.final_path is not None and bool(groups & {"final", "backbone"})
+
+    @property
+    def labelled(self) -> bool:
+        """Whether labels are needed."""
+        return not self.method.label_free or "final" in self.parameter_groups
+
+    def policy_for(self, num_exits: int) -> Policy | None:
+        """Return the policy that training sets; None if it trains none of what a policy reads."""
+        policy = self.method.policy_for(num_exits)
+        if policy.reads == "gate" and "gates" not in self.parameter_groups:
+            return None
+        return policy if policy.alpha is None else policy.with_alpha(self.alpha)
 
     @property
     def options(self) -> dict[str, Any]:

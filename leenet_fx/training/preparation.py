@@ -70,7 +70,9 @@ def final_input_statistics(
     for inputs, total in train.final_inputs():
         values = inputs.double()
         ones = values.new_ones(len(values))
-        moments = torch.stack([ones.sum().expand(values.shape[1]), values.sum(0), (values**2).sum(0)])
+        moments = torch.stack(
+            [ones.sum().expand(values.shape[1]), values.sum(0), (values**2).sum(0)]
+        )
         sums = moments if sums is None else sums + moments
         count += total
         if count >= STATISTICS_SAMPLES:

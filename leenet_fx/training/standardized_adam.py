@@ -22,10 +22,13 @@ class StandardizedAdam(torch.optim.Adam):
     Args:
         weight: W (outputs, n, …).
         bias: b (outputs,), if there is one; without it the inputs are scaled, not centred.
+        decay: decoupled weight decay of V (Loshchilov & Hutter 2019).
         options: of the parameter group and of Adam, such as `lr`.
     """
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, **options: Any) -> None:
+    def __init__(
+        self, weight: nn.Parameter, bias: nn.Parameter | None, *, decay: float = 0.0, **options: Any
+    ) -> None:
         group = {
             "params": [weight] if bias is None else [weight, bias],
             # In the group, so that they are part of the state dict.
@@ -34,6 +37,7 @@ class StandardizedAdam(torch.optim.Adam):
             **options,
         }
         super().__init__([group])
+        self.decay = decay
 
     @torch.no_grad()
     def set_statistics(self, mean: Tensor, spread: Tensor) -> None:
@@ -61,7 +65,7 @@ class StandardizedAdam(torch.optim.Adam):
             group[name] = group[name].to(group["params"][0].device)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Change the layer's parameters by one step."""
         assert closure is None
         group = self.param_groups[0]
@@ -76,6 +80,7 @@ class StandardizedAdam(torch.optim.Adam):
             bias += (weight * mean).sum(others)
         weight.grad *= scale
         weight /= torch.where(scale > 0, scale, 1)
+        weight *= 1 - group["lr"] * self.decay
         super().step()
         weight *= scale
         for bias in biases:

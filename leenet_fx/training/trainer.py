@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -64,6 +64,7 @@ class PhaseTrainer:
         epochs: number of epochs.
         patience: number of epochs without a lower validation loss after which training stops.
         generator: for gates' initial weights and random cost weights.
+        evaluation_modules: names of modules that stay in evaluation mode.
 
     Attributes:
         done: number of completed epochs.
@@ -85,6 +86,7 @@ class PhaseTrainer:
         epochs: int,
         patience: int | None,
         generator: torch.Generator,
+        evaluation_modules: Sequence[str] = (),
     ) -> None:
         self.ee = ee
         self.phase = phase
@@ -93,6 +95,7 @@ class PhaseTrainer:
         self.epochs = epochs
         self.patience = patience
         self.generator = generator
+        self.evaluation_modules = [ee.get_submodule(name) for name in evaluation_modules]
         self.branches = list(ee.exits.branches())
         self.loss = PhaseLoss(ee, phase, final, costs, cost_weight)
         self.state = trained_state(ee, final, backbone="backbone" in phase.parameter_groups)
@@ -216,6 +219,8 @@ class PhaseTrainer:
 
     def _set_modes(self, *, training: bool) -> None:
         self.ee.train(training and "backbone" in self.phase.parameter_groups)
+        for module in self.evaluation_modules:
+            module.training = False
         if "classifiers" in self.phase.parameter_groups:
             self.ee.exits.train(training)
 
