@@ -140,7 +140,7 @@ def split_batch(batch: object, name: str, *, labelled: bool = True) -> tuple[Ten
     if labels is None:
         raise InputError(
             f"{name} must yield (images, labels) tuples, but yields {_describe(batch)}: labels are "
-            "absent, and this method needs them."
+            "absent, and needed here."
         )
     if isinstance(labels, int) or (isinstance(labels, Tensor) and labels.ndim == 0):
         raise InputError(

@@ -254,6 +254,7 @@ def _cache(
     num_samples = None if order.num_samples is None else order.num_samples * views
     store = FeatureStore(num_samples, limit, folder)
     has_inputs = True
+    inputs_width: int | None = None
     widths: list[int] = []
     device, classes = ee.device, ee.spec.num_classes
     try:
@@ -267,8 +268,11 @@ def _cache(
                 widths = [len(tensors) for tensors in pooled]
                 flat = [tensor for tensors in pooled for tensor in tensors]
                 _check_finite([*flat, final], position)
-                empty = final.new_empty(len(labels), 0)
-                store.add([*flat, final, empty if inputs is None else inputs, labels])
+                if inputs_width is None:
+                    inputs_width = 0 if inputs is None else inputs.shape[1]
+                if inputs is None or not inputs_width:
+                    inputs = final.new_zeros(len(labels), inputs_width)
+                store.add([*flat, final, inputs, labels])
                 position += len(labels)
                 if view == 0:
                     order.add_batch(len(labels))
@@ -278,8 +282,11 @@ def _cache(
     finally:
         for module, mode in modes.items():
             module.training = mode
+    tensors = store.tensors()
+    if not has_inputs:
+        tensors[-2] = tensors[-2][:, :0]
     fingerprint = _fingerprint(ee, has_inputs)
-    return FeatureCache(store.tensors(), widths, order, views, fingerprint, store.folder)
+    return FeatureCache(tensors, widths, order, views, fingerprint, store.folder)
 
 
 def _check_finite(tensors: Sequence[Tensor], position: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from leenet_fx.errors import InputError
 from leenet_fx.features.batches import check_loader, check_new_pass, checked, count_batches
@@ -153,8 +154,9 @@ class FeatureSource:
         classes = self.ee.spec.num_classes
         iterator = iter(check_loader(self.data, self.name))
         check_new_pass(self.data, self._iterator, iterator, self.name)
-        # Held, so that no later iterator is another object at the same address.
-        self._iterator = iterator
+        # Held, so that no later iterator is another object at the same address; but that of a
+        # DataLoader may hold processes.
+        self._iterator = None if isinstance(self.data, DataLoader) else iterator
         for images, labels in checked(
             iterator, self.name, classes, self.device, labelled=self.labelled
         ):

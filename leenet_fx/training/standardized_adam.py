@@ -9,6 +9,13 @@ import torch
 from torch import Tensor, nn
 
 
+def is_plain(layer: nn.Module) -> bool:
+    """Return whether a layer's parameters are its weight and bias, and not parts of them."""
+    return isinstance(layer.weight, nn.Parameter) and {
+        name for name, _ in layer.named_parameters()
+    } <= {"weight", "bias"}
+
+
 class StandardizedAdam(torch.optim.Adam):
     """Adam on a linear or convolution layer as if its inputs were standardized.
 

@@ -43,6 +43,7 @@ from leenet_fx.training.parameters import (
 )
 from leenet_fx.training.phase_loss import PhaseLoss
 from leenet_fx.training.preparation import check_finite, final_input_statistics, first_samples
+from leenet_fx.training.standardized_adam import is_plain
 
 logger = logging.getLogger("leenet_fx")
 
@@ -103,7 +104,8 @@ class PhaseTrainer:
         self.parameters = [group.all() for group in groups]
         check_trainable(chain.from_iterable(self.parameters), f"phase '{phase.name}'")
         sgd_lr = self.lr * phase.sgd_lr / phase.lr
-        self.final = final if phase.parameter_groups == {"final"} else None
+        alone = phase.parameter_groups == {"final"}
+        self.final = final if alone and final is not None and is_plain(final) else None
         self.optimizers: list[list[Any]] = [
             [
                 fabric.setup_optimizers(o)
