@@ -80,21 +80,21 @@ class FeatureStore:
             for buffer, old in zip(self._buffers, before, strict=False):
                 buffer[kept] = old[kept]
             return
-        in_files = self.folder is not None
-        folder = self._folder(needed - sum(buffer.nbytes for buffer in before if in_files))
+        folder = self._folder(needed)
+        old_files = list(folder.path.iterdir())
         self._buffers = []
         for index, (shape, dtype) in enumerate(layout):
             count = math.prod(shape)
             if count == 0:
                 self._buffers.append(torch.empty(shape, dtype=dtype))
                 continue
-            # A file that is there already is extended.
-            file = folder.path / f"{index}.bin"
+            file = folder.path / f"{index}-{self._capacity}.bin"
             flat = torch.from_file(str(file), shared=True, size=count, dtype=dtype)
             self._buffers.append(flat.view(shape))
-        if not in_files:
-            for buffer, old in zip(self._buffers, before, strict=False):
-                buffer[kept] = old[kept]
+        for buffer, old in zip(self._buffers, before, strict=False):
+            buffer[kept] = old[kept]
+        for file in old_files:
+            file.unlink()
 
     def _folder(self, needed: int) -> TemporaryFolder:
         """Return the temporary folder, if the disk has room for another `needed` bytes."""

@@ -96,7 +96,7 @@ def fit(
 
     Gates are reinitialised from `seed`, so a call with `epochs={"exits": 0}` fits them for another
     α on the same classifiers. A final classifier is trained alone, first, in the coordinates of
-    standardized inputs; it keeps its form.
+    centred and scaled inputs; it keeps its form.
 
     Args:
         ee: a network with exits.

@@ -1,4 +1,4 @@
-"""Adam for one linear layer, in the coordinates of standardized inputs."""
+"""Adam for one linear layer, in the coordinates of centred and scaled inputs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def is_plain(layer: nn.Module) -> bool:
 
 
 class StandardizedAdam(torch.optim.Adam):
-    """Adam on a linear or convolution layer as if its inputs were standardized.
+    """Adam on a linear or convolution layer as if its inputs were centred and scaled.
 
     The layer computes W·x + b. With z = scale·(x − mean), the same function is V·z + c, where
     W = V·scale and b = c − W·mean. A step maps the gradient to (V, c), where the features of a
-    network have equal scale and no common offset, lets Adam change these, and maps the result back.
-    So the layer keeps its form, and trains as the exits' heads do on standardized inputs.
+    network have no common offset, lets Adam change these, and maps the result back. So the layer
+    keeps its form.
 
     Until `set_statistics` is called, it is plain Adam.
 
@@ -50,17 +50,18 @@ class StandardizedAdam(torch.optim.Adam):
     def set_statistics(self, mean: Tensor, spread: Tensor) -> None:
         """Set the statistics of the inputs; inputs that are constant get the weight 0.
 
-        The scale is that of `leenet_fx.parts.standardize.Standardize` with power 0.5, rounded to a
-        power of 2, so that dividing and multiplying by it is exact.
+        Inputs keep their scale relative to each other, so that channels that are rarely active are
+        not amplified. Their common scale gives standard deviations of n^−0.5 on average, as in
+        `leenet_fx.parts.standardize.Standardize`; it is rounded to a power of 2, so that dividing
+        and multiplying by it is exact.
 
         Args:
             mean: (n,) of the layer's inputs.
             spread: (n,) their standard deviations.
         """
         group = self.param_groups[0]
-        spread = spread * len(spread) ** 0.5
-        scale = torch.where(spread > 1e-6, spread.clamp(min=1e-6).log2().round().neg().exp2(), 0)
-        group["scale"].copy_(scale)
+        common = spread.square().sum().sqrt().clamp(min=1e-6).log2().round().neg().exp2()
+        group["scale"].copy_(torch.where(spread > 1e-6, common, 0))
         if len(group["params"]) == 2:
             group["mean"].copy_(mean)
 

@@ -43,6 +43,7 @@ from leenet_fx.training.parameters import (
 )
 from leenet_fx.training.phase_loss import PhaseLoss
 from leenet_fx.training.preparation import check_finite, final_input_statistics, first_samples
+from leenet_fx.training.sanity import has_initial_weights
 from leenet_fx.training.standardized_adam import is_plain
 
 logger = logging.getLogger("leenet_fx")
@@ -314,7 +315,15 @@ class PhaseTrainer:
         return not any(id(p) in classifiers for b in self.branches for p in b.gate_parameters())
 
     def _prepare_final(self, train: FeatureSource) -> None:
-        """Fit the statistics of the final classifier's inputs, by which its steps are scaled."""
+        """Fit the statistics of the final classifier's inputs, by which its steps are scaled.
+
+        A new classifier starts at 0: for a convex loss random weights would only be noise, of which
+        part remains.
+        """
+        assert self.final is not None
+        if self.ee.spec.classifier_is_new and has_initial_weights(self.final):
+            for parameter in self.final.parameters():
+                parameter.zero_()
         statistics = final_input_statistics(train, self.fabric, self.phase.name)
         if statistics is not None:
             for optimizer in chain.from_iterable(self.optimizers):

@@ -21,6 +21,7 @@ from torch.utils.data import (
 import leenet_fx
 from leenet_fx import InputError, cache_features
 from leenet_fx.evaluation.comparison import MethodSpec
+from leenet_fx.features.feature_store import FeatureStore
 
 X, Y = data(40)
 NETWORK = leenet_fx.attach(tiny(), [1], example_inputs=X[:1])
@@ -83,7 +84,7 @@ class Sized(Stream):
         [(x, y.to(torch.uint8)) for x, y in batches(16, 16, 8)],
         [(x, y.unsqueeze(1)) for x, y in batches(16, 16, 8)],
         [(x.contiguous(memory_format=torch.channels_last), y) for x, y in batches(16, 16, 8)],
-        [*batches(16, 16), (X[:0], Y[:0]), (X[32:], Y[32:])],
+        Unsized([*batches(16, 16), (X[:0], Y[:0]), (X[32:], Y[32:])]),
     ],
 )
 def test_the_form_of_a_loader_does_not_matter(train, cache):
@@ -93,7 +94,7 @@ def test_the_form_of_a_loader_does_not_matter(train, cache):
     else:
         sizes = (4, 16, 12, 8) if isinstance(train, tuple) else (16, 16, 8)
     expected = batches(*sizes)
-    if isinstance(train, DataLoader) and type(train.dataset) is Stream:
+    if type(getattr(train, "dataset", train)) in (Stream, Unsized):
         expected = Unsized(expected)
     assert_equal(fitted(train, cache=cache), fitted(expected))
 
@@ -188,7 +189,7 @@ def test_mixed_image_sizes_are_trained_on_or_named():
         fitted(grouped, cached, cache=True)
     assert_equal(fitted(single, cached, cache=True), fitted(single))
     flat = leenet_fx.attach(tiny(), [1], example_inputs=images(1, 3, 16, 16), branch="flatten")
-    with pytest.raises(InputError, match="same size"):
+    with pytest.raises(InputError, match="one image size only"):
         fitted(single, flat, cache=True)
 
 
@@ -328,6 +329,13 @@ def test_a_store_in_files_grows_with_a_stream_of_unknown_length(tmp_path):
                 for a, b in zip(ours.pooled, theirs.pooled, strict=True):
                     assert torch.equal(a[0], b[0])
     assert not list(tmp_path.iterdir())
+
+
+def test_features_of_another_shape_are_refused():
+    store = FeatureStore(None, 10**6, None)
+    store.add([X[:4], Y[:4]])
+    with pytest.raises(InputError, match=r"\(3, 8, 16\).*same size"):
+        store.add([X[:4, :, :8], Y[:4]])
 
 
 def test_shuffled_batches_of_a_stream_are_named():

@@ -72,7 +72,9 @@ def test_an_untrained_teacher_is_named(network, caplog):
     x = data(32)[0]
 
     def new():
-        return leenet_fx.attach(tiny(classes=4), [1], example_inputs=x[:1], num_classes=5, method="pteenet")
+        return leenet_fx.attach(
+            tiny(classes=4), [1], example_inputs=x[:1], num_classes=5, method="pteenet"
+        )
 
     ee = new()
     leenet_fx.fit(ee, [x], epochs=1)
