@@ -121,6 +121,7 @@ def make_plan(
     _json_options(method.config.options)
     alpha = method.check_cost_weight(alpha)
     method.check_parts(ee.spec.branch, ee.spec.branch_options)
+    method.policy_for(ee.num_exits).check(ee.num_exits)
     check_cost_kind(cost)
     _check_numbers(lr, patience, has_val=data.val is not None)
     for name, source in data.named():
