@@ -34,10 +34,13 @@ from leenet_fx.policies import NeverExit
 from leenet_fx.surgery.attach import attach
 from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training.checkpoint import random_state, set_random_state
+from leenet_fx.training.sanity import extremes_expected
 from placement.strategies import Position
 
 
 @check_keywords
+@torch.inference_mode(False)
+@extremes_expected()
 def compare(
     model: nn.Module,
     specs: Sequence[MethodSpec],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from leenet_fx import tables
 from leenet_fx.data.class_names import check_class_names
-from leenet_fx.errors import ModeError
+from leenet_fx.errors import InputError, ModeError
 from leenet_fx.evaluation.exit_statistics import (
     ClassStatistics,
     ExitStatistics,
@@ -24,6 +24,7 @@ from leenet_fx.evaluation.timing import BatchTimer, Timing, check_sizes
 from leenet_fx.features.batches import batches
 from leenet_fx.policies import NeverExit
 from leenet_fx.surgery.module import EarlyExitModule
+from leenet_fx.training.sanity import warn_if_at_chance, warn_if_one_exit
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ def evaluate(
     Raises:
         ModeError: `ee` or `backbone` is in training mode.
         InputError: the loader is empty, has fewer images than the largest of `sizes`, or yields
-            batches that do not fit the network; its data set has other classes than the network.
+            batches that do not fit the network; its data set has other classes than the network;
+            `backbone` has another number of classes.
     """
     if ee.training or (backbone is not None and backbone.training):
         raise ModeError("evaluate needs evaluation mode: call .eval() first.")
@@ -157,7 +159,7 @@ def evaluate(
 
     timer = BatchTimer(device)
     records: list[SampleRecords] = []
-    backbone_correct = 0
+    predicted: list[Tensor] = []
     models: tuple[tuple[str, Callable[[Tensor], Any]], ...] = (
         ("ee", run_adaptive),
         ("backbone", run_backbone),
@@ -166,22 +168,38 @@ def evaluate(
     for index, (images, labels) in enumerate(labelled):
         if index == 0:
             # Warm-up, which is not timed.
-            ee(images), run_backbone(images)
+            ee(images)
+            _check_logits(run_backbone(images), ee)
         # The order alternates, so that neither network always runs with the warmer cache.
         order = models if index % 2 == 0 else reversed(models)
         outputs = {name: timer.time(name, model, images) for name, model in order}
         timer.batch_sizes.append(len(labels))
-        backbone_correct += int((outputs["backbone"].argmax(1) == labels).sum())
+        predicted.append(outputs["backbone"].argmax(1).cpu())
         records.append(record_batch(ee.all_exits(images).logits, outputs["ee"][1], labels))
     samples = concatenate(records)
+    of_backbone = torch.cat(predicted)
+    warn_if_at_chance(of_backbone, samples.labels, "images")
+    if ee.policy.reads != "nothing":
+        warn_if_one_exit(samples.exit_index, [row.name for row in ee.costs], "images")
     return summarise(
         ee,
         samples,
-        backbone_accuracy=backbone_correct / len(samples.labels),
+        backbone_accuracy=accuracy(of_backbone == samples.labels),
         seconds=timer.total("ee"),
         backbone_seconds=timer.total("backbone"),
         timing=timer.timing(timed_sizes) if timed_sizes else None,
     )
+
+
+def _check_logits(logits: object, ee: EarlyExitModule) -> None:
+    """Raise InputError unless the backbone returns logits of the classes of the network."""
+    expected = ee.spec.num_classes
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != expected:
+        raise InputError(
+            f"backbone returns {shape}, expected logits (B, {expected}): pass the model that the "
+            "exits were attached to, or None to measure the network with early exits disabled."
+        )
 
 
 def summarise(

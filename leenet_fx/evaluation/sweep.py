@@ -9,16 +9,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from leenet_fx import tables
 from leenet_fx.data.class_names import check_class_names
 from leenet_fx.errors import InputError
 from leenet_fx.evaluation.evaluate import Evaluation, evaluate, summarise
 from leenet_fx.evaluation.sample_records import replay
+from leenet_fx.features.batches import split_batch
 from leenet_fx.features.feature_cache import FeatureCache, cache_features
 from leenet_fx.keywords import check_keywords
 from leenet_fx.methods import Method, as_method
 from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training.fit import fit
+from leenet_fx.training.sanity import extremes_expected
 
 ALPHAS = tuple(round(0.05 * step, 2) for step in range(21))
 """0, 0.05, … 1, as published for LEENet."""
@@ -137,6 +141,8 @@ class Sweep:
 
 
 @check_keywords
+@torch.inference_mode(False)
+@extremes_expected()
 def sweep(
     ee: EarlyExitModule,
     train: Iterable[Any] | FeatureCache,
@@ -279,7 +285,8 @@ def _point(alpha: float, seed: int, result: Evaluation, times: Evaluation | None
 def _first_images(loader: Iterable[Any], count: int) -> list[Any]:
     """Read the first images into memory, so that reading them is not timed."""
     batches, read = [], 0
-    for images, labels, *_ in loader:
+    for batch in loader:
+        images, labels = split_batch(batch, "test")
         batches.append((images[: count - read], labels[: count - read]))
         read += len(images)
         if read >= count:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from leenet_fx.errors import InputError
+
+IMAGE_KEYS = ("pixel_values", "image", "images")
+"""Keys of the images in batches that are dictionaries, as Hugging Face's data sets yield them."""
+
+LABEL_KEYS = ("labels", "label")
+"""Keys of the labels in batches that are dictionaries."""
 
 
 def check_loader(loader: object, name: str) -> Iterable[Any]:
@@ -32,10 +39,32 @@ def check_loader(loader: object, name: str) -> Iterable[Any]:
     return loader
 
 
+def check_new_pass(loader: object, before: object, now: object, name: str) -> None:
+    """Check that a second pass over a loader begins anew.
+
+    Args:
+        loader: from the caller.
+        before: its iterator of an earlier pass.
+        now: its iterator of this pass.
+        name: of the argument, for messages.
+
+    Raises:
+        InputError: both passes share an iterator. A DataLoader with persistent workers may do so.
+    """
+    if now is before and not isinstance(loader, DataLoader):
+        raise InputError(
+            f"{name} gives the same iterator again, so it can be read only once; pass a DataLoader "
+            "or a list."
+        )
+
+
 def batches(
     loader: object, name: str, num_classes: int, device: torch.device, *, labelled: bool = True
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield images (B, …) and int64 labels (B,) on a device.
+
+    A batch is (images, labels, …), or a dictionary with one of `IMAGE_KEYS` and one of
+    `LABEL_KEYS`; labels are class indices of any integer type, (B,) or (B, 1).
 
     Args:
         loader: from the caller.
@@ -48,17 +77,82 @@ def batches(
         InputError: the loader is empty, labels are absent, not integers, not one for each image,
             or outside 0..num_classes−1.
     """
+    return checked(check_loader(loader, name), name, num_classes, device, labelled=labelled)
+
+
+def checked(
+    read: Iterable[Any],
+    name: str,
+    num_classes: int,
+    device: torch.device,
+    *,
+    labelled: bool = True,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield one pass as `batches` does, from batches that are being read, which may be an iterator.
+
+    Args:
+        read: batches of a loader.
+        name: of the argument that is the loader, for messages.
+        num_classes: labels lie in 0..num_classes−1.
+        device: of the batches.
+        labelled: whether labels are needed.
+
+    Raises:
+        InputError: as `batches`.
+    """
     empty = True
-    for batch in check_loader(loader, name):
-        images, labels = (_labelled if labelled else _unlabelled)(batch, name)
+    for batch in read:
+        images, labels = split_batch(batch, name, labelled=labelled)
         if not len(images):
             continue
         if labelled:
             _check_range(labels, name, num_classes)
         empty = False
-        yield images.to(device, non_blocking=True), labels.to(device, torch.int64)
+        yield _on_device(images, device), _on_device(labels, device).to(torch.int64)
     if empty:
         raise InputError(f"{name} is empty: it yields no images.")
+
+
+def split_batch(batch: object, name: str, *, labelled: bool = True) -> tuple[Tensor, Tensor]:
+    """Return the images (B, …) and labels (B,) of a batch, on their own device.
+
+    Args:
+        batch: from a loader.
+        name: of the argument that is the loader, for messages.
+        labelled: whether labels are needed; if not, they are −1.
+
+    Raises:
+        InputError: images or labels are absent, or not tensors, or labels are not one whole number
+            for each image.
+    """
+    images, labels = _parts(batch, name)
+    if not isinstance(images, Tensor):
+        if labelled:
+            raise InputError(
+                f"{name} must yield tensors (images, labels), got ({_describe(images)}, "
+                f"{_describe(labels)})."
+            )
+        raise InputError(f"{name} must yield images, but yields {_describe(batch)}.")
+    if images.ndim == 0:
+        raise InputError(f"{name} must yield batches of images, got a single number.")
+    if not labelled:
+        return images, torch.full((len(images),), -1)
+    if labels is None:
+        raise InputError(
+            f"{name} must yield (images, labels) tuples, but yields {_describe(batch)}: labels are "
+            "absent, and needed here."
+        )
+    if isinstance(labels, int) or (isinstance(labels, Tensor) and labels.ndim == 0):
+        raise InputError(
+            f"{name} yields single samples, {_describe(images)} with one label: give its "
+            "DataLoader a batch_size."
+        )
+    if not isinstance(labels, Tensor):
+        raise InputError(
+            f"{name} must yield tensors (images, labels), got ({_describe(images)}, "
+            f"{_describe(labels)})."
+        )
+    return images, _class_indices(labels, len(images), name)
 
 
 def count_batches(loader: object) -> int | None:
@@ -70,33 +164,47 @@ def count_batches(loader: object) -> int | None:
         return None
 
 
-def _unlabelled(batch: object, name: str) -> tuple[Tensor, Tensor]:
-    """Return the images of a batch, and labels of −1."""
-    images = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
-    if not isinstance(images, Tensor):
-        raise InputError(f"{name} must yield images, but yields {_describe(batch)}.")
-    return images, torch.full((len(images),), -1)
+def _parts(batch: object, name: str) -> tuple[object, object]:
+    """Return images and labels as the batch holds them; labels are None if they are absent."""
+    if isinstance(batch, Mapping):
+        found = [next((k for k in keys if k in batch), None) for keys in (IMAGE_KEYS, LABEL_KEYS)]
+        if found[0] is None:
+            raise InputError(
+                f"{name} yields dictionaries with the keys {', '.join(map(str, batch))}; expected "
+                f"images under {' or '.join(IMAGE_KEYS)} and labels under "
+                f"{' or '.join(LABEL_KEYS)}, or (images, labels) tuples."
+            )
+        return batch[found[0]], None if found[1] is None else batch[found[1]]
+    if isinstance(batch, (tuple, list)):
+        return (*batch, None, None)[:2]
+    return batch, None
 
 
-def _labelled(batch: object, name: str) -> tuple[Tensor, Tensor]:
-    """Return the images and labels of a batch."""
-    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+def _class_indices(labels: Tensor, count: int, name: str) -> Tensor:
+    """Return labels (B,) or (B, 1) as (B,), if they are one whole number for each image."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels.squeeze(1)
+    if labels.ndim == 2 and len(labels) == count:
         raise InputError(
-            f"{name} must yield (images, labels) tuples, but yields {_describe(batch)}"
-            + (": labels are absent." if not isinstance(batch, dict) else ".")
+            f"{name} must yield one whole-number label for each image, got labels of "
+            f"{labels.dtype}, shape {tuple(labels.shape)}: pass class indices, such as "
+            "labels.argmax(1); mixtures of labels (mixup, cutmix) are not supported."
         )
-    images, labels = batch[0], batch[1]
-    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
-        raise InputError(
-            f"{name} must yield tensors (images, labels), got ({_describe(images)}, "
-            f"{_describe(labels)})."
-        )
-    if labels.ndim != 1 or labels.is_floating_point() or len(labels) != len(images):
+    whole = not (labels.is_floating_point() or labels.is_complex())
+    if labels.ndim != 1 or not whole or len(labels) != count:
         raise InputError(
             f"{name} must yield one whole-number label for each image: got labels of "
-            f"{labels.dtype}, shape {tuple(labels.shape)}, for {len(images)} images."
+            f"{labels.dtype}, shape {tuple(labels.shape)}, for {count} images."
         )
-    return images, labels
+    return labels
+
+
+def _on_device(values: Tensor, device: torch.device) -> Tensor:
+    values = values.to(device, non_blocking=True)
+    # Autograd cannot save tensors that a loader made in inference mode.
+    if values.is_inference() and not torch.is_inference_mode_enabled():
+        return values.clone()
+    return values
 
 
 def _check_range(labels: Tensor, name: str, num_classes: int) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from leenet_fx.surgery.module import EarlyExitModule, final_classifier
 
@@ -35,6 +37,16 @@ class FeatureBatch:
     images: Tensor | None = None
     indices: Tensor | None = None
 
+    def first(self, count: int) -> FeatureBatch:
+        """Return a copy of the features and labels of the first samples."""
+        return FeatureBatch(
+            tuple(tuple(values[:count].clone() for values in tensors) for tensors in self.pooled),
+            None if self.final is None else self.final[:count].clone(),
+            None,
+            self.labels[:count].clone(),
+            min(count, len(self.labels)),
+        )
+
 
 def extract_features(
     ee: EarlyExitModule, images: Tensor
@@ -48,7 +60,8 @@ def extract_features(
     Returns:
         For each exit the output of its branch's `pool`, tensors (B, …); the final logits
         (B, classes); the inputs of the final classifier (B, n), or None if the final logits are
-        not exactly the output of one linear layer.
+        not exactly the output of one linear layer. All are in the dtype of the exits, in which
+        they are trained, also where the backbone runs under autocast.
     """
     inputs: list[Tensor] = []
     final = final_classifier(ee)
@@ -69,6 +82,50 @@ def extract_features(
         and torch.equal(final(inputs[0]), logits)
     )
     return pooled, logits, inputs[0] if exact else None
+
+
+@torch.no_grad()
+def final_layer_inputs(ee: EarlyExitModule, images: Tensor) -> Tensor | None:
+    """Return the inputs of the final classifier's layer as rows (r, n), with n its input channels.
+
+    Args:
+        ee: the network.
+        images: (B, …).
+
+    Returns:
+        None if the layer did not run, or shares its channels among groups.
+    """
+    weight = getattr(final_classifier(ee), "weight", None)
+    if not isinstance(weight, Tensor):
+        return None
+    with _OperandsOf(weight) as operands:
+        for _ in ee.exit_features(images):
+            pass
+    rows = []
+    for values in operands.inputs:
+        # A convolution has its channels at axis 1, a linear layer last.
+        channels = values.movedim(1, -1) if weight.ndim > 2 else values
+        if channels.shape[-1] != weight.shape[1]:
+            return None
+        rows.append(channels.flatten(0, -2))
+    return torch.cat(rows) if rows else None
+
+
+class _OperandsOf(TorchFunctionMode):
+    """Records the first argument of operators whose second argument is a given weight.
+
+    In graphs of torch.export a layer is an operator on its weight, not a call of its module.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+        self.inputs: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if len(args) > 1 and args[1] is self.weight:
+            self.inputs.append(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 def pool_features(

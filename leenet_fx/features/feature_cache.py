@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from leenet_fx.digest import weights_digest
 from leenet_fx.errors import InputError
-from leenet_fx.features.batches import batches, check_loader
+from leenet_fx.features.batches import check_loader, checked
+from leenet_fx.features.compute_modes import default_modes
 from leenet_fx.features.feature_batch import FeatureBatch, extract_features
 from leenet_fx.features.feature_store import FeatureStore, TemporaryFolder
 from leenet_fx.features.sample_order import SampleOrder
@@ -202,7 +203,6 @@ class FeatureCache:
         return FeatureBatch(pooled, logits, inputs, self._labels[indices].to(device), total)
 
 
-@torch.no_grad()
 def cache_features(
     ee: EarlyExitModule,
     loader: Iterable[Any],
@@ -219,22 +219,34 @@ def cache_features(
 
     Args:
         ee: the network; its backbone must not change while the cache is used.
-        loader: yields (images (B, …), labels (B,)). For a DataLoader with a map-style data set the
-            order is drawn again each epoch; any other loader is replayed as it was read.
+        loader: yields (images (B, …), labels (B,)), as for `fit`. For a DataLoader with a map-style
+            data set the order is drawn again each epoch; any other loader is replayed as it was
+            read.
         views: number of times to read a data set that augments; epoch e trains on view e mod views.
         labelled: False for a loader of images alone, for methods that train without labels.
         limit: bytes above which the cache is held in files.
         folder: location of these files; None takes the system's folder for temporary files.
 
     Raises:
-        InputError: the images differ from one reading to the next and `views` is 1; the features
-            of a loader of unknown length exceed `limit`; batches that do not fit the network.
+        InputError: the images differ from one reading to the next and `views` is 1; batches that do
+            not fit the network; features that are not finite, or differ in shape.
         StorageError: the disk is too small for the files.
     """
     if isinstance(views, bool) or not isinstance(views, int) or views < 1:
         raise InputError(f"views must be a whole number from 1, got {views!r}.")
     check_loader(loader, "loader")
-    order = SampleOrder(loader)
+    with default_modes(ee, grad=False):
+        return _cache(ee, SampleOrder(loader), views, labelled, limit, folder)
+
+
+def _cache(
+    ee: EarlyExitModule,
+    order: SampleOrder,
+    views: int,
+    labelled: bool,
+    limit: int,
+    folder: str | Path | None,
+) -> FeatureCache:
     if views == 1:
         order.check_deterministic()
     modes = {module: module.training for module in ee.modules()}
@@ -242,19 +254,26 @@ def cache_features(
     num_samples = None if order.num_samples is None else order.num_samples * views
     store = FeatureStore(num_samples, limit, folder)
     has_inputs = True
+    inputs_width: int | None = None
     widths: list[int] = []
     device, classes = ee.device, ee.spec.num_classes
     try:
         for view in range(views):
-            for images, labels in batches(
+            position = 0
+            for images, labels in checked(
                 order.in_order(), "loader", classes, device, labelled=labelled
             ):
                 pooled, final, inputs = extract_features(ee, images)
                 has_inputs &= inputs is not None
                 widths = [len(tensors) for tensors in pooled]
                 flat = [tensor for tensors in pooled for tensor in tensors]
-                empty = final.new_empty(len(labels), 0)
-                store.add([*flat, final, empty if inputs is None else inputs, labels])
+                _check_finite([*flat, final], position)
+                if inputs_width is None:
+                    inputs_width = 0 if inputs is None else inputs.shape[1]
+                if inputs is None or not inputs_width:
+                    inputs = final.new_zeros(len(labels), inputs_width)
+                store.add([*flat, final, inputs, labels])
+                position += len(labels)
                 if view == 0:
                     order.add_batch(len(labels))
     except BaseException:
@@ -263,8 +282,27 @@ def cache_features(
     finally:
         for module, mode in modes.items():
             module.training = mode
+    tensors = store.tensors()
+    if not has_inputs:
+        tensors[-2] = tensors[-2][:, :0]
     fingerprint = _fingerprint(ee, has_inputs)
-    return FeatureCache(store.tensors(), widths, order, views, fingerprint, store.folder)
+    return FeatureCache(tensors, widths, order, views, fingerprint, store.folder)
+
+
+def _check_finite(tensors: Sequence[Tensor], position: int) -> None:
+    """Raise InputError if a feature of a batch is not finite.
+
+    Args:
+        tensors: (B, …).
+        position: of the batch's first image.
+    """
+    for values in tensors:
+        if not bool(values.isfinite().all()):
+            index = int((~values.flatten(1).isfinite().all(1)).nonzero()[0])
+            raise InputError(
+                f"The features of image {position + index} of the loader, counted from 0 in the "
+                "order of its data set, are not finite: look for NaN in the images."
+            )
 
 
 def _fingerprint(ee: EarlyExitModule, without_final: bool) -> str:

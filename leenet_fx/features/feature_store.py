@@ -19,8 +19,7 @@ class FeatureStore:
     """Tensors with one entry for each sample, filled batch by batch.
 
     Args:
-        num_samples: upper bound of the number of samples; None if it is unknown, in which case
-            the tensors are held in memory.
+        num_samples: expected number of samples; the tensors grow where there are more.
         limit: bytes above which the tensors are held in files.
         location: folder for a temporary folder of files; None takes the system's.
 
@@ -29,42 +28,31 @@ class FeatureStore:
     """
 
     def __init__(self, num_samples: int | None, limit: int, location: str | Path | None) -> None:
-        self.num_samples = num_samples
         self.limit = limit
         self.location = Path(tempfile.gettempdir() if location is None else location)
         self.folder: TemporaryFolder | None = None
+        self._capacity = num_samples or 0
         self._buffers: list[Tensor] = []
-        self._chunks: list[list[Tensor]] = []
         self._filled = 0
-        self._bytes = 0
 
     def add(self, batch: Sequence[Tensor]) -> None:
         """Append a batch, tensors (B, …) whose other sizes are those of the batches before.
 
         Raises:
-            InputError: the number of samples is unknown, and the features exceed the limit.
+            InputError: the sizes differ from those of the batches before.
             StorageError: the folder for files does not exist, or the disk is too small.
         """
-        self._bytes += sum(tensor.nbytes for tensor in batch)
-        if self.num_samples is None:
-            if self._bytes > self.limit:
-                raise InputError(
-                    f"The features of a loader of unknown length exceed limit={self.limit:,} "
-                    "bytes; raise the limit, or use a DataLoader with a map-style data set."
-                )
-            self._chunks.append([tensor.cpu() for tensor in batch])
-            return
-        if not self._buffers:
-            self._allocate(batch, self.num_samples)
+        self._check_sizes(batch)
         end = self._filled + len(batch[0])
+        if not self._buffers or end > self._capacity:
+            self._capacity = max(end, 2 * self._filled, self._capacity)
+            self._allocate(batch)
         for buffer, tensor in zip(self._buffers, batch, strict=True):
             buffer[self._filled : end] = tensor
         self._filled = end
 
     def tensors(self) -> list[Tensor]:
         """Return the batches concatenated, (n, …) for each tensor of a batch."""
-        if self.num_samples is None:
-            return [torch.cat(parts) for parts in zip(*self._chunks, strict=True)]
         return [buffer[: self._filled] for buffer in self._buffers]
 
     def discard(self) -> None:
@@ -72,13 +60,44 @@ class FeatureStore:
         if self.folder is not None:
             self.folder.remove()
 
-    def _allocate(self, batch: Sequence[Tensor], num_samples: int) -> None:
-        shapes = [(num_samples, *tensor.shape[1:]) for tensor in batch]
+    def _check_sizes(self, batch: Sequence[Tensor]) -> None:
+        for buffer, tensor in zip(self._buffers, batch, strict=False):
+            if buffer.shape[1:] != tensor.shape[1:]:
+                raise InputError(
+                    f"The features of one image are of shape {tuple(tensor.shape[1:])}, those of "
+                    f"the images before of shape {tuple(buffer.shape[1:])}: give all images the "
+                    "same size, or use branches that pool to a fixed size."
+                )
+
+    def _allocate(self, batch: Sequence[Tensor]) -> None:
+        """Make room for `_capacity` samples like those of a batch, and keep what is there."""
+        shapes = [(self._capacity, *tensor.shape[1:]) for tensor in batch]
         layout = list(zip(shapes, [tensor.dtype for tensor in batch], strict=True))
+        before, kept = self._buffers, slice(self._filled)
         needed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout)
         if needed <= self.limit:
             self._buffers = [torch.empty(shape, dtype=dtype) for shape, dtype in layout]
+            for buffer, old in zip(self._buffers, before, strict=False):
+                buffer[kept] = old[kept]
             return
+        folder = self._folder(needed)
+        old_files = list(folder.path.iterdir())
+        self._buffers = []
+        for index, (shape, dtype) in enumerate(layout):
+            count = math.prod(shape)
+            if count == 0:
+                self._buffers.append(torch.empty(shape, dtype=dtype))
+                continue
+            file = folder.path / f"{index}-{self._capacity}.bin"
+            flat = torch.from_file(str(file), shared=True, size=count, dtype=dtype)
+            self._buffers.append(flat.view(shape))
+        for buffer, old in zip(self._buffers, before, strict=False):
+            buffer[kept] = old[kept]
+        for file in old_files:
+            file.unlink()
+
+    def _folder(self, needed: int) -> TemporaryFolder:
+        """Return the temporary folder, if the disk has room for another `needed` bytes."""
         try:
             free = shutil.disk_usage(self.location).free
             if needed > free:
@@ -86,17 +105,11 @@ class FeatureStore:
                     f"The features need {needed:,} bytes, but '{self.location}' has {free:,} "
                     "left: pass another folder=, use fewer exits, or train without a cache."
                 )
-            self.folder = TemporaryFolder(self.location)
+            if self.folder is None:
+                self.folder = TemporaryFolder(self.location)
         except FileNotFoundError as error:
             raise StorageError(f"No folder '{self.location}' for the features.") from error
-        for index, (shape, dtype) in enumerate(layout):
-            count = math.prod(shape)
-            if count == 0:
-                self._buffers.append(torch.empty(shape, dtype=dtype))
-                continue
-            file = self.folder.path / f"{index}.bin"
-            flat = torch.from_file(str(file), shared=True, size=count, dtype=dtype)
-            self._buffers.append(flat.view(shape))
+        return self.folder
 
 
 class TemporaryFolder:

@@ -25,7 +25,7 @@ def diffbranch(recipe: str = "joint") -> Method:
     """
     joint = end_to_end_phase("joint", recipe, DifferentiableBranching())
     return Method(
-        phases=(joint,) if recipe == "joint" else (EXITS, FINAL, joint),
+        phases=(joint,) if recipe == "joint" else (FINAL, EXITS, joint),
         policy=GateThreshold(0.0),
         source="Scardapane et al. 2020, Differentiable Branching in Deep Networks",
         branch_options={"gate": "features"},

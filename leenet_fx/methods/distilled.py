@@ -19,7 +19,8 @@ def distilled(
 
     Args:
         recipe: "disjoint", "joint" or "mixed".
-        mix: weight of the distillation loss, in [0, 1].
+        mix: weight of the distillation loss, in [0, 1]; with 1 and recipe "disjoint" no labels are
+            read, so that images alone suffice.
         temperature: T > 0.
         threshold: least class probability that exits.
 
@@ -32,4 +33,5 @@ def distilled(
         phases=classifier_phases(recipe, distillation, joint),
         policy=MaxProbability(threshold),
         source="Phuong & Lampert 2019, Distillation-based Training for Multi-exit Architectures",
+        label_free=mix == 1 and recipe == "disjoint",
     )

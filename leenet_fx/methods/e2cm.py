@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from leenet_fx.methods.method import Method, register_method
-from leenet_fx.methods.phases import single_update_phase
+from leenet_fx.methods.phases import FINAL, single_update_phase
 from leenet_fx.policies import MaxProbability
 
 
@@ -18,7 +18,7 @@ def e2cm(threshold: float = 0.5) -> Method:
         InputError: `threshold` is not a number.
     """
     return Method(
-        phases=(single_update_phase("means", "means", None),),
+        phases=(FINAL, single_update_phase("means", "means", None)),
         policy=MaxProbability(threshold),
         source="Görmez et al. 2022, E2CM: Early Exit via Class Means",
         branch_options={"head": "means"},

@@ -34,7 +34,9 @@ def eenets(version: int = 1, recipe: str = "joint", two_stage: bool = True) -> M
         phases = (*phases, end_to_end_phase("gates", recipe, objective))
     if recipe == "mixed":
         joint = (replace(phase, name=f"joint {phase.name}") for phase in phases)
-        phases = (EXITS, FINAL, *joint)
+        phases = (FINAL, EXITS, *joint)
+    elif recipe == "disjoint":
+        phases = (FINAL, *phases)
     return Method(
         phases=phases,
         policy=_policy(version),

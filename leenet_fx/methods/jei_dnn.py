@@ -28,7 +28,7 @@ def jei_dnn(period: int = 200) -> Method:
         raise InputError(f"period must be a positive integer of batches, got {period!r}.")
     updates = (Update(("classifiers",), JEIDNNHeads()), Update(("gates",), JEIDNNGates()))
     return Method(
-        phases=(EXITS, FINAL, Phase("alternating", updates, lr=0.03, period=period)),
+        phases=(FINAL, EXITS, Phase("alternating", updates, lr=0.03, period=period)),
         policy=GateThreshold(0.0),
         source="Regol et al. 2024, Jointly-Learned Exit and Inference for a Dynamic Neural Network",
         branch_options={"gate": "confidence"},

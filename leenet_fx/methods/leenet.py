@@ -12,8 +12,8 @@ from leenet_fx.policies import GateThreshold
 def leenet(temperature_scaled: bool = True) -> Method:
     """LEENet: learned gates on a frozen backbone.
 
-    Three phases: (1) the exits' classifiers by cross-entropy; (2) the final classifier, if it is
-    new or requested; (3) all gates jointly, classifiers frozen, by L = (1−α)·Σ qᵢCEᵢ + α·Σ qᵢcᵢ.
+    Three phases: (1) the final classifier, if it is new or requested; (2) the exits' classifiers by
+    cross-entropy; (3) all gates jointly, classifiers frozen, by L = (1−α)·Σ qᵢCEᵢ + α·Σ qᵢcᵢ.
     A sample exits iff its gate logit is at least 0.
 
     Two differences from the publication. Cross-entropies in (3) are those of temperature-scaled
@@ -29,7 +29,7 @@ def leenet(temperature_scaled: bool = True) -> Method:
     """
     gates = single_update_phase("gates", "gates", LEENet(), temperature_scaled=temperature_scaled)
     return Method(
-        phases=(EXITS, FINAL, gates),
+        phases=(FINAL, EXITS, gates),
         policy=GateThreshold(0.0),
         source="LEENet: learned early exits (poster and reference code)",
         trade_off="cost_weight",

@@ -19,7 +19,7 @@ def leenet_alpha() -> Method:
         "gates", "gates", LEENet(), temperature_scaled=True, random_alpha=True
     )
     return Method(
-        phases=(EXITS, FINAL, gates),
+        phases=(FINAL, EXITS, gates),
         policy=AlphaConditionedGate(0.5),
         source="leenet-fx",
         branch_options={"gate": "alpha"},

@@ -109,9 +109,9 @@ def classifier_phases(recipe: str, exits: Objective, joint: Objective) -> tuple[
         "joint", ("classifiers", "backbone"), joint, lr=0.03, sgd_lr=0.01
     )
     phases = {
-        "disjoint": (frozen, FINAL),
+        "disjoint": (FINAL, frozen),
         "joint": (together,),
-        "mixed": (frozen, FINAL, together),
+        "mixed": (FINAL, frozen, together),
     }
     return phases[recipe]
 

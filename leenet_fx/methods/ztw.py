@@ -20,7 +20,7 @@ def ztw(threshold: float = 0.9) -> Method:
     """
     ensembles = single_update_phase("ensembles", "ensembles", SumOfExits(), lr=0.01)
     return Method(
-        phases=(EXITS, FINAL, ensembles),
+        phases=(FINAL, EXITS, ensembles),
         policy=MaxProbability(threshold),
         source="Wołczyk et al. 2021, Zero Time Waste",
         branch_options={"head": "cascade"},

@@ -9,10 +9,11 @@ from typing import Any, TypeAlias
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from leenet_fx.errors import InputError
-from leenet_fx.features.batches import batches, count_batches
-from leenet_fx.features.feature_batch import FeatureBatch, pool_features
+from leenet_fx.features.batches import check_loader, check_new_pass, checked, count_batches
+from leenet_fx.features.feature_batch import FeatureBatch, final_layer_inputs, pool_features
 from leenet_fx.features.feature_cache import FeatureCache
 from leenet_fx.surgery.module import EarlyExitModule, final_classifier
 
@@ -76,6 +77,7 @@ class FeatureSource:
         self.data = data
         self.name = name
         self.labelled = labelled
+        self._iterator: object = None
         self.rank, self.processes = fabric.global_rank, fabric.world_size
         self.device = fabric.device
         self.autocast = fabric.autocast
@@ -125,6 +127,23 @@ class FeatureSource:
                     logits = next(features)[0].to(self.dtype)
             yield FeatureBatch(pooled, logits, None, labels, total)
 
+    def final_inputs(self) -> Iterator[tuple[Tensor, int]]:
+        """Yield the inputs of the final classifier as rows (r, n), and the size of the whole batch.
+
+        Yields nothing if they cannot be observed.
+        """
+        if isinstance(self.data, FeatureCache):
+            for batch in self.data.epoch(self.device, self.rank, self.processes):
+                assert batch.final_inputs is not None
+                yield batch.final_inputs, batch.total
+            return
+        for images, _, total in self._batches():
+            with self.autocast():
+                inputs = final_layer_inputs(self.ee, images)
+            if inputs is None:
+                return
+            yield inputs, total
+
     def indices(self) -> Iterator[FeatureBatch]:
         """Yield one pass over the positions in a feature cache."""
         assert isinstance(self.data, FeatureCache)
@@ -133,8 +152,13 @@ class FeatureSource:
     def _batches(self) -> Iterator[tuple[Tensor, Tensor, int]]:
         """Yield this process's images and labels, and the size of the whole batch."""
         classes = self.ee.spec.num_classes
-        for images, labels in batches(
-            self.data, self.name, classes, self.device, labelled=self.labelled
+        iterator = iter(check_loader(self.data, self.name))
+        check_new_pass(self.data, self._iterator, iterator, self.name)
+        # Held, so that no later iterator is another object at the same address; but that of a
+        # DataLoader may hold processes.
+        self._iterator = None if isinstance(self.data, DataLoader) else iterator
+        for images, labels in checked(
+            iterator, self.name, classes, self.device, labelled=self.labelled
         ):
             share = slice(self.rank, None, self.processes)
             yield images[share], labels[share], len(labels)

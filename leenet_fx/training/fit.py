@@ -13,6 +13,7 @@ from torch import nn
 
 from leenet_fx.data.class_names import Names, check_class_names, compare_class_names
 from leenet_fx.errors import InputError, TrainingError
+from leenet_fx.features.compute_modes import default_modes
 from leenet_fx.features.feature_cache import FeatureCache, cache_features
 from leenet_fx.keywords import check_keywords
 from leenet_fx.methods import Method
@@ -24,9 +25,15 @@ from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training import checkpoint, distributed
 from leenet_fx.training.feature_source import Data, FitData
 from leenet_fx.training.metrics import Epoch
-from leenet_fx.training.parameters import restore, snapshot, trained_state
+from leenet_fx.training.parameters import (
+    evaluation_modules,
+    restore,
+    snapshot,
+    trained_state,
+)
 from leenet_fx.training.plan import Plan, choose_method, make_plan
 from leenet_fx.training.progress import shows_progress
+from leenet_fx.training.sanity import warn_if_untrained
 from leenet_fx.training.worker import Worker
 
 
@@ -56,7 +63,6 @@ class FitResult:
 
 
 @check_keywords
-@torch.enable_grad()
 def fit(
     ee: EarlyExitModule,
     train: Iterable[Any] | FeatureCache,
@@ -83,16 +89,25 @@ def fit(
     """Train a network with exits by the phases of a method, and set the method's policy.
 
     If the method freezes the backbone, the backbone runs in evaluation mode, and neither its
-    weights nor its BatchNorm statistics change. Afterwards `ee` is in evaluation mode, ready to
-    predict. Gates are reinitialised from `seed`, so a call with `epochs={"exits": 0}` fits them for
-    another α on the same classifiers.
+    weights nor its BatchNorm statistics change. If it trains the backbone, all modules run in
+    training mode but those frozen by the caller: if `ee` is in training mode, every module that is
+    in evaluation mode; else every module in which no parameter has `requires_grad`. (As in torch,
+    `requires_grad_(False)` alone does not freeze the statistics of a network in training mode.)
+    Afterwards `ee` is in evaluation mode, ready to predict. Inference mode, `no_grad` and autocast
+    around the call have no effect; `precision` is for the latter.
+
+    Gates are reinitialised from `seed`, so a call with `epochs={"exits": 0}` fits them for another
+    α on the same classifiers. A final classifier is trained alone, first, in the coordinates of
+    centred and scaled inputs; it keeps its form.
 
     Args:
         ee: a network with exits.
         train: yields (images (B, …), labels (B,)), read once for each epoch; or a feature cache
-            that `cache_features` made of such a loader. Methods that learn from the backbone also
-            take images alone. If its data set names its classes (`classes`, as torchvision's), so
-            does the network afterwards, and other data must have the same names in the same order.
+            that `cache_features` made of such a loader. Labels are class indices; batches may be
+            dictionaries with `pixel_values` or `image` and `labels` or `label`. Methods that learn
+            from the backbone alone ("pteenet", "distilled" with mix=1) also take images without
+            labels. If its data set names its classes (`classes`, as torchvision's), so does the
+            network afterwards, and other data must have the same names in the same order.
         val: likewise, for the validation loss; each phase ends with the weights of its best epoch.
         calibration: likewise, for phases that train gates alone; None takes `train`. On images that
             the backbone has memorised, every exit looks accurate, so held-out images are better.
@@ -146,6 +161,39 @@ def fit(
         patience=patience,
         seed=seed,
     )
+    with default_modes(ee, grad=True):
+        return _run(
+            ee,
+            data,
+            plan,
+            class_names,
+            cache=cache,
+            out=out,
+            resume=resume,
+            tensorboard=tensorboard,
+            accelerator=accelerator,
+            devices=devices,
+            precision=precision,
+            progress=progress,
+        )
+
+
+def _run(
+    ee: EarlyExitModule,
+    data: FitData,
+    plan: Plan,
+    class_names: Names | None,
+    *,
+    cache: bool,
+    out: str | Path | None,
+    resume: bool,
+    tensorboard: bool,
+    accelerator: str | None,
+    devices: int | str | list[int],
+    precision: str | None,
+    progress: bool | None,
+) -> FitResult:
+    """Carry out a plan; see `fit`."""
     backbone = "backbone" in plan.parameter_groups
     folder = _make_folder(out, resume, tensorboard)
     if folder is not None and resume:
@@ -154,17 +202,20 @@ def fit(
             return finished
     fabric = distributed.make_fabric(ee, accelerator, devices, precision)
     final = None if plan.final_path is None else ee.get_submodule(plan.final_path)
-    result = FitResult(chosen.name, plan.alpha, cost, seed, plan.options)
+    result = FitResult(plan.method.name, plan.alpha, plan.cost, plan.seed, plan.options)
+    if not plan.trains_final:
+        warn_if_untrained(ee, plan.method.name)
     costs = _costs(ee, plan, torch.device("cpu"))
     with _restored_on_error(ee, final, backbone):
         if cache and backbone:
             raise InputError(
-                f"Method '{chosen.name}' trains the backbone: cache=True needs a frozen one."
+                f"Method '{plan.method.name}' trains the backbone: cache=True needs a frozen one."
             )
+        fixed = evaluation_modules(ee)
         ee.eval()
-        with _cached(ee, data, cache, labelled=not chosen.label_free) as sources:
+        with _cached(ee, data, cache, labelled=plan.labelled) as sources:
             show = shows_progress(progress)
-            work = Worker(sources, plan, costs, folder, resume, tensorboard, show)
+            work = Worker(sources, plan, costs, folder, resume, tensorboard, show, fixed)
             distributed.run(fabric, ee, plan.final_path, work, result.history, backbone)
         _record(ee, plan, class_names)
     if folder is not None and fabric.is_global_zero:
@@ -182,10 +233,9 @@ def _costs(ee: EarlyExitModule, plan: Plan, device: torch.device) -> torch.Tenso
 def _record(ee: EarlyExitModule, plan: Plan, class_names: Names | None) -> None:
     """Set the method's policy, and record in the network what was trained."""
     groups = plan.parameter_groups
-    policy = plan.method.policy_for(ee.num_exits)
-    if policy.reads != "gate" or "gates" in groups:
-        conditioned = policy.alpha is not None
-        ee.policy = policy.with_alpha(plan.alpha) if conditioned else policy
+    policy = plan.policy_for(ee.num_exits)
+    if policy is not None:
+        ee.policy = policy
     changed = ee.spec.changed
     if "backbone" in groups:
         changed = ("",)

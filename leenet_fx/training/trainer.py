@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -26,10 +26,14 @@ from leenet_fx.features.feature_batch import FeatureBatch
 from leenet_fx.features.feature_cache import FeatureCache
 from leenet_fx.methods.phases import Phase
 from leenet_fx.surgery.module import EarlyExitModule
-from leenet_fx.training.collectives import gather, sum_gradients, sum_over_processes
+from leenet_fx.training.collectives import sum_gradients, sum_over_processes
 from leenet_fx.training.feature_source import FeatureSource
 from leenet_fx.training.metrics import Epoch, FiniteMean, NotFiniteError
-from leenet_fx.training.optimizers import make_optimizers, make_schedulers
+from leenet_fx.training.optimizers import (
+    make_final_optimizer,
+    make_optimizers,
+    make_schedulers,
+)
 from leenet_fx.training.parameters import (
     check_trainable,
     restore,
@@ -38,11 +42,14 @@ from leenet_fx.training.parameters import (
     update_parameters,
 )
 from leenet_fx.training.phase_loss import PhaseLoss
+from leenet_fx.training.preparation import check_finite, final_input_statistics, first_samples
+from leenet_fx.training.sanity import has_initial_weights
+from leenet_fx.training.standardized_adam import is_plain
 
 logger = logging.getLogger("leenet_fx")
 
-STATISTICS_SAMPLES = 2048
-"""Number of training images that statistics of inputs, and temperatures, are computed on."""
+KEPT_SAMPLES = 512
+"""Number of training images that are kept for checks of what was trained."""
 
 
 class PhaseTrainer:
@@ -59,10 +66,13 @@ class PhaseTrainer:
         epochs: number of epochs.
         patience: number of epochs without a lower validation loss after which training stops.
         generator: for gates' initial weights and random cost weights.
+        evaluation_modules: names of modules that stay in evaluation mode.
 
     Attributes:
         done: number of completed epochs.
         best: trained tensors after the best epoch.
+        samples: the first training samples, for checks; None if the phase reads none, or trains the
+            backbone.
     """
 
     def __init__(
@@ -78,6 +88,7 @@ class PhaseTrainer:
         epochs: int,
         patience: int | None,
         generator: torch.Generator,
+        evaluation_modules: Sequence[str] = (),
     ) -> None:
         self.ee = ee
         self.phase = phase
@@ -86,6 +97,7 @@ class PhaseTrainer:
         self.epochs = epochs
         self.patience = patience
         self.generator = generator
+        self.evaluation_modules = [ee.get_submodule(name) for name in evaluation_modules]
         self.branches = list(ee.exits.branches())
         self.loss = PhaseLoss(ee, phase, final, costs, cost_weight)
         self.state = trained_state(ee, final, backbone="backbone" in phase.parameter_groups)
@@ -93,8 +105,17 @@ class PhaseTrainer:
         self.parameters = [group.all() for group in groups]
         check_trainable(chain.from_iterable(self.parameters), f"phase '{phase.name}'")
         sgd_lr = self.lr * phase.sgd_lr / phase.lr
+        alone = phase.parameter_groups == {"final"}
+        self.final = final if alone and final is not None and is_plain(final) else None
         self.optimizers: list[list[Any]] = [
-            [fabric.setup_optimizers(o) for o in make_optimizers(group, self.lr, sgd_lr)]
+            [
+                fabric.setup_optimizers(o)
+                for o in (
+                    make_optimizers(group, self.lr, sgd_lr)
+                    if self.final is None
+                    else [make_final_optimizer(self.final, self.lr)]
+                )
+            ]
             for group in groups
         ]
         self.before = snapshot(self.state)
@@ -103,6 +124,7 @@ class PhaseTrainer:
         self.stale = 0
         self.done = 0
         self.seen = 0
+        self.samples: FeatureBatch | None = None
 
     def prepare(self, train: FeatureSource) -> None:
         """Fit statistics of inputs and temperatures, and reset gates; classifiers are kept."""
@@ -110,14 +132,17 @@ class PhaseTrainer:
         groups = self.phase.parameter_groups
         with torch.no_grad():
             if groups & {"classifiers", "means"}:
-                pooled = self._first_samples(train, final=False).pooled
-                for branch, tensors in zip(self.branches, pooled, strict=True):
+                samples = first_samples(train, self.fabric, self.phase.name)
+                for branch, tensors in zip(self.branches, samples.pooled, strict=True):
                     branch.fit_input_statistics(*tensors)
+                self._keep(samples)
             for branch in self.branches:
                 for group in sorted(groups):
                     branch.begin_phase(group)
             if "gates" in groups:
                 self._prepare_gates(train)
+            if self.final is not None:
+                self._prepare_final(train)
         self.best = snapshot(self.state)
 
     def run(
@@ -190,8 +215,15 @@ class PhaseTrainer:
         self.seen = state["seen"]
         self.loss.temperatures = state["temperatures"].to(self.fabric.device)
 
+    def _keep(self, samples: FeatureBatch) -> None:
+        """Keep the features of some samples, if they stay valid."""
+        if "backbone" not in self.phase.parameter_groups:
+            self.samples = samples.first(KEPT_SAMPLES)
+
     def _set_modes(self, *, training: bool) -> None:
         self.ee.train(training and "backbone" in self.phase.parameter_groups)
+        for module in self.evaluation_modules:
+            module.training = False
         if "classifiers" in self.phase.parameter_groups:
             self.ee.exits.train(training)
 
@@ -282,53 +314,36 @@ class PhaseTrainer:
         classifiers = {id(p) for b in self.branches for p in b.classifier_parameters()}
         return not any(id(p) in classifiers for b in self.branches for p in b.gate_parameters())
 
+    def _prepare_final(self, train: FeatureSource) -> None:
+        """Fit the statistics of the final classifier's inputs, by which its steps are scaled.
+
+        A new classifier starts at 0: for a convex loss random weights would only be noise, of which
+        part remains.
+        """
+        assert self.final is not None
+        if self.ee.spec.classifier_is_new and has_initial_weights(self.final):
+            for parameter in self.final.parameters():
+                parameter.zero_()
+        statistics = final_input_statistics(train, self.fabric, self.phase.name)
+        if statistics is not None:
+            for optimizer in chain.from_iterable(self.optimizers):
+                optimizer.optimizer.set_statistics(*statistics)
+
     def _prepare_gates(self, train: FeatureSource) -> None:
         """Fit temperatures and statistics of gate inputs, and draw the gates' initial weights."""
-        samples = self._first_samples(train, final=True)
+        samples = first_samples(train, self.fabric, self.phase.name)
+        self._keep(samples)
         outputs = batch_outputs(self.branches, samples)
-        self._check_finite(outputs.gate_inputs)
+        check_finite(outputs.gate_inputs, self.phase.name)
         if self.phase.temperature_scaled:
-            fitted = [fit_temperature(logits, samples.labels) for logits in outputs.logits]
+            labels = self.loss.labels(samples.labels, samples.final)
+            fitted = [fit_temperature(logits, labels) for logits in outputs.logits]
             self.loss.temperatures = outputs.logits[-1].new_tensor(fitted)
         for branch, gate_inputs in zip(self.branches, outputs.gate_inputs, strict=True):
             branch.fit_gate_statistics(gate_inputs)
         for index, branch in enumerate(self.branches):
             # Initially each exit and the final classifier receive the same share of samples.
             branch.reset_gate(self.generator, 1 / (len(self.branches) + 1 - index))
-
-    def _first_samples(self, train: FeatureSource, *, final: bool) -> FeatureBatch:
-        """Return the first `STATISTICS_SAMPLES` samples of all processes as one batch."""
-        parts: list[FeatureBatch] = []
-        count = 0
-        for batch in train.features(final=final):
-            parts.append(batch)
-            count += batch.total
-            if count >= STATISTICS_SAMPLES:
-                break
-        pooled = tuple(
-            tuple(
-                self._gather([part.pooled[exit_][i] for part in parts]) for i in range(len(first))
-            )
-            for exit_, first in enumerate(parts[0].pooled)
-        )
-        for tensors in pooled:
-            self._check_finite(tensors)
-        finals = [part.final for part in parts if part.final is not None]
-        logits = self._gather(finals) if finals else None
-        labels = self._gather([part.labels for part in parts])
-        if final:
-            labels = self.loss.labels(labels, logits)
-        return FeatureBatch(pooled, logits, None, labels, len(labels))
-
-    def _gather(self, parts: list[Tensor]) -> Tensor:
-        return gather(torch.cat(parts), self.fabric)
-
-    def _check_finite(self, tensors: Iterable[Tensor]) -> None:
-        if not all(bool(values.isfinite().all()) for values in tensors):
-            raise TrainingError(
-                f"The features of phase '{self.phase.name}' are not finite: nothing was changed. "
-                "Look for NaN in the images."
-            )
 
     @torch.no_grad()
     def _count_means(self, train: FeatureSource) -> None:

@@ -11,6 +11,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from leenet_fx.calibration.cached_outputs import batch_outputs, cached_exit_indices
+from leenet_fx.features.feature_batch import FeatureBatch
 from leenet_fx.storage.fingerprint import fingerprint
 from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training import checkpoint
@@ -18,6 +20,7 @@ from leenet_fx.training.feature_source import FeatureSource, FitData
 from leenet_fx.training.metrics import Epoch, scalars, tensorboard_logger, write_metrics
 from leenet_fx.training.plan import Plan
 from leenet_fx.training.progress import progress_bars
+from leenet_fx.training.sanity import warn_if_at_chance, warn_if_one_exit
 from leenet_fx.training.trainer import PhaseTrainer
 
 
@@ -33,6 +36,7 @@ class Worker:
         resume: whether to resume from the checkpoint in `folder`.
         tensorboard: whether to write TensorBoard events to `folder`.
         show_progress: whether to show progress bars.
+        evaluation_modules: names of modules that stay in evaluation mode.
     """
 
     data: FitData
@@ -42,6 +46,7 @@ class Worker:
     resume: bool
     tensorboard: bool
     show_progress: bool
+    evaluation_modules: tuple[str, ...] = ()
 
     def __call__(
         self,
@@ -65,6 +70,7 @@ class Worker:
         first, trainer_state = self._resume(ee, generator, history)
         folder = self.folder if fabric.is_global_zero else None
         board = tensorboard_logger(folder) if folder is not None and self.tensorboard else None
+        samples: FeatureBatch | None = None
         with progress_bars(self.show_progress and fabric.is_global_zero) as bar:
             for index, (phase, epochs) in enumerate(zip(plan.phases, plan.epochs, strict=True)):
                 if not epochs or index < first:
@@ -82,11 +88,14 @@ class Worker:
                     epochs=epochs,
                     patience=plan.patience,
                     generator=generator,
+                    evaluation_modules=self.evaluation_modules,
                 )
                 if trainer_state is not None and index == first:
                     trainer.load_state_dict(trainer_state)
                 else:
                     trainer.prepare(source)
+                    if fabric.is_global_zero and phase.parameter_groups & {"classifiers", "means"}:
+                        self._check_backbone(ee, trainer.samples)
 
                 def after_epoch(index: int = index, trainer: PhaseTrainer = trainer) -> None:
                     epoch = history[-1]
@@ -101,13 +110,31 @@ class Worker:
                         board.log_metrics(scalars(epoch), epoch.epoch)
 
                 trainer.run(source, sources.get("val"), history, after_epoch)
+                samples = trainer.samples or samples
         if board is not None:
             board.finalize("success")
+        if fabric.is_global_zero:
+            self._check_exits(ee, samples)
+
+    def _check_backbone(self, ee: EarlyExitModule, samples: FeatureBatch | None) -> None:
+        """Warn if a final classifier that is trained predicts no better than by chance."""
+        untrained = self.plan.final_path is not None and "final" not in self.plan.parameter_groups
+        if samples is not None and samples.final is not None and not untrained:
+            warn_if_at_chance(samples.final.argmax(1), samples.labels, "training images")
+
+    def _check_exits(self, ee: EarlyExitModule, samples: FeatureBatch | None) -> None:
+        """Warn if the policy lets nearly all samples exit at the same exit."""
+        policy = self.plan.policy_for(ee.num_exits)
+        if policy is None or samples is None or "backbone" in self.plan.parameter_groups:
+            return
+        outputs = batch_outputs(list(ee.exits.branches()), samples)
+        exit_index = cached_exit_indices(ee, policy, outputs)
+        warn_if_one_exit(exit_index, [row.name for row in ee.costs], "training images")
 
     def _sources(
         self, fabric: Fabric, ee: EarlyExitModule, final: nn.Module | None
     ) -> dict[str, FeatureSource]:
-        labelled = not self.plan.method.label_free
+        labelled = self.plan.labelled
         return {
             name: FeatureSource(ee, data, name, fabric, final, labelled)
             for name, data in self.data.named()

@@ -125,8 +125,8 @@ def test_recipes_determine_the_phases_and_whether_the_backbone_changes(method):
 
 def test_train_final_adds_a_phase_for_the_final_classifier():
     for method, phases in (
-        ("ztw", ["exits", "final", "ensembles"]),
-        ("jei-dnn", ["exits", "final", "alternating"]),
+        ("ztw", ["final", "exits", "ensembles"]),
+        ("jei-dnn", ["final", "exits", "alternating"]),
     ):
         ee = attached_for(method)
         frozen = backbone(ee)
