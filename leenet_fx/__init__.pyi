@@ -1,6 +1,7 @@
 """The public names; `__init__.py` loads them from here when they are first used."""
 
 from .calibration.budgets import set_budget as set_budget
+from .calibration.calibrate import calibrate as calibrate
 from .cost.measure import profile as profile
 from .data.splits import open_data as open_data
 from .data.transforms import make_transform as make_transform
@@ -40,6 +41,7 @@ from .storage.exits import load as load
 from .storage.exits import save as save
 from .surgery.attach import attach as attach
 from .surgery.module import EarlyExitModule as EarlyExitModule
+from .surgery.operating_point import OperatingPoint as OperatingPoint
 from .training.fit import fit as fit
 
 __version__: str

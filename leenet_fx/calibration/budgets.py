@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -17,7 +17,9 @@ from leenet_fx.policies import Policy, ThresholdPolicy
 from leenet_fx.surgery.module import EarlyExitModule
 
 
-def monotone_costs(ee: EarlyExitModule, cost: str = "flops") -> tuple[float, ...]:
+def monotone_costs(
+    ee: EarlyExitModule, cost: str = "flops", policy: Policy | None = None
+) -> tuple[float, ...]:
     """Return the N+1 costs relative to the backbone, made non-decreasing as solvers require.
 
     With gates that decide before the head runs, a late exit with an expensive classifier can cost
@@ -26,12 +28,15 @@ def monotone_costs(ee: EarlyExitModule, cost: str = "flops") -> tuple[float, ...
 
     Args:
         ee: the network.
-        cost: "flops", "params" or "bytes".
+        cost: "flops", "params", "bytes" or "seconds".
+        policy: decides at the exits; None takes the network's.
 
     Raises:
         UnknownNameError: no such cost.
+        InputError: seconds were not measured.
     """
-    return tuple(accumulate(ee.costs.relative(cost), max))
+    costs = ee.costs if policy is None else ee.costs_for(policy)
+    return tuple(accumulate(costs.relative(cost), max))
 
 
 def set_budget(
@@ -66,7 +71,7 @@ def set_budget(
     policy = ee.policy
     if not isinstance(policy, ThresholdPolicy):
         raise InputError(f"The policy {policy!r} has no thresholds: fit first.")
-    solve = get_solver(solver)
+    get_solver(solver)
     costs = monotone_costs(ee, cost)
     if isinstance(data, FeatureCache):
         outputs = compute_outputs(ee, data)
@@ -74,10 +79,34 @@ def set_budget(
         with cache_features(ee, data, labelled=False) as cache:
             outputs = compute_outputs(ee, cache)
     confidence = confidences(ee, policy, outputs)
+    thresholds = budget_thresholds(policy, confidence, costs, budget, solver)
+    ee.policy = policy.with_confidence(thresholds)
+    return ee.policy
+
+
+def budget_thresholds(
+    policy: ThresholdPolicy,
+    confidence: Tensor,
+    costs: Sequence[float],
+    budget: float,
+    solver: str = "common",
+) -> list[float]:
+    """Return confidence thresholds that meet a budget and that a policy takes.
+
+    Args:
+        policy: of the network.
+        confidence: (n, N) on the scale of the policy.
+        costs: (N+1,) relative costs, non-decreasing.
+        budget: highest mean cost.
+        solver: name of a registered solver.
+
+    Raises:
+        InputError: values that do not fit; a budget that the policy cannot reach.
+        UnknownNameError: no such solver.
+    """
     lowest = _lowest_threshold(policy, confidence)
     limits = {} if lowest == -math.inf else {"lowest": lowest}
-    ee.policy = policy.with_confidence(solve(confidence, costs, budget, **limits))
-    return ee.policy
+    return get_solver(solver)(confidence, costs, budget, **limits)
 
 
 def _lowest_threshold(policy: ThresholdPolicy, confidence: Tensor) -> float:

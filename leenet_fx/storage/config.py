@@ -17,6 +17,7 @@ from leenet_fx.storage.fingerprint import backbone_digest, fingerprint
 from leenet_fx.storage.json_files import read_json, to_json, validated
 from leenet_fx.storage.upgrade import upgrade_config
 from leenet_fx.surgery.module import EarlyExitModule
+from leenet_fx.surgery.operating_point import OperatingPoint
 from placement import Placement
 
 CONFIG = "exit_config.json"
@@ -55,6 +56,7 @@ class ExitConfig:
         weights_sha256: digest of `exits.safetensors`.
         backbone_sha256: digest of the backbone's unchanged weights; None if not known.
         class_names: names of the classes; None if not known.
+        operating_points: what `leenet_fx.calibrate` found.
         tracer: what captured the backbone.
         blocks: patterns of the modules that are blocks; None for the default rule.
         method: the method of the last training, or that the exits were attached for.
@@ -79,6 +81,7 @@ class ExitConfig:
     weights_sha256: str
     backbone_sha256: str | None = None
     class_names: tuple[str, ...] | None = None
+    operating_points: tuple[OperatingPoint, ...] = ()
     tracer: Literal["fx", "export"] = "fx"
     blocks: tuple[str, ...] | None = None
     method: MethodConfig | None = None
@@ -122,6 +125,7 @@ def describe(
         weights_sha256=weights_sha256,
         backbone_sha256=backbone_digest(ee, changed),
         class_names=spec.class_names,
+        operating_points=spec.operating_points,
         tracer=spec.tracer,
         blocks=spec.blocks,
         method=spec.method,

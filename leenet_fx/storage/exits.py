@@ -126,7 +126,11 @@ def load(
     set_weights(ee, weights)
     ee.policy = policy
     ee.spec = replace(
-        ee.spec, changed=config.changed, method=config.method, class_names=config.class_names
+        ee.spec,
+        changed=config.changed,
+        method=config.method,
+        class_names=config.class_names,
+        operating_points=config.operating_points,
     )
     _compare_backbone(config, ee)
     return ee

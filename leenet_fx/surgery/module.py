@@ -14,24 +14,24 @@ from leenet_fx.cost.latency import Latency
 from leenet_fx.errors import InputError, ModeError
 from leenet_fx.graph import compat
 from leenet_fx.policies import Policy
+from leenet_fx.registry import unknown_name
 from leenet_fx.runtime import conditional, outputs
 from leenet_fx.runtime.active_batch import ExitedSamples
 from leenet_fx.runtime.controller import ExitController, ForcedController, PolicyController
 from leenet_fx.runtime.outputs import ExitOutputs, Prediction, build_prediction
-from leenet_fx.runtime.stage_plan import StagePlan, StageWrapper
-from leenet_fx.runtime.stages import Stage, compile_forward
+from leenet_fx.runtime.stage_plan import StageWrapper
 from leenet_fx.surgery import checks
-from leenet_fx.surgery.cache import Cache
 from leenet_fx.surgery.copying import restore, state_of, unpickle
 from leenet_fx.surgery.exits import Exits
+from leenet_fx.surgery.graph_module import ExitGraphModule
 from leenet_fx.surgery.graph_pickle import pack
-from leenet_fx.surgery.spec import ExitSpec
+from leenet_fx.surgery.operating_point import OperatingPoint, weights_fingerprint
 from leenet_fx.surgery.summary import summary
 
 __all__ = ["EarlyExitModule", "ExitOutputs", "Prediction", "final_classifier"]
 
 
-class EarlyExitModule(fx.GraphModule):
+class EarlyExitModule(ExitGraphModule):
     """A network with exits, built by `leenet_fx.attach`.
 
     `ee.graph` is the flat graph that computes every exit: the backbone's nodes, a call of
@@ -43,45 +43,6 @@ class EarlyExitModule(fx.GraphModule):
 
     After `ee.graph` was edited, or a part of a branch was replaced, call `ee.recompile()`.
     """
-
-    def __init__(self, root: nn.Module, graph: fx.Graph, exits: Exits, spec: ExitSpec) -> None:
-        super().__init__(nn.Module(), fx.Graph(), "EarlyExitModule")
-        names = {*root._modules, *root._parameters, *root._buffers}
-        taken = sorted(
-            name for name in names if name in ("exits", "spec") or hasattr(EarlyExitModule, name)
-        )
-        if taken:
-            raise InputError(
-                f"{spec.profile.model} has a member called '{taken[0]}', a name that "
-                "EarlyExitModule uses: wrap the model in another module, or rename the member."
-            )
-        # The original's whole tree, and not only what the graph calls: keys, hooks, buffers and
-        # modules that are used in training only keep their names.
-        for attribute in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
-            self.__dict__[attribute] = copy.copy(root.__dict__[attribute])
-        # The version of the state dict, by which some models recognise older files.
-        self._version = root._version
-        self.exits = exits
-        self.spec = spec
-        self.training = root.training
-        exits.train(root.training)
-        self.graph = graph
-
-    def recompile(self) -> Any:
-        """Generate the code again after `ee.graph` or a branch was edited.
-
-        Drops the stages, and the measured latency, which is that of the code before.
-        """
-        code = super().recompile()
-        generated: Any = type(self)
-        generated._run_graph = generated.forward
-        guarded, unguarded = outputs.collect_exits, outputs.collect_all_exits
-        names = {k: unguarded if v is guarded else v for k, v in code.globals.items()}
-        generated._compute_all = compile_forward(code.src, names)
-        generated.forward = EarlyExitModule._dispatch
-        self._clear_cache()
-        self.__dict__.pop("_latency", None)
-        return code
 
     def _dispatch(self, images: Any) -> ExitOutputs | Tensor:
         """Return `ExitOutputs` in training mode, and logits (B, classes) in evaluation mode."""
@@ -265,6 +226,35 @@ class EarlyExitModule(fx.GraphModule):
         self.exits.policy = policy
 
     @property
+    def operating_points(self) -> dict[str, OperatingPoint]:
+        """The points that `leenet_fx.calibrate` found for the present weights, by name."""
+        return {point.name: point for point in self.spec.operating_points}
+
+    def use(self, point: str | OperatingPoint) -> OperatingPoint:
+        """Set the policy of an operating point, and return the point.
+
+        Args:
+            point: the name of one of `operating_points`, or a point.
+
+        Raises:
+            UnknownNameError: no point of that name.
+            InputError: the point was found with other weights, or for another network.
+        """
+        if not isinstance(point, OperatingPoint):
+            points = self.operating_points
+            if point not in points:
+                raise unknown_name("operating point", point, points)
+            point = points[point]
+        found = weights_fingerprint(self)
+        if point.fingerprint != found:
+            raise InputError(
+                f"The operating point '{point.name}' is for other weights or another network "
+                f"(fingerprint {point.fingerprint[:16]}, found {found[:16]}): calibrate again."
+            )
+        self.policy = point.build_policy()
+        return point
+
+    @property
     def costs(self) -> CostTable:
         """`costs_for` the present policy."""
         return self.costs_for(self.policy)
@@ -299,25 +289,6 @@ class EarlyExitModule(fx.GraphModule):
         self.__dict__["_latency"] = latency
         self._cached.costs.clear()
 
-    @property
-    def is_compiled(self) -> bool:
-        """Whether the network was returned by `leenet_fx.compile`."""
-        return "_stage_wrapper" in self.__dict__
-
-    @property
-    def conditional_stages(self) -> tuple[Stage, ...]:
-        """N+1 stages of the backbone, cut at the exits."""
-        return self.stage_plan.stages
-
-    @property
-    def stage_plan(self) -> StagePlan:
-        """The stages, and their fusions with the exits."""
-        cache = self._cached
-        if cache.stage_plan is None:
-            wrapper = self.__dict__.get("_stage_wrapper")
-            cache.stage_plan = StagePlan(self.graph, self.spec.cuts, wrapper)
-        return cache.stage_plan
-
     def summary(self) -> str:
         """Return exits, their positions and costs as a table of text."""
         return summary(self.spec, self.exits.branches(), self.policy, self.costs)
@@ -326,20 +297,6 @@ class EarlyExitModule(fx.GraphModule):
         return self.summary()
 
     __str__ = __repr__
-
-    @property
-    def _cached(self) -> Cache:
-        cache: Cache | None = self.__dict__.get("_cache")
-        if cache is None:
-            cache = self.__dict__["_cache"] = Cache()
-        return cache
-
-    def _clear_cache(self) -> None:
-        self.__dict__.pop("_cache", None)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._clear_cache()
-        return super()._apply(fn, recurse)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -374,12 +331,6 @@ class EarlyExitModule(fx.GraphModule):
         copied = copy.copy(self)
         copied.__dict__["_stage_wrapper"] = wrapper
         return copied
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        raise ModeError(
-            "torch.jit.script cannot express a network with exits: export with leenet_fx.export, "
-            "or script the original model."
-        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EarlyExitModule:
         copied = memo[id(self)] = EarlyExitModule.__new__(EarlyExitModule)

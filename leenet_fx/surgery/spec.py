@@ -9,6 +9,7 @@ from typing import Any, Literal
 from leenet_fx.cost.branch_cost import BranchCost
 from leenet_fx.methods import MethodConfig
 from leenet_fx.runtime.stages import Cut
+from leenet_fx.surgery.operating_point import OperatingPoint
 from placement import CostProfile, Placement
 
 
@@ -35,6 +36,7 @@ class ExitSpec:
         method: the method that the exits were attached for, or trained by last; None if none was
             named.
         class_names: names of the classes, in the order of the logits; None if not known.
+        operating_points: what `leenet_fx.calibrate` found.
         checksums: `leenet_fx.digest.checksum` of each weight and buffer of the backbone, by name,
             when the exits were attached: by them `save` finds what was changed since. None if they
             were not recorded.
@@ -57,4 +59,5 @@ class ExitSpec:
     changed: tuple[str, ...] = ()
     method: MethodConfig | None = None
     class_names: tuple[str, ...] | None = None
+    operating_points: tuple[OperatingPoint, ...] = ()
     checksums: Mapping[str, str] | None = field(default=None, repr=False, compare=False)

@@ -243,7 +243,13 @@ def _record(ee: EarlyExitModule, plan: Plan, class_names: Names | None) -> None:
         path = str(plan.final_path)
         if not path.startswith("exits.") and path not in changed:
             changed = (*changed, path)
-    ee.spec = replace(ee.spec, changed=changed, method=plan.method.config, class_names=class_names)
+    ee.spec = replace(
+        ee.spec,
+        changed=changed,
+        method=plan.method.config,
+        class_names=class_names,
+        operating_points=(),
+    )
 
 
 def _make_folder(out: str | Path | None, resume: bool, tensorboard: bool) -> Path | None:

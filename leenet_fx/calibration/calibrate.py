@@ -1,0 +1,333 @@
+"""calibrate: the cheapest thresholds that keep a promise, or meet a budget."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from leenet_fx.calibration.bounds import check_level
+from leenet_fx.calibration.budgets import budget_thresholds, monotone_costs
+from leenet_fx.calibration.cached_outputs import (
+    CachedOutputs,
+    cached_exit_indices,
+    compute_outputs,
+    confidences,
+)
+from leenet_fx.calibration.intervals import mean_interval, share_interval
+from leenet_fx.calibration.risk_control import RiskCertificate, budget_path, control_risk
+from leenet_fx.calibration.risks import get_risk
+from leenet_fx.data.class_names import check_class_names
+from leenet_fx.errors import InputError
+from leenet_fx.features.batches import check_loader, split_batch
+from leenet_fx.features.feature_cache import FeatureCache, cache_features
+from leenet_fx.methods import get_method
+from leenet_fx.policies import NeverExit, Policy, ThresholdPolicy, policy_to_dict
+from leenet_fx.policies.counting import CountingPolicy
+from leenet_fx.surgery.module import EarlyExitModule
+from leenet_fx.surgery.operating_point import OperatingPoint, weights_fingerprint
+
+logger = logging.getLogger("leenet_fx")
+
+PATH_SHARE = 0.1
+"""Share of the calibration images from which the thresholds to be tested are taken.
+
+They cannot be taken from the images that test them; their labels are not read."""
+
+FEWEST = 10
+"""Number of calibration images below which nothing is calibrated."""
+
+Target = Literal["max_drop", "max_disagreement", "budget"]
+
+
+def calibrate(
+    ee: EarlyExitModule,
+    data: Iterable[Any] | FeatureCache,
+    *,
+    max_drop: float | None = None,
+    max_disagreement: float | None = None,
+    budget: float | None = None,
+    confidence: float = 0.95,
+    per_class: bool = False,
+    solver: str = "common",
+    cost: str = "flops",
+    name: str | None = None,
+    seed: int = 0,
+) -> OperatingPoint:
+    """Choose the thresholds of the policy, set them, and say what to expect.
+
+    With `max_drop` or `max_disagreement`, thresholds are the cheapest that are certified: with
+    probability `confidence`, the accuracy on new images of the same distribution is at most
+    `max_drop` below the backbone's (fixed-sequence testing with a betting bound; see
+    `leenet_fx.calibration.risk_control`). The promise is about the distribution: on a finite test
+    set the drop scatters around its mean. If nothing can be certified, early exits are disabled.
+
+    With `budget`, thresholds are those whose mean cost on `data` is just within the budget; nothing
+    is promised about accuracy.
+
+    Args:
+        ee: a fitted network.
+        data: images and labels on which nothing was fitted, in any order; or a feature cache of
+            them. `max_disagreement` and `budget` take images alone too.
+        max_drop: highest accepted loss of accuracy, as a fraction: 0.01 is one percentage point.
+        max_disagreement: highest accepted share of images whose predicted class differs from the
+            backbone's, as a fraction. It bounds the drop too.
+        budget: mean cost relative to the backbone, in (0, 1].
+        confidence: confidence level of the promise and of the intervals, in (0, 1).
+        per_class: whether `max_drop` is promised for the images of each class.
+        solver: "common", one threshold for all exits; "exponential", shares of samples ∝ ρᵏ.
+        cost: "flops", "params", "bytes", or "seconds" as `leenet_fx.profile` measured.
+        name: of the operating point; None takes a name from the target, such as "max_drop=0.01".
+        seed: of the order in which images are tested.
+
+    Returns:
+        The operating point, which is one of `ee.operating_points` and in use.
+
+    Raises:
+        InputError: not exactly one target; values out of range; a policy without thresholds;
+            labels are missing, or of one class; too few images; scores that are NaN.
+        UnknownNameError: no such solver or cost.
+    """
+    target, limit = _target(max_drop, max_disagreement, budget)
+    check_level(confidence)
+    if per_class and target != "max_drop":
+        raise InputError(f"per_class=True is for max_drop, got {target}={limit!r}.")
+    policy = _policy_with_thresholds(ee)
+    costs = monotone_costs(ee, cost, policy)
+    outputs = _outputs(ee, data, labelled=target == "max_drop")
+    _check_outputs(outputs, target)
+    scores = confidences(ee, policy, outputs)
+    _check_scores(scores)
+    question = _Question(name or f"{target}={limit:g}", target, limit, confidence, solver, cost)
+    certificate = None
+    if target == "budget":
+        thresholds = budget_thresholds(policy, scores, costs, limit, solver)
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        certificate = _certify(policy, outputs, scores, costs, question, per_class, generator)
+        thresholds = list(certificate.thresholds)
+    disabled = all(value == math.inf for value in thresholds)
+    chosen: Policy = NeverExit() if disabled else policy.with_confidence(thresholds)
+    point = _describe(
+        question,
+        policy_to_dict(chosen),
+        certificate,
+        outputs,
+        cached_exit_indices(ee, chosen, outputs),
+        ee.costs_for(policy).relative(cost),
+        weights_fingerprint(ee),
+    )
+    if certificate is not None and not certificate.certified:
+        logger.warning("%s", _not_certified(certificate, target))
+    others = tuple(other for other in ee.spec.operating_points if other.name != point.name)
+    ee.policy = chosen
+    ee.spec = replace(ee.spec, operating_points=(*others, point))
+    return point
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What was asked for; the attributes are those of `OperatingPoint`."""
+
+    name: str
+    target: Target
+    limit: float
+    level: float
+    solver: str
+    cost_kind: str
+
+
+def _target(
+    max_drop: float | None, max_disagreement: float | None, budget: float | None
+) -> tuple[Target, float]:
+    """Return name and value of the one target that was given."""
+    given: dict[Target, float | None] = {
+        "max_drop": max_drop,
+        "max_disagreement": max_disagreement,
+        "budget": budget,
+    }
+    found = [(name, value) for name, value in given.items() if value is not None]
+    if len(found) != 1:
+        raise InputError(
+            "Expected exactly one of max_drop, max_disagreement and budget, got "
+            f"{', '.join(name for name, _ in found) or 'none'}."
+        )
+    name, value = found[0]
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < value <= 1:
+        hint = " One percentage point is 0.01." if name == "max_drop" else ""
+        raise InputError(f"{name} must be a fraction above 0 and at most 1, got {value!r}.{hint}")
+    return name, float(value)
+
+
+def _policy_with_thresholds(ee: EarlyExitModule) -> ThresholdPolicy:
+    """Return the policy of the network, or that of its method if early exits are disabled."""
+    policy = ee.policy
+    if isinstance(policy, NeverExit):
+        for point in reversed(ee.spec.operating_points):
+            built = point.build_policy()
+            if isinstance(built, ThresholdPolicy):
+                return built
+        method = ee.spec.method
+        if method is not None:
+            policy = get_method(method.name, **method.options).policy_for(ee.num_exits)
+    if not isinstance(policy, ThresholdPolicy):
+        raise InputError(
+            f"The policy {policy!r} has no thresholds: fit first, or set ee.policy, for instance "
+            "to leenet_fx.MaxProbability(1.0)."
+        )
+    return policy
+
+
+def _outputs(
+    ee: EarlyExitModule, data: Iterable[Any] | FeatureCache, labelled: bool
+) -> CachedOutputs:
+    """Return the outputs of all exits for the calibration images."""
+    if isinstance(data, FeatureCache):
+        return compute_outputs(ee, data)
+    check_class_names(ee, ("calibration", data))
+    labelled = labelled or _has_labels(data, ee.spec.num_classes)
+    with cache_features(ee, data, labelled=labelled) as cache:
+        return compute_outputs(ee, cache)
+
+
+def _has_labels(data: Iterable[Any], num_classes: int) -> bool:
+    """Return whether the first batch has class indices, so that accuracies can be told."""
+    try:
+        _, labels = split_batch(next(iter(check_loader(data, "data"))), "data")
+    except (InputError, StopIteration):
+        return False
+    return bool(((labels >= 0) & (labels < num_classes)).all())
+
+
+def _check_outputs(outputs: CachedOutputs, target: Target) -> None:
+    samples = len(outputs.labels)
+    if samples < FEWEST:
+        raise InputError(f"Expected at least {FEWEST} calibration images, got {samples}.")
+    if target == "max_drop" and len(outputs.labels.unique()) < 2:
+        raise InputError(
+            f"All {samples} calibration images have the label {int(outputs.labels[0])}: calibrate "
+            "on images of all classes, as the network will meet them."
+        )
+
+
+def _check_scores(scores: Tensor) -> None:
+    if not bool(scores.isfinite().all()):
+        exit_index = int((~scores.isfinite()).any(0).nonzero()[0])
+        raise InputError(
+            f"The confidence of exit {exit_index} is NaN or infinite for some images: check the "
+            "images and the weights."
+        )
+    if len(scores) > 1 and bool((scores == scores[0]).all()):
+        raise InputError(
+            "The confidence of every exit is the same for all images, so no threshold tells them "
+            "apart: fit the exits first."
+        )
+
+
+def _certify(
+    policy: ThresholdPolicy,
+    outputs: CachedOutputs,
+    scores: Tensor,
+    costs: tuple[float, ...],
+    question: _Question,
+    per_class: bool,
+    generator: torch.Generator,
+) -> RiskCertificate:
+    """Return the cheapest certified thresholds; see `calibrate`."""
+    risk = get_risk("accuracy-gap" if question.target == "max_drop" else "disagreement")
+    order = torch.randperm(len(scores), generator=generator)
+    count = max(1, round(PATH_SHARE * len(order)))
+    chosen, tested = order[:count], order[count:]
+    if isinstance(policy, CountingPolicy):
+        exits = scores.shape[1]
+        path = [[float(number)] * exits for number in range(exits, 0, -1)]
+    else:
+        path = budget_path(scores[chosen], costs, solver=question.solver)
+    losses, tested_scores = risk.losses(outputs.select(tested)), scores[tested]
+
+    def certify(rows: Tensor | slice, level: float) -> RiskCertificate:
+        return control_risk(
+            losses[rows],
+            tested_scores[rows],
+            path,
+            question.limit,
+            limits=risk.limits,
+            generator=generator,
+            level=level,
+        )
+
+    if not per_class:
+        return certify(slice(None), question.level)
+    labels = outputs.labels[tested]
+    classes = labels.unique().tolist()
+    # The union bound: all classes keep the promise together with probability `level`.
+    each = 1 - (1 - question.level) / len(classes)
+    found = [certify(labels == label, each) for label in classes]
+    # Tests end at the first failure, so that the safest of the points is certified for each class.
+    strictest = min(found, key=lambda one: -1 if one.index is None else one.index)
+    return replace(strictest, level=question.level, bound=question.limit, samples=len(tested))
+
+
+def _describe(
+    question: _Question,
+    policy: dict[str, Any],
+    certificate: RiskCertificate | None,
+    outputs: CachedOutputs,
+    exits: Tensor,
+    costs: tuple[float, ...],
+    fingerprint: str,
+) -> OperatingPoint:
+    """Return the operating point with estimates from all calibration images."""
+    samples, level = len(exits), question.level
+    disabled = policy["name"] == NeverExit.name
+    relative = torch.tensor([*costs[:-1], 1.0 if disabled else costs[-1]], dtype=torch.float64)
+    predicted = torch.stack([logits.argmax(1) for logits in outputs.logits], 1)
+    final = predicted[:, -1]
+    taken = predicted.gather(1, exits.unsqueeze(1)).squeeze(1)
+    accuracy = backbone = drop = None
+    if bool((outputs.labels >= 0).all()):
+        right, best = taken == outputs.labels, final == outputs.labels
+        accuracy = share_interval(int(right.sum()), samples, level)
+        backbone = float(best.double().mean())
+        drop = mean_interval(best.double() - right.double(), level)
+    shares = exits.bincount(minlength=len(costs)).double() / samples
+    promised = certificate is not None and certificate.certified
+    return OperatingPoint(
+        name=question.name,
+        policy=policy,
+        target=question.target,
+        limit=question.limit,
+        level=level,
+        promised=promised,
+        bound=certificate.bound if certificate is not None and promised else None,
+        samples=samples,
+        samples_needed=None if certificate is None else certificate.samples_needed,
+        solver=question.solver,
+        cost_kind=question.cost_kind,
+        exit_shares=tuple(shares.tolist()),
+        cost=mean_interval(relative[exits], level),
+        disagreement=share_interval(int((taken != final).sum()), samples, level),
+        accuracy=accuracy,
+        backbone_accuracy=backbone,
+        drop=drop,
+        fingerprint=fingerprint,
+    )
+
+
+def _not_certified(certificate: RiskCertificate, target: Target) -> str:
+    needed = certificate.samples_needed
+    enough = (
+        f"about {needed} images would certify a first one"
+        if needed is not None
+        else "more images would not help: exits disagree with the backbone where they are surest"
+    )
+    return (
+        f"No early exit is certified for {target}={certificate.target:g} with "
+        f"{certificate.samples} images, so early exits are disabled; {enough}."
+    )
