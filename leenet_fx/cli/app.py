@@ -12,6 +12,7 @@ import sys
 import typer
 
 from leenet_fx.cli import (
+    calibrate,
     compare,
     demo,
     env,
@@ -35,6 +36,7 @@ app = typer.Typer(
 for verb in (
     inspect.inspect,
     fit.fit,
+    calibrate.calibrate,
     evaluate.evaluate,
     sweep.sweep,
     compare.compare,

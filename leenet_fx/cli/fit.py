@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +47,7 @@ def fit(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard events.")
     ] = False,
+    target: o.TargetOptions,
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
     seed: o.SeedOption = 0,
     config: ConfigOption = None,
@@ -55,15 +57,21 @@ def fit(
 
     The backbone is frozen unless the method trains it. Without --augment, it runs once over each
     image. Writes exits, metrics.csv, transform.json and run.yaml to --out; 'leenet-fx evaluate
-    OUT' measures the result.
+    OUT' measures the result. With --max-drop, --max-disagreement or --budget, thresholds are then
+    chosen on the calibration split, as by 'leenet-fx calibrate OUT'.
     """
     import torch
 
+    from leenet_fx.cli.calibrate import check_target, check_unseen, find_point
     from leenet_fx.cli.images import prepare, write_transform
     from leenet_fx.cli.setup import measure_if_timed, method_with_options, phase_epochs
+    from leenet_fx.storage.config import read_config
+    from leenet_fx.storage.exits import save
     from leenet_fx.training.fit import fit as fit_exits
 
+    is_calibrated = check_target(target, required=False)
     method = method_with_options(training)
+    check_unseen(method, "calibration", target)
     run = prepare(
         model,
         backbone,
@@ -105,8 +113,16 @@ def fit(
     )
     write_config(out, resolved(ctx), overwrite=resume)
     write_transform(out, run.config)
+    point = None
+    if is_calibrated:
+        fresh = images.loader("calibration", transform, size, workers=workers)
+        point = find_point(ee, fresh, target, name=None, seed=seed)
+        save(ee, out, fit=read_config(out).fit)
     if output.is_json:
-        print_json(result.to_dict())
+        found = {} if point is None else {"operating_point": asdict(point)}
+        print_json({**result.to_dict(), **found})
         return
     print(ee.summary())
+    if point is not None:
+        print(point)
     typer.echo(f"Wrote {out}. Next: leenet-fx evaluate {out}", err=True)

@@ -22,6 +22,13 @@ F = TypeVar("F", bound=Callable[..., None])
 ModelArgument = Annotated[
     str, typer.Argument(help="timm/NAME, torchvision/NAME, a bare name, or path.py:factory.")
 ]
+FolderArgument = Annotated[Path, typer.Argument(help="Folder that 'leenet-fx fit --out' wrote.")]
+SavedModelOption = Annotated[
+    str | None, typer.Option("--model", help="The backbone; default: the one of the fit.")
+]
+SavedDataOption = Annotated[
+    str | None, typer.Option("--data", help="Images, as for fit; default: those of the fit.")
+]
 DataOption = Annotated[
     str,
     typer.Option(
@@ -182,6 +189,32 @@ class EpochOptions:
         int | None, typer.Option(min=0, help="Number of epochs of the gates' phase, if different.")
     ] = None
     lr: Annotated[float | None, typer.Option(help="Highest learning rate of Adam.")] = None
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """What thresholds are chosen for."""
+
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Promise: accuracy drops by at most this many percentage points."),
+    ] = None
+    max_disagreement: Annotated[
+        float | None,
+        typer.Option(help="Promise: at most this % of predictions differ from the backbone's."),
+    ] = None
+    budget: Annotated[
+        float | None, typer.Option(help="Mean cost, in % of the backbone's; no promise.")
+    ] = None
+    confidence: Annotated[
+        float, typer.Option(help="Probability that the promise is kept, in (0, 1).")
+    ] = 0.95
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Promise --max-drop for each class.")
+    ] = False
+    solver: Annotated[
+        str, typer.Option(help="common: one threshold; exponential: one for each exit.")
+    ] = "common"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,129 @@
+"""leenet-fx calibrate: thresholds that keep a promise, or meet a budget."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from leenet_fx.cli import options as o
+from leenet_fx.cli.config import ConfigOption
+from leenet_fx.cli.output import print_json
+from leenet_fx.errors import InputError
+
+if TYPE_CHECKING:
+    from leenet_fx.methods import Method
+    from leenet_fx.surgery.module import EarlyExitModule
+    from leenet_fx.surgery.operating_point import OperatingPoint
+
+
+@o.expand_options
+def calibrate(
+    ctx: typer.Context,
+    folder: o.FolderArgument,
+    *,
+    model: o.SavedModelOption = None,
+    data: o.SavedDataOption = None,
+    data_set: o.DataSetOptions,
+    transforms: o.TransformOptions,
+    weights: o.WeightsOption = None,
+    split: Annotated[str, typer.Option(help="train, val, calibration or test.")] = "calibration",
+    loading: o.LoaderOptions,
+    target: o.TargetOptions,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the operating point; default: from the target.")
+    ] = None,
+    seed: o.SeedOption = 0,
+    config: ConfigOption = None,
+    output: o.OutputOptions,
+) -> None:
+    """Choose thresholds from images that nothing was fitted to, and keep them in FOLDER.
+
+    --max-drop is a promise about new images of the same kind: it is kept with the probability
+    --confidence. FOLDER keeps operating points by name; the last one is in use.
+    """
+    from leenet_fx.cli.saved import known_split, open_saved
+    from leenet_fx.methods import get_method
+    from leenet_fx.storage.config import read_config
+    from leenet_fx.storage.exits import save
+
+    split = known_split(split)
+    if split == "test":
+        raise InputError(
+            "Thresholds that were chosen on the test split would make its results too good: "
+            "calibrate on the split 'calibration'."
+        )
+    check_target(target)
+    saved = read_config(folder)
+    run = open_saved(
+        ctx,
+        folder,
+        model=model,
+        data=data,
+        data_set=data_set,
+        transforms=transforms,
+        weights=weights,
+    )
+    if data in (None, run.fitted.get("data")) and run.ee.spec.method is not None:
+        method = run.ee.spec.method
+        check_unseen(get_method(method.name, **method.options), split, target)
+    point = find_point(run.ee, run.loader(split, loading), target, name=name, seed=seed)
+    save(run.ee, folder, backbone=saved.holds_backbone, fit=saved.fit)
+    if output.is_json:
+        print_json(asdict(point))
+    else:
+        print(point)
+    typer.echo(f"Wrote {folder}. Next: leenet-fx evaluate {folder}", err=True)
+
+
+def check_target(target: o.TargetOptions, required: bool = True) -> bool:
+    """Return whether a target was given.
+
+    Args:
+        target: from the command line.
+        required: whether there must be one.
+
+    Raises:
+        typer.BadParameter: more than one, or none where one is required.
+    """
+    given = [target.max_drop, target.max_disagreement, target.budget]
+    count = sum(value is not None for value in given)
+    if count > 1 or (required and not count):
+        raise typer.BadParameter("give one of --max-drop, --max-disagreement and --budget.")
+    return count == 1
+
+
+def check_unseen(method: Method, split: str, target: o.TargetOptions) -> None:
+    """Raise InputError if `fit` fitted the gates of a method to the images of a promise."""
+    promise = target.max_drop is not None or target.max_disagreement is not None
+    fits_gates = any("gates" in phase.parameter_groups for phase in method.phases)
+    if promise and (split == "train" or (split == "calibration" and fits_gates)):
+        raise InputError(
+            f"The method '{method.name}' was fitted to the split '{split}', so nothing can be "
+            "promised from its images: give others with 'leenet-fx calibrate FOLDER --data', or "
+            "a --budget."
+        )
+
+
+def find_point(
+    ee: EarlyExitModule, data: Any, target: o.TargetOptions, *, name: str | None, seed: int
+) -> OperatingPoint:
+    """Calibrate a network for a target of the command line, which is in percent."""
+    from leenet_fx.calibration.calibrate import calibrate as choose
+
+    values = {"max_drop": target.max_drop, "max_disagreement": target.max_disagreement}
+    fractions = {key: value if value is None else value / 100 for key, value in values.items()}
+    budget = None if target.budget is None else target.budget / 100
+    return choose(
+        ee,
+        data,
+        max_drop=fractions["max_drop"],
+        max_disagreement=fractions["max_disagreement"],
+        budget=budget,
+        confidence=target.confidence,
+        per_class=target.per_class,
+        solver=target.solver,
+        name=name,
+        seed=seed,
+    )
