@@ -1,3 +1,4 @@
+import logging
 import warnings
 
 import pytest
@@ -10,6 +11,17 @@ import leenet_fx
 @pytest.fixture(autouse=True)
 def _deterministic():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _warnings_are_logged():
+    # Some libraries raise the level of the root logger for the rest of the process.
+    logger = logging.getLogger("leenet_fx")
+    level = logger.level
+    if logger.getEffectiveLevel() > logging.WARNING:
+        logger.setLevel(logging.WARNING)
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="module", params=ZOO, ids=lambda name: name.replace("/", "-"))

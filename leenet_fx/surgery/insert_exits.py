@@ -62,7 +62,7 @@ def insert_exits(
     output = nodes[-1]
     with graph.inserting_before(output):
         training = graph.create_node("get_attr", "training")
-        policy = graph.create_node("get_attr", "exits.policy")
+        policy = graph.create_node("get_attr", "exits.policy", name="policy")
         collected = graph.call_function(
             collect_exits, (training, policy, traced.trace.logits, *calls)
         )

@@ -34,9 +34,11 @@ def saved(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _quiet():
-    logging.getLogger("leenet_fx").setLevel(logging.CRITICAL)
+    logger = logging.getLogger("leenet_fx")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     yield
-    logging.getLogger("leenet_fx").setLevel(logging.NOTSET)
+    logger.setLevel(level)
 
 
 def outcome(folder, saved):
