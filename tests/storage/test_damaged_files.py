@@ -78,7 +78,7 @@ def test_damaged_bytes(tmp_path, saved, name):
 def test_damaged_values(tmp_path, saved):
     folder, generator = copied(saved, tmp_path), random.Random(1)
     text = (folder / "exit_config.json").read_text()
-    for _ in range(300):
+    for _ in range(340):
         (folder / "exit_config.json").write_text(mutated_values(json.loads(text), generator))
         outcome(folder, saved)
     for _ in range(60):
