@@ -68,6 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The README's five lines on real images.")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--strategy", action="append", help="placements; repeatable", default=[])
     options = parser.parse_args()
     rows, criteria = [], []
     for case in CASES:
@@ -77,7 +78,7 @@ def main() -> None:
             if absent:
                 print(f"Skipped {case.network}: no '{absent[0]}'.", file=sys.stderr)
             continue
-        for strategy in STRATEGIES:
+        for strategy in options.strategy or STRATEGIES:
             row = measure(case, strategy, options.data, options.models)
             rows.append(row)
             limit = LIMITS[case.network]
