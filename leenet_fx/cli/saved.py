@@ -106,7 +106,7 @@ def open_saved(
     from leenet_fx.data.transforms import override, transform_config
     from leenet_fx.storage.exits import load
 
-    fitted = _options_of_fit(folder)
+    fitted = options_of_fit(folder)
     given = transform_values(transforms)
     data_set = inherited(ctx, data_set, fitted)
     name = model or _library_model(fitted, folder)
@@ -133,7 +133,7 @@ def open_saved(
     return SavedRun(ee, images, transform, fitted, data_set)
 
 
-def _options_of_fit(folder: Path) -> dict[str, Any]:
+def options_of_fit(folder: Path) -> dict[str, Any]:
     """Return the options that `leenet-fx fit` was called with; none if there is no run.yaml."""
     path = folder / FILE
     options = read_options(path) if path.exists() else {}

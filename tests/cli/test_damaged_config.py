@@ -6,7 +6,7 @@ import pytest
 from mutations import mutated_bytes
 
 from leenet_fx.cli.config import load_config, read_options
-from leenet_fx.cli.evaluate import _options_of_fit
+from leenet_fx.cli.saved import options_of_fit
 from leenet_fx.errors import EarlyExitError, InputError
 
 TEXT = """model: timm/resnet18
@@ -70,4 +70,4 @@ def test_what_is_no_list_of_options_is_named(tmp_path, text, message):
 def test_options_of_a_fit_of_another_type_are_named(tmp_path, text, message):
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(InputError, match=message):
-        _options_of_fit(tmp_path)
+        options_of_fit(tmp_path)

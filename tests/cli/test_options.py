@@ -21,6 +21,7 @@ IMAGES = (
 )
 WEIGHTS = ("weights", "pretrained")
 LOADER = ("batch-size", "workers")
+TARGET = ("max-drop", "max-disagreement", "budget", "confidence", "per-class", "solver")
 LAST = ("config", "format", "json", "help")
 VERBS = {
     "inspect": (
@@ -30,7 +31,11 @@ VERBS = {
     "fit": (
         *("out", *IMAGES, *WEIGHTS, *PLACEMENT, *BRANCH, *SHAPES, "method", "option", "alpha"),
         *("cost", "epochs", "gate-epochs", "lr", "patience", "augment", *LOADER, "accelerator"),
-        *("devices", "precision", "tensorboard", "resume", "seed", *LAST),
+        *("devices", "precision", "tensorboard", *TARGET, "resume", "seed", *LAST),
+    ),
+    "calibrate": (
+        *("model", *IMAGES, "weights", "split", *LOADER, *TARGET, "name", "seed"),
+        *LAST,
     ),
     "evaluate": (
         *("model", *IMAGES, "weights", "split", *LOADER, "size", "overwrite"),
