@@ -58,6 +58,16 @@ TOOLS = {
 }
 
 
+def compiling_counts_as_exporting():
+    """torch 2.11 does not tell torch.compile from an export, which is refused."""
+
+    @torch.compile(backend="eager")
+    def is_exporting(x):
+        return x, torch.compiler.is_exporting()
+
+    return is_exporting(torch.ones(1))[1]
+
+
 def messages(error):
     while error is not None:
         yield str(error)
@@ -118,6 +128,10 @@ def test_torch_compile_exits_early_as_the_network_does():
     for network in (ee, attached().eval()):
         compiled = torch.compile(network, backend="eager")
         with torch.inference_mode():
+            if network is ee and compiling_counts_as_exporting():
+                with pytest.raises(leenet_fx.ModeError, match="Early exits are enabled"):
+                    compiled(X)
+                continue
             assert torch.allclose(compiled(X), network(X), atol=1e-5)
 
 
