@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from leenet_fx.calibration.cached_outputs import compute_outputs, confidences
+from leenet_fx.calibration.cached_outputs import confidences, outputs_of_data
 from leenet_fx.calibration.solvers import get_solver
 from leenet_fx.errors import InputError
-from leenet_fx.features.feature_cache import FeatureCache, cache_features
+from leenet_fx.features.feature_cache import FeatureCache
 from leenet_fx.policies import Policy, ThresholdPolicy
 from leenet_fx.surgery.module import EarlyExitModule
 
@@ -73,11 +73,7 @@ def set_budget(
         raise InputError(f"The policy {policy!r} has no thresholds: fit first.")
     get_solver(solver)
     costs = monotone_costs(ee, cost)
-    if isinstance(data, FeatureCache):
-        outputs = compute_outputs(ee, data)
-    else:
-        with cache_features(ee, data, labelled=False) as cache:
-            outputs = compute_outputs(ee, cache)
+    outputs = outputs_of_data(ee, data, labelled=False)
     confidence = confidences(ee, policy, outputs)
     thresholds = budget_thresholds(policy, confidence, costs, budget, solver)
     ee.policy = policy.with_confidence(thresholds)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from leenet_fx.digest import weights_digest
 from leenet_fx.features.feature_batch import FeatureBatch
-from leenet_fx.features.feature_cache import FeatureCache
+from leenet_fx.features.feature_cache import FeatureCache, cache_features
 from leenet_fx.parts.branches import Branch, run_branches
 from leenet_fx.policies import Policy, exit_indices, policy_scores
 from leenet_fx.surgery.module import EarlyExitModule, final_classifier
@@ -120,6 +120,25 @@ def compute_outputs(ee: EarlyExitModule, cache: FeatureCache) -> CachedOutputs:
     branches = list(ee.exits.branches())
     batches = cache.first_view(ee.device, final_classifier(ee))
     return concatenate([batch_outputs(branches, batch) for batch in batches])
+
+
+def outputs_of_data(
+    ee: EarlyExitModule, data: Iterable[Any] | FeatureCache, *, labelled: bool
+) -> CachedOutputs:
+    """Return the outputs for images of a loader, or of a feature cache.
+
+    Args:
+        ee: the network.
+        data: the images.
+        labelled: whether labels of a loader are read.
+
+    Raises:
+        InputError: as `cache_features` and `compute_outputs` raise.
+    """
+    if isinstance(data, FeatureCache):
+        return compute_outputs(ee, data)
+    with cache_features(ee, data, labelled=labelled) as cache:
+        return compute_outputs(ee, cache)
 
 
 @torch.no_grad()

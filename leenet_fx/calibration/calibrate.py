@@ -16,8 +16,8 @@ from leenet_fx.calibration.budgets import budget_thresholds, monotone_costs
 from leenet_fx.calibration.cached_outputs import (
     CachedOutputs,
     cached_exit_indices,
-    compute_outputs,
     confidences,
+    outputs_of_data,
 )
 from leenet_fx.calibration.intervals import mean_interval, share_interval
 from leenet_fx.calibration.risk_control import RiskCertificate, budget_path, control_risk
@@ -25,7 +25,7 @@ from leenet_fx.calibration.risks import get_risk
 from leenet_fx.data.class_names import check_class_names
 from leenet_fx.errors import InputError
 from leenet_fx.features.batches import check_loader, split_batch
-from leenet_fx.features.feature_cache import FeatureCache, cache_features
+from leenet_fx.features.feature_cache import FeatureCache
 from leenet_fx.methods import get_method
 from leenet_fx.policies import NeverExit, Policy, ThresholdPolicy, policy_to_dict
 from leenet_fx.policies.counting import CountingPolicy
@@ -188,12 +188,10 @@ def _outputs(
     ee: EarlyExitModule, data: Iterable[Any] | FeatureCache, labelled: bool
 ) -> CachedOutputs:
     """Return the outputs of all exits for the calibration images."""
-    if isinstance(data, FeatureCache):
-        return compute_outputs(ee, data)
-    check_class_names(ee, ("calibration", data))
-    labelled = labelled or _has_labels(data, ee.spec.num_classes)
-    with cache_features(ee, data, labelled=labelled) as cache:
-        return compute_outputs(ee, cache)
+    if not isinstance(data, FeatureCache):
+        check_class_names(ee, ("calibration", data))
+        labelled = labelled or _has_labels(data, ee.spec.num_classes)
+    return outputs_of_data(ee, data, labelled=labelled)
 
 
 def _has_labels(data: Iterable[Any], num_classes: int) -> bool:

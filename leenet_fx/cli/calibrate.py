@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -45,8 +46,6 @@ def calibrate(
     """
     from leenet_fx.cli.saved import known_split, open_saved
     from leenet_fx.methods import get_method
-    from leenet_fx.storage.config import read_config
-    from leenet_fx.storage.exits import save
 
     split = known_split(split)
     if split == "test":
@@ -55,7 +54,6 @@ def calibrate(
             "calibrate on the split 'calibration'."
         )
     check_target(target)
-    saved = read_config(folder)
     run = open_saved(
         ctx,
         folder,
@@ -69,12 +67,21 @@ def calibrate(
         method = run.ee.spec.method
         check_unseen(get_method(method.name, **method.options), split, target)
     point = find_point(run.ee, run.loader(split, loading), target, name=name, seed=seed)
-    save(run.ee, folder, backbone=saved.holds_backbone, fit=saved.fit)
+    save_again(run.ee, folder)
     if output.is_json:
         print_json(asdict(point))
     else:
         print(point)
     typer.echo(f"Wrote {folder}. Next: leenet-fx evaluate {folder}", err=True)
+
+
+def save_again(ee: EarlyExitModule, folder: Path) -> None:
+    """Save a network in the folder it is saved in, with the record of its fit."""
+    from leenet_fx.storage.config import read_config
+    from leenet_fx.storage.exits import save
+
+    saved = read_config(folder)
+    save(ee, folder, backbone=saved.holds_backbone, fit=saved.fit)
 
 
 def check_target(target: o.TargetOptions, required: bool = True) -> bool:

@@ -62,11 +62,9 @@ def fit(
     """
     import torch
 
-    from leenet_fx.cli.calibrate import check_target, check_unseen, find_point
+    from leenet_fx.cli.calibrate import check_target, check_unseen, find_point, save_again
     from leenet_fx.cli.images import prepare, write_transform
     from leenet_fx.cli.setup import measure_if_timed, method_with_options, phase_epochs
-    from leenet_fx.storage.config import read_config
-    from leenet_fx.storage.exits import save
     from leenet_fx.training.fit import fit as fit_exits
 
     is_calibrated = check_target(target, required=False)
@@ -117,7 +115,7 @@ def fit(
     if is_calibrated:
         fresh = images.loader("calibration", transform, size, workers=workers)
         point = find_point(ee, fresh, target, name=None, seed=seed)
-        save(ee, out, fit=read_config(out).fit)
+        save_again(ee, out)
     if output.is_json:
         found = {} if point is None else {"operating_point": asdict(point)}
         print_json({**result.to_dict(), **found})

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Subset
 
 from leenet_fx.data.decoding import to_eight_bits
 from leenet_fx.data.folders import list_folder
-from leenet_fx.data.listing import LISTED, label_files
+from leenet_fx.data.listing import LISTED, label_files, listed
 from leenet_fx.data.tars import list_tar
 from leenet_fx.errors import InputError
 
@@ -130,11 +130,10 @@ class ImageFiles(Dataset[tuple[Image.Image, int]]):
 
     def _describe_unreadable(self, index: int, error: Exception) -> str:
         unreadable = sorted({*self._unreadable(), index})
-        names = ", ".join(self._files[one].name for one in unreadable[:LISTED])
-        more = f" and {len(unreadable) - LISTED} more" if len(unreadable) > LISTED else ""
+        names = listed([self._files[one].name for one in unreadable])
         return (
             f"{len(unreadable)} of {len(self)} images in '{self.root}' cannot be read: "
-            f"{names}{more} ({self._files[index].name}: {error}). Repair them, or skip them with "
+            f"{names} ({self._files[index].name}: {error}). Repair them, or skip them with "
             "skip_bad=True (--skip-bad)."
         )
 

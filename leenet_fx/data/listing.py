@@ -140,6 +140,12 @@ def extension_of(name: str) -> str:
     return f".{extension.lower()}" if dot and stem else ""
 
 
+def listed(names: Sequence[str]) -> str:
+    """Return the first `LISTED` names, and how many more there are."""
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
 def names_a_split(name: str) -> str | None:
     """Return "train", "val" or "test" if a folder is named so, in any case and synonym."""
     lower = name.lower()
@@ -204,6 +210,4 @@ def _describe(before: str, listing: Listing, after: str = "") -> str:
 
 
 def _quoted(names: Sequence[str] | set[str]) -> str:
-    ordered = sorted(names)
-    more = f" and {len(ordered) - LISTED} more" if len(ordered) > LISTED else ""
-    return ", ".join(f"'{name}'" for name in ordered[:LISTED]) + more
+    return listed([f"'{name}'" for name in sorted(names)])

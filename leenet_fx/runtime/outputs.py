@@ -42,24 +42,13 @@ class Prediction:
     cost: Tensor
 
 
-def all_outputs(final: Tensor, *exits: tuple[Tensor, ...]) -> ExitOutputs:
-    """Return the outputs of all exits.
-
-    Args:
-        final: logits of the final classifier (B, classes).
-        *exits: for each exit, class logits (B, classes), gate logits (B,), and the logits that are
-            passed on to later exits.
-    """
-    logits = (*(outputs[0] for outputs in exits), final)
-    return ExitOutputs(logits, torch.stack([outputs[1] for outputs in exits], 1))
-
-
 def collect_all_exits(
     training: bool, policy: Policy, final: Tensor, *exits: tuple[Tensor, ...]
 ) -> ExitOutputs:
     """Return the outputs of all exits, in any mode; takes the arguments of `collect_exits`."""
     del training, policy
-    return all_outputs(final, *exits)
+    logits = (*(outputs[0] for outputs in exits), final)
+    return ExitOutputs(logits, torch.stack([outputs[1] for outputs in exits], 1))
 
 
 def collect_exits(
@@ -74,13 +63,14 @@ def collect_exits(
         training: whether the network is in training mode.
         policy: the network's.
         final: logits of the final classifier (B, classes).
-        *exits: as for `all_outputs`.
+        *exits: for each exit, class logits (B, classes), gate logits (B,), and the logits that are
+            passed on to later exits.
 
     Raises:
         ModeError: the network is in evaluation mode and early exits are enabled.
     """
     if training:
-        return all_outputs(final, *exits)
+        return collect_all_exits(training, policy, final, *exits)
     if policy.reads != "nothing":
         raise early_exits_enabled()
     return final

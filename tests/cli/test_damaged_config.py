@@ -11,7 +11,7 @@ from leenet_fx.errors import EarlyExitError, InputError
 
 TEXT = """model: timm/resnet18
 data: digits
-weights: /tmp/net.pth
+weights: net.pth
 num_classes: 10
 pretrained: false
 alpha: 0.5
