@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from leenet_fx.calibration.bounds import check_level
-from leenet_fx.calibration.budgets import budget_thresholds, monotone_costs
+from leenet_fx.calibration.budgets import backbone_cost, budget_thresholds, monotone_costs
 from leenet_fx.calibration.cached_outputs import (
     CachedOutputs,
     cached_exit_indices,
@@ -20,8 +20,14 @@ from leenet_fx.calibration.cached_outputs import (
     outputs_of_data,
 )
 from leenet_fx.calibration.intervals import mean_interval, share_interval
-from leenet_fx.calibration.risk_control import RiskCertificate, budget_path, control_risk
+from leenet_fx.calibration.risk_control import (
+    MAX_SAMPLES,
+    RiskCertificate,
+    budget_path,
+    control_risk,
+)
 from leenet_fx.calibration.risks import get_risk
+from leenet_fx.calibration.seen_images import image_statistics, warn_if_evaluated
 from leenet_fx.data.class_names import check_class_names
 from leenet_fx.errors import InputError
 from leenet_fx.features.batches import check_loader, split_batch
@@ -30,7 +36,11 @@ from leenet_fx.methods import get_method
 from leenet_fx.policies import NeverExit, Policy, ThresholdPolicy, policy_to_dict
 from leenet_fx.policies.counting import CountingPolicy
 from leenet_fx.surgery.module import EarlyExitModule
-from leenet_fx.surgery.operating_point import OperatingPoint, weights_fingerprint
+from leenet_fx.surgery.operating_point import (
+    ImageStatistics,
+    OperatingPoint,
+    weights_fingerprint,
+)
 
 logger = logging.getLogger("leenet_fx")
 
@@ -93,7 +103,7 @@ def calibrate(
             labels are missing, or of one class; too few images; scores that are NaN.
         UnknownNameError: no such solver or cost.
     """
-    target, limit = _target(max_drop, max_disagreement, budget)
+    target, limit = _target(max_drop, max_disagreement, budget, ee, cost)
     check_level(confidence)
     if per_class and target != "max_drop":
         raise InputError(f"per_class=True is for max_drop, got {target}={limit!r}.")
@@ -101,6 +111,8 @@ def calibrate(
     costs = monotone_costs(ee, cost, policy)
     outputs = _outputs(ee, data, labelled=target == "max_drop")
     _check_outputs(outputs, target)
+    images = image_statistics(outputs.logits[-1].float().softmax(1).amax(1))
+    warn_if_evaluated(ee, images)
     scores = confidences(ee, policy, outputs)
     _check_scores(scores)
     question = _Question(name or f"{target}={limit:g}", target, limit, confidence, solver, cost)
@@ -121,6 +133,7 @@ def calibrate(
         cached_exit_indices(ee, chosen, outputs),
         ee.costs_for(policy).relative(cost),
         weights_fingerprint(ee),
+        images,
     )
     if certificate is not None and not certificate.certified:
         logger.warning("%s", _not_certified(certificate, target))
@@ -143,7 +156,11 @@ class _Question:
 
 
 def _target(
-    max_drop: float | None, max_disagreement: float | None, budget: float | None
+    max_drop: float | None,
+    max_disagreement: float | None,
+    budget: float | None,
+    ee: EarlyExitModule,
+    cost: str,
 ) -> tuple[Target, float]:
     """Return name and value of the one target that was given."""
     given: dict[Target, float | None] = {
@@ -161,6 +178,8 @@ def _target(
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 < value <= 1:
         hint = " One percentage point is 0.01." if name == "max_drop" else ""
+        if name == "budget":
+            hint = f" It is a share of the backbone's cost{backbone_cost(ee, cost)}."
         raise InputError(f"{name} must be a fraction above 0 and at most 1, got {value!r}.{hint}")
     return name, float(value)
 
@@ -207,11 +226,15 @@ def _check_outputs(outputs: CachedOutputs, target: Target) -> None:
     samples = len(outputs.labels)
     if samples < FEWEST:
         raise InputError(f"Expected at least {FEWEST} calibration images, got {samples}.")
-    if target == "max_drop" and len(outputs.labels.unique()) < 2:
-        raise InputError(
-            f"All {samples} calibration images have the label {int(outputs.labels[0])}: calibrate "
-            "on images of all classes, as the network will meet them."
+    first = int(outputs.labels[0])
+    if first >= 0 and len(outputs.labels.unique()) < 2:
+        message = (
+            f"All {samples} calibration images have the label {first}: calibrate on images of all "
+            "classes, as the network will meet them."
         )
+        if target == "max_drop":
+            raise InputError(message)
+        logger.warning("%s", message)
 
 
 def _check_scores(scores: Tensor) -> None:
@@ -280,6 +303,7 @@ def _describe(
     exits: Tensor,
     costs: tuple[float, ...],
     fingerprint: str,
+    images: ImageStatistics | None,
 ) -> OperatingPoint:
     """Return the operating point with estimates from all calibration images."""
     samples, level = len(exits), question.level
@@ -315,6 +339,7 @@ def _describe(
         backbone_accuracy=backbone,
         drop=drop,
         fingerprint=fingerprint,
+        images=images,
     )
 
 
@@ -323,7 +348,8 @@ def _not_certified(certificate: RiskCertificate, target: Target) -> str:
     enough = (
         f"about {needed} images would certify a first one"
         if needed is not None
-        else "more images would not help: exits disagree with the backbone where they are surest"
+        else f"nor would {MAX_SAMPLES:,} images certify one: accept more, or fit exits that agree "
+        "with the backbone where they are surest"
     )
     return (
         f"No early exit is certified for {target}={certificate.target:g} with "
