@@ -22,6 +22,7 @@ IMAGES = (
 WEIGHTS = ("weights", "pretrained")
 LOADER = ("batch-size", "workers")
 TARGET = ("max-drop", "max-disagreement", "budget", "confidence", "per-class", "solver")
+KEEP = ("keep", "max-drop", "budget")
 LAST = ("config", "format", "json", "help")
 VERBS = {
     "inspect": (
@@ -45,11 +46,11 @@ VERBS = {
     "sweep": (
         *("out", "alphas", "seeds", "seed", *IMAGES, *WEIGHTS, *PLACEMENT, *BRANCH, *SHAPES),
         *("method", "option", "cost", "epochs", "gate-epochs", "lr", *LOADER, "timed"),
-        *("overwrite", *LAST),
+        *(*KEEP, "overwrite", *LAST),
     ),
     "compare": (
         *("out", "methods", "joint", "seeds", "seed", *IMAGES, *WEIGHTS, *PLACEMENT, *SHAPES),
-        *("epochs", "augment", "precision", *LOADER, "overwrite", *LAST),
+        *("epochs", "augment", "precision", *LOADER, *KEEP, "overwrite", *LAST),
     ),
 }
 
