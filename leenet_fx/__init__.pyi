@@ -42,6 +42,7 @@ from .storage.exits import save as save
 from .surgery.attach import attach as attach
 from .surgery.module import EarlyExitModule as EarlyExitModule
 from .surgery.operating_point import OperatingPoint as OperatingPoint
+from .surgery.prune import prune as prune
 from .training.fit import fit as fit
 
 __version__: str

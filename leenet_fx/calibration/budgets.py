@@ -22,6 +22,8 @@ def monotone_costs(
 ) -> tuple[float, ...]:
     """Return the N+1 costs relative to the backbone, made non-decreasing as solvers require.
 
+    All exits are counted as enabled. Thresholds that disable some cost less, never more.
+
     With gates that decide before the head runs, a late exit with an expensive classifier can cost
     more than the final classifier, for which no head of an exit runs. The final classifier is then
     counted at the cost of that exit, so the mean cost still lies within the budget.
@@ -35,7 +37,7 @@ def monotone_costs(
         UnknownNameError: no such cost.
         InputError: seconds were not measured.
     """
-    costs = ee.costs if policy is None else ee.costs_for(policy)
+    costs = ee.costs_for(ee.policy if policy is None else policy, enabled=True)
     return tuple(accumulate(costs.relative(cost), max))
 
 

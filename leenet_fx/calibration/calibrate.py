@@ -119,7 +119,7 @@ def calibrate(
         certificate,
         outputs,
         cached_exit_indices(ee, chosen, outputs),
-        ee.costs_for(policy).relative(cost),
+        ee.costs_for(chosen).relative(cost),
         weights_fingerprint(ee),
     )
     if certificate is not None and not certificate.certified:
