@@ -13,33 +13,27 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from cifar10 import FACTORY, WORK
+from cifar10 import WORK
 from new_classifier import CASES, Case
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import leenet_fx
-from leenet_fx.calibration.cached_outputs import CachedOutputs, compute_outputs
-from leenet_fx.cli.options import BackboneOptions
-from leenet_fx.cli.setup import build
-from leenet_fx.surgery.module import EarlyExitModule
+from leenet_fx.calibration.cached_outputs import CachedOutputs, outputs_of_data
 from placement import CostProfile
 
-SPLITS = ("train", "calibration", "test")
-BATCH = 64
+SPLITS = ("calibration", "test")
+EPOCHS = 12
+BATCH = 128
 
 
-def _resnet56(weights: Path) -> nn.Module:
-    return build(f"{FACTORY}:resnet56", BackboneOptions(weights=weights))
-
-
+LITE0 = CASES[0]
 PAIRS: dict[str, Case] = {
-    f"{case.network}/{case.data}": case
-    for case in (*CASES, Case("resnet56", "resnet56_cifar10.safetensors", "cifar10", 32, _resnet56))
+    f"{case.network}/{case.data}": case for case in (*CASES, replace(LITE0, data="imagenette"))
 }
 
 
@@ -81,23 +75,9 @@ def exit_outputs(pair: str, data: Path, models: Path) -> ExitOutputsOfPair:
         folder.mkdir(parents=True, exist_ok=True)
         _compute(pair, data, models, folder)
     values = json.loads(costs.read_text())
-    profile = CostProfile.from_json(json.dumps(values["profile"]))
+    profile = CostProfile.from_json(values["profile"])
     outputs = {split: _load(folder / f"{split}.safetensors") for split in SPLITS}
     return ExitOutputsOfPair(profile, tuple(values["branches"]), outputs)
-
-
-def attach_every(case: Case, data: Path, models: Path) -> tuple[EarlyExitModule, nn.Module, object]:
-    """Return a network with an exit at every boundary, its model, and the data set."""
-    images = leenet_fx.open_data(data / case.data)
-    model = case.build(models / case.weights)
-    ee = leenet_fx.attach(
-        model,
-        "every",
-        num_classes=len(images.classes),
-        example_inputs=torch.zeros(1, 3, case.size, case.size),
-        name=case.network,
-    )
-    return ee, model, images
 
 
 def _compute(pair: str, data: Path, models: Path, folder: Path) -> None:
@@ -114,22 +94,18 @@ def _compute(pair: str, data: Path, models: Path, folder: Path) -> None:
     )
     transform = leenet_fx.make_transform(model, ee.spec.image_shape)
     shuffle = torch.Generator().manual_seed(0)
-    caches = {}
-    for split in SPLITS:
-        order = shuffle if split == "train" else None
-        loader = images.loader(split, transform, BATCH, shuffle=order)
-        caches[split] = leenet_fx.cache_features(ee, loader)
-        _report(f"{pair}: cached {split}", start)
-    leenet_fx.fit(ee, caches["train"], progress=False)
+    train = images.loader("train", transform, BATCH, shuffle=shuffle)
+    leenet_fx.fit(ee, train, method="shallow-deep", epochs=EPOCHS, cache=True, progress=False)
     _report(f"{pair}: trained {ee.num_exits} exits", start)
-    for split, cache in caches.items():
-        outputs = compute_outputs(ee, cache)
+    for split in SPLITS:
+        loader = images.loader(split, transform, BATCH)
+        outputs = outputs_of_data(ee, loader, labelled=True)
         tensors = {f"logits.{i}": logits for i, logits in enumerate(outputs.logits)}
         save_file({**tensors, "labels": outputs.labels}, folder / f"{split}.safetensors")
-        cache.close()
+        _report(f"{pair}: outputs of {split}", start)
     backbone = ee.spec.profile.flops
     branches = [(cost.hidden + cost.classify).flops / backbone for cost in ee.spec.branch_costs]
-    values = {"profile": json.loads(ee.spec.profile.to_json()), "branches": branches}
+    values = {"profile": ee.spec.profile.to_json(), "branches": branches}
     (folder / "costs.json").write_text(json.dumps(values))
 
 

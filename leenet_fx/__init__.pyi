@@ -2,6 +2,7 @@
 
 from .calibration.budgets import set_budget as set_budget
 from .calibration.calibrate import calibrate as calibrate
+from .calibration.selection import select_exits as select_exits
 from .cost.measure import profile as profile
 from .data.splits import open_data as open_data
 from .data.transforms import make_transform as make_transform

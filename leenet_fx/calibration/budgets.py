@@ -13,7 +13,8 @@ from leenet_fx.calibration.cached_outputs import confidences, outputs_of_data
 from leenet_fx.calibration.solvers import get_solver
 from leenet_fx.errors import InputError
 from leenet_fx.features.feature_cache import FeatureCache
-from leenet_fx.policies import Policy, ThresholdPolicy
+from leenet_fx.methods import get_method
+from leenet_fx.policies import NeverExit, Policy, ThresholdPolicy
 from leenet_fx.surgery.module import EarlyExitModule
 
 
@@ -39,6 +40,29 @@ def monotone_costs(
     """
     costs = ee.costs_for(ee.policy if policy is None else policy, enabled=True)
     return tuple(accumulate(costs.relative(cost), max))
+
+
+def policy_with_thresholds(ee: EarlyExitModule) -> ThresholdPolicy:
+    """Return the policy of a network; that of its method if early exits are disabled.
+
+    Raises:
+        InputError: it has no thresholds.
+    """
+    policy = ee.policy
+    if isinstance(policy, NeverExit):
+        for point in reversed(ee.spec.operating_points):
+            built = point.build_policy()
+            if isinstance(built, ThresholdPolicy):
+                return built
+        method = ee.spec.method
+        if method is not None:
+            policy = get_method(method.name, **method.options).policy_for(ee.num_exits)
+    if not isinstance(policy, ThresholdPolicy):
+        raise InputError(
+            f"The policy {policy!r} has no thresholds: fit first, or set ee.policy, for instance "
+            "to leenet_fx.MaxProbability(1.0)."
+        )
+    return policy
 
 
 def set_budget(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from leenet_fx.calibration.bounds import check_level
-from leenet_fx.calibration.budgets import budget_thresholds, monotone_costs
+from leenet_fx.calibration.budgets import (
+    budget_thresholds,
+    policy_with_thresholds,
+)
 from leenet_fx.calibration.cached_outputs import (
     CachedOutputs,
     cached_exit_indices,
@@ -22,22 +25,30 @@ from leenet_fx.calibration.cached_outputs import (
 from leenet_fx.calibration.intervals import mean_interval, share_interval
 from leenet_fx.calibration.risk_control import RiskCertificate, budget_path, control_risk
 from leenet_fx.calibration.risks import get_risk
+from leenet_fx.calibration.selection import (
+    SubsetCosts,
+    can_select,
+    savings,
+    selected_for_budget,
+    selected_for_risk,
+    spread,
+)
 from leenet_fx.data.class_names import check_class_names
 from leenet_fx.errors import InputError
 from leenet_fx.features.batches import check_loader, split_batch
 from leenet_fx.features.feature_cache import FeatureCache
-from leenet_fx.methods import get_method
 from leenet_fx.policies import NeverExit, Policy, ThresholdPolicy, policy_to_dict
 from leenet_fx.policies.counting import CountingPolicy
 from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.surgery.operating_point import OperatingPoint, weights_fingerprint
+from leenet_fx.surgery.prune import named_exits
 
 logger = logging.getLogger("leenet_fx")
 
 PATH_SHARE = 0.1
-"""Share of the calibration images from which the thresholds to be tested are taken.
+"""Share of the calibration images from which exits and the thresholds to be tested are taken.
 
-They cannot be taken from the images that test them; their labels are not read."""
+They cannot be taken from the images that test them."""
 
 FEWEST = 10
 """Number of calibration images below which nothing is calibrated."""
@@ -54,6 +65,7 @@ def calibrate(
     budget: float | None = None,
     confidence: float = 0.95,
     per_class: bool = False,
+    exits: Literal["auto", "all"] | Sequence[int | str] | None = None,
     solver: str = "common",
     cost: str = "flops",
     name: str | None = None,
@@ -70,6 +82,10 @@ def calibrate(
     With `budget`, thresholds are those whose mean cost on `data` is just within the budget; nothing
     is promised about accuracy.
 
+    An exit that is not used has an infinite threshold, and its branch does not run. Exits are
+    chosen on a tenth of the images, and the promise is tested on the others, so it holds whatever
+    the choice; see `leenet_fx.calibration.selection`.
+
     Args:
         ee: a fitted network.
         data: images and labels on which nothing was fitted, in any order; or a feature cache of
@@ -80,6 +96,10 @@ def calibrate(
         budget: mean cost relative to the backbone, in (0, 1].
         confidence: confidence level of the promise and of the intervals, in (0, 1).
         per_class: whether `max_drop` is promised for the images of each class.
+        exits: the exits to use: "all"; some of them, by index or by the name of the block before;
+            "auto", the fewest with which the mean cost is at most 0.5 % of the backbone's above
+            that of all. None takes "auto" for networks attached with strategy="auto", and for
+            others "all"; and "all" where the decision at an exit depends on other exits.
         solver: "common", one threshold for all exits; "exponential", shares of samples ∝ ρᵏ.
         cost: "flops", "params", "bytes", or "seconds" as `leenet_fx.profile` measured.
         name: of the operating point; None takes a name from the target, such as "max_drop=0.01".
@@ -90,15 +110,17 @@ def calibrate(
 
     Raises:
         InputError: not exactly one target; values out of range; a policy without thresholds;
-            labels are missing, or of one class; too few images; scores that are NaN.
-        UnknownNameError: no such solver or cost.
+            labels are missing, or of one class; too few images; scores that are NaN; exits that
+            cannot be chosen.
+        UnknownNameError: no such solver, cost or exit.
     """
     target, limit = _target(max_drop, max_disagreement, budget)
     check_level(confidence)
     if per_class and target != "max_drop":
         raise InputError(f"per_class=True is for max_drop, got {target}={limit!r}.")
-    policy = _policy_with_thresholds(ee)
-    costs = monotone_costs(ee, cost, policy)
+    policy = policy_with_thresholds(ee)
+    kept = _given_exits(ee, policy, exits)
+    costs = SubsetCosts(ee, policy, cost)
     outputs = _outputs(ee, data, labelled=target == "max_drop")
     _check_outputs(outputs, target)
     scores = confidences(ee, policy, outputs)
@@ -106,10 +128,12 @@ def calibrate(
     question = _Question(name or f"{target}={limit:g}", target, limit, confidence, solver, cost)
     certificate = None
     if target == "budget":
-        thresholds = budget_thresholds(policy, scores, costs, limit, solver)
+        kept = kept or selected_for_budget(policy, scores, limit, costs)
+        found = budget_thresholds(policy, scores[:, kept], costs.monotone(kept), limit, solver)
+        thresholds = spread(found, kept, ee.num_exits)
     else:
         generator = torch.Generator().manual_seed(seed)
-        certificate = _certify(policy, outputs, scores, costs, question, per_class, generator)
+        certificate = _certify(policy, outputs, scores, costs, kept, question, per_class, generator)
         thresholds = list(certificate.thresholds)
     disabled = all(value == math.inf for value in thresholds)
     chosen: Policy = NeverExit() if disabled else policy.with_confidence(thresholds)
@@ -120,6 +144,7 @@ def calibrate(
         outputs,
         cached_exit_indices(ee, chosen, outputs),
         ee.costs_for(chosen).relative(cost),
+        savings(scores, thresholds, costs),
         weights_fingerprint(ee),
     )
     if certificate is not None and not certificate.certified:
@@ -165,23 +190,21 @@ def _target(
     return name, float(value)
 
 
-def _policy_with_thresholds(ee: EarlyExitModule) -> ThresholdPolicy:
-    """Return the policy of the network, or that of its method if early exits are disabled."""
-    policy = ee.policy
-    if isinstance(policy, NeverExit):
-        for point in reversed(ee.spec.operating_points):
-            built = point.build_policy()
-            if isinstance(built, ThresholdPolicy):
-                return built
-        method = ee.spec.method
-        if method is not None:
-            policy = get_method(method.name, **method.options).policy_for(ee.num_exits)
-    if not isinstance(policy, ThresholdPolicy):
-        raise InputError(
-            f"The policy {policy!r} has no thresholds: fit first, or set ee.policy, for instance "
-            "to leenet_fx.MaxProbability(1.0)."
-        )
-    return policy
+def _given_exits(
+    ee: EarlyExitModule, policy: ThresholdPolicy, exits: str | Sequence[int | str] | None
+) -> list[int] | None:
+    """Return the exits to use; None if they are to be chosen."""
+    selectable = can_select(ee, policy)
+    if exits is None:
+        exits = "auto" if selectable and ee.spec.placement.strategy == "auto" else "all"
+    if exits == "auto":
+        if not selectable:
+            raise InputError(
+                f"exits='auto' needs exits whose decisions are independent of each other; with "
+                f"{policy!r} and branches of '{ee.spec.branch}' they are not: take exits='all'."
+            )
+        return None
+    return list(range(ee.num_exits)) if exits == "all" else named_exits(ee, exits)
 
 
 def _outputs(
@@ -232,7 +255,8 @@ def _certify(
     policy: ThresholdPolicy,
     outputs: CachedOutputs,
     scores: Tensor,
-    costs: tuple[float, ...],
+    costs: SubsetCosts,
+    kept: list[int] | None,
     question: _Question,
     per_class: bool,
     generator: torch.Generator,
@@ -242,11 +266,16 @@ def _certify(
     order = torch.randperm(len(scores), generator=generator)
     count = max(1, round(PATH_SHARE * len(order)))
     chosen, tested = order[:count], order[count:]
+    if kept is None:
+        losses = risk.losses(outputs.select(chosen))
+        kept = selected_for_risk(scores[chosen], losses, question.limit, costs)
+    number = scores.shape[1]
     if isinstance(policy, CountingPolicy):
-        exits = scores.shape[1]
-        path = [[float(number)] * exits for number in range(exits, 0, -1)]
+        path = [[float(count)] * len(kept) for count in range(number, 0, -1)]
     else:
-        path = budget_path(scores[chosen], costs, solver=question.solver)
+        columns = scores[chosen][:, kept]
+        path = budget_path(columns, costs.monotone(kept), solver=question.solver)
+    path = [spread(thresholds, kept, number) for thresholds in path]
     losses, tested_scores = risk.losses(outputs.select(tested)), scores[tested]
 
     def certify(rows: Tensor | slice, level: float) -> RiskCertificate:
@@ -279,6 +308,7 @@ def _describe(
     outputs: CachedOutputs,
     exits: Tensor,
     costs: tuple[float, ...],
+    saved: tuple[float, ...],
     fingerprint: str,
 ) -> OperatingPoint:
     """Return the operating point with estimates from all calibration images."""
@@ -315,6 +345,7 @@ def _describe(
         backbone_accuracy=backbone,
         drop=drop,
         fingerprint=fingerprint,
+        savings=saved,
     )
 
 

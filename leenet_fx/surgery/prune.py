@@ -85,7 +85,6 @@ def _kept(
     ee: EarlyExitModule, reads: Sequence[bool], exits: Sequence[int | str] | None
 ) -> list[int]:
     """Return the indices of the exits to keep, ascending."""
-    names = ee.spec.placement.names
     if exits is None:
         kept = [index for index, used in enumerate(evaluated_exits(ee.policy, reads)) if used]
         if not kept:
@@ -94,8 +93,23 @@ def _kept(
                 "original model, which predicts the same."
             )
         return kept
+    return named_exits(ee, exits)
+
+
+def named_exits(ee: EarlyExitModule, exits: Sequence[int | str]) -> list[int]:
+    """Return the indices of exits, ascending.
+
+    Args:
+        ee: the network.
+        exits: indices, or names of the blocks before the exits.
+
+    Raises:
+        InputError: no exits, or a repeated one.
+        UnknownNameError: no exit after a block of that name.
+    """
+    names = ee.spec.placement.names
     if isinstance(exits, str) or not isinstance(exits, Sequence) or not exits:
-        raise InputError(f"Expected a list of exits to keep, indices or names, got {exits!r}.")
+        raise InputError(f"Expected a list of exits, indices or names, got {exits!r}.")
     kept = []
     for given in exits:
         if isinstance(given, str):
@@ -157,5 +171,6 @@ def _pruned_point(point: OperatingPoint, kept: Sequence[int], fingerprint: str) 
         point,
         policy=policy_to_dict(_pruned_policy(point.build_policy(), kept)),
         exit_shares=tuple(point.exit_shares[index] for index in (*kept, -1)),
+        savings=tuple(point.savings[index] for index in kept if point.savings),
         fingerprint=fingerprint,
     )
