@@ -2,6 +2,7 @@
 
 from .calibration.budgets import set_budget as set_budget
 from .calibration.calibrate import calibrate as calibrate
+from .calibration.selection import select_exits as select_exits
 from .cost.measure import profile as profile
 from .data.splits import open_data as open_data
 from .data.transforms import make_transform as make_transform
@@ -44,6 +45,7 @@ from .storage.sharing import push_to_hub as push_to_hub
 from .surgery.attach import attach as attach
 from .surgery.module import EarlyExitModule as EarlyExitModule
 from .surgery.operating_point import OperatingPoint as OperatingPoint
+from .surgery.prune import prune as prune
 from .training.fit import fit as fit
 
 __version__: str
