@@ -22,6 +22,13 @@ from leenet_fx.calibration.cached_outputs import (
 from leenet_fx.calibration.intervals import mean_interval, share_interval
 from leenet_fx.calibration.risk_control import RiskCertificate, budget_path, control_risk
 from leenet_fx.calibration.risks import get_risk
+from leenet_fx.calibration.searched import (
+    SEARCHED,
+    Problem,
+    check_solver,
+    searched_budget,
+    searched_path,
+)
 from leenet_fx.data.class_names import check_class_names
 from leenet_fx.errors import InputError
 from leenet_fx.features.batches import check_loader, split_batch
@@ -38,6 +45,14 @@ PATH_SHARE = 0.1
 """Share of the calibration images from which the thresholds to be tested are taken.
 
 They cannot be taken from the images that test them; their labels are not read."""
+
+SEARCH_SHARE = 1 / 3
+"""The same share for solvers that read classes, which fit more than one number."""
+
+FITTED_SHARE = 2 / 3
+"""Share of the images on which a solver that reads classes meets a budget.
+
+What to expect is estimated from the others: on its own images it would be too good."""
 
 FEWEST = 10
 """Number of calibration images below which nothing is calibrated."""
@@ -68,7 +83,8 @@ def calibrate(
     set the drop scatters around its mean. If nothing can be certified, early exits are disabled.
 
     With `budget`, thresholds are those whose mean cost on `data` is just within the budget; nothing
-    is promised about accuracy.
+    is promised about accuracy. Solvers that read classes meet it on two thirds of the images, and
+    what to expect is estimated from the rest.
 
     Args:
         ee: a fitted network.
@@ -80,7 +96,11 @@ def calibrate(
         budget: mean cost relative to the backbone, in (0, 1].
         confidence: confidence level of the promise and of the intervals, in (0, 1).
         per_class: whether `max_drop` is promised for the images of each class.
-        solver: "common", one threshold for all exits; "exponential", shares of samples ∝ ρᵏ.
+        solver: "common", one threshold for all exits; "exponential", shares of samples ∝ ρᵏ;
+            "per-exit", a threshold for each exit, held out against overfitting; "eenet", EENet's
+            learned scores instead of the policy's, `LearnedScore`. The last two read classes, of
+            the labels or without labels the backbone's predictions; with one threshold for all
+            exits, promises are usually cheaper.
         cost: "flops", "params", "bytes", or "seconds" as `leenet_fx.profile` measured.
         name: of the operating point; None takes a name from the target, such as "max_drop=0.01".
         seed: of the order in which images are tested.
@@ -98,19 +118,27 @@ def calibrate(
     if per_class and target != "max_drop":
         raise InputError(f"per_class=True is for max_drop, got {target}={limit!r}.")
     policy = _policy_with_thresholds(ee)
+    check_solver(solver, policy)
     costs = monotone_costs(ee, cost, policy)
     outputs = _outputs(ee, data, labelled=target == "max_drop")
     _check_outputs(outputs, target)
     scores = confidences(ee, policy, outputs)
     _check_scores(scores)
     question = _Question(name or f"{target}={limit:g}", target, limit, confidence, solver, cost)
+    generator = torch.Generator().manual_seed(seed)
+    problem = Problem(ee, policy, outputs, cost)
     certificate = None
-    if target == "budget":
-        thresholds = budget_thresholds(policy, scores, costs, limit, solver)
-    else:
-        generator = torch.Generator().manual_seed(seed)
-        certificate = _certify(policy, outputs, scores, costs, question, per_class, generator)
+    if target != "budget":
+        policy, certificate = _certify(problem, scores, question, per_class, generator)
         thresholds = list(certificate.thresholds)
+    elif solver in SEARCHED:
+        order = torch.randperm(len(scores), generator=generator)
+        count = round(FITTED_SHARE * len(order))
+        seen = replace(problem, outputs=outputs.select(order[:count]))
+        policy, thresholds = searched_budget(solver, seen, limit, generator)
+        outputs = outputs.select(order[count:])
+    else:
+        thresholds = budget_thresholds(policy, scores, costs, limit, solver)
     disabled = all(value == math.inf for value in thresholds)
     chosen: Policy = NeverExit() if disabled else policy.with_confidence(thresholds)
     point = _describe(
@@ -229,23 +257,29 @@ def _check_scores(scores: Tensor) -> None:
 
 
 def _certify(
-    policy: ThresholdPolicy,
-    outputs: CachedOutputs,
+    problem: Problem,
     scores: Tensor,
-    costs: tuple[float, ...],
     question: _Question,
     per_class: bool,
     generator: torch.Generator,
-) -> RiskCertificate:
-    """Return the cheapest certified thresholds; see `calibrate`."""
+) -> tuple[ThresholdPolicy, RiskCertificate]:
+    """Return the policy and its cheapest certified thresholds; see `calibrate`."""
     risk = get_risk("accuracy-gap" if question.target == "max_drop" else "disagreement")
+    policy, outputs = problem.policy, problem.outputs
     order = torch.randperm(len(scores), generator=generator)
-    count = max(1, round(PATH_SHARE * len(order)))
+    share = SEARCH_SHARE if question.solver in SEARCHED else PATH_SHARE
+    count = max(1, round(share * len(order)))
     chosen, tested = order[:count], order[count:]
-    if isinstance(policy, CountingPolicy):
+    if question.solver in SEARCHED:
+        seen = replace(problem, outputs=outputs.select(chosen))
+        policy, path = searched_path(question.solver, seen, generator)
+        if policy is not problem.policy:
+            scores = confidences(problem.ee, policy, outputs)
+    elif isinstance(policy, CountingPolicy):
         exits = scores.shape[1]
         path = [[float(number)] * exits for number in range(exits, 0, -1)]
     else:
+        costs = monotone_costs(problem.ee, question.cost_kind, policy)
         path = budget_path(scores[chosen], costs, solver=question.solver)
     losses, tested_scores = risk.losses(outputs.select(tested)), scores[tested]
 
@@ -261,7 +295,7 @@ def _certify(
         )
 
     if not per_class:
-        return certify(slice(None), question.level)
+        return policy, certify(slice(None), question.level)
     labels = outputs.labels[tested]
     classes = labels.unique().tolist()
     # The union bound: all classes keep the promise together with probability `level`.
@@ -269,7 +303,8 @@ def _certify(
     found = [certify(labels == label, each) for label in classes]
     # Tests end at the first failure, so that the safest of the points is certified for each class.
     strictest = min(found, key=lambda one: -1 if one.index is None else one.index)
-    return replace(strictest, level=question.level, bound=question.limit, samples=len(tested))
+    for_all = replace(strictest, level=question.level, bound=question.limit, samples=len(tested))
+    return policy, for_all
 
 
 def _describe(
