@@ -164,6 +164,7 @@ def chart(
     legend.click_policy = "hide"
     legend.location = "top_left"
     legend.margin = 4
+    legend.spacing = 10
     if len(items) > 4:
         legend.ncols = 2
     plot.add_layout(legend, "above")

@@ -22,6 +22,9 @@ STYLES: tuple[dict[str, Any], ...] = (
 LARGEST_DROP = 0.1
 """Accuracy drop that figures of frontiers are cut off at."""
 
+MOST_FLOPS = 1.25
+"""Relative FLOPs that figures of frontiers are cut off at."""
+
 LONGEST_METHOD = 25
 """Largest number of letters in the title of a panel."""
 
@@ -182,11 +185,11 @@ def limits(
         flops
         for band in by_label.values()
         for flops, height in zip(band.flops, band.high, strict=True)
-        if height >= bottom and flops <= 1
+        if height >= bottom
     ]
-    left = min(visible, default=0.0)
-    across = max(0.04 * (1 - left), 0.005)
-    return (left - across, 1 + across), (bottom - margin, highest + 1.5 * margin)
+    left, right = min([1.0, *visible]), min(max([1.0, *visible]), MOST_FLOPS)
+    margin_across = max(0.04 * (right - left), 0.005)
+    return (left - margin_across, right + margin_across), (bottom - margin, highest + 1.5 * margin)
 
 
 def _set_limits(axes: Any, by_label: Mapping[str, Band], backbone_accuracy: float) -> None:

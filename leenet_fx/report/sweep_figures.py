@@ -62,7 +62,7 @@ def tradeoff(sweep: Mapping[str, Any], name: str) -> str:
 
 
 def trends(sweep: Mapping[str, Any], name: str) -> str:
-    """Plot accuracy, mean exit, time and FLOPs over α, with their ranges over the seeds.
+    """Plot accuracy, mean exit, time and FLOPs over α, accuracy and FLOPs with their ranges.
 
     Time is not plotted if it was not measured.
 
@@ -73,13 +73,14 @@ def trends(sweep: Mapping[str, Any], name: str) -> str:
     Raises:
         DependencyError: matplotlib is not installed.
     """
-    rows, points = sweep["medians"], sweep["points"]
+    rows = sweep["medians"]
     panels: list[tuple[str, str, float, float | None]] = [
         ("accuracy", "accuracy, %", 100, 100 * sweep["backbone_accuracy"]),
         ("mean_exit", "mean exit", 1, None),
         ("time_ratio", "time, relative", 1, 1.0),
         ("relative_flops", "FLOPs, relative", 1, 1.0),
     ]
+    ranges = {"accuracy": "accuracy", "relative_flops": "flops"}
     panels = [panel for panel in panels if any(row[panel[0]] is not None for row in rows)]
     with svg_style(name) as plt:
         figure, grid = plt.subplots(
@@ -93,14 +94,12 @@ def trends(sweep: Mapping[str, Any], name: str) -> str:
             measured = [row for row in rows if row[key] is not None]
             alphas = [row["alpha"] for row in measured]
             axes.plot(alphas, [scale * row[key] for row in measured], "o-", color=BLUE, ms=4)
-            if key != "time_ratio":
-                ranges = [
-                    [scale * point[key] for point in points if point["alpha"] == alpha]
-                    for alpha in alphas
+            if key in ranges:
+                ends = [
+                    [scale * row[f"{ranges[key]}_{end}"] for row in measured]
+                    for end in ("low", "high")
                 ]
-                axes.fill_between(
-                    alphas, [*map(min, ranges)], [*map(max, ranges)], color=BLUE, alpha=0.25, lw=0
-                )
+                axes.fill_between(alphas, *ends, color=BLUE, alpha=0.25, lw=0)
             if reference is not None:
                 axes.axhline(reference, color=GREEN, lw=1.2, ls="-.", label="backbone")
             axes.set_title(title, loc="left", fontsize=FONT)
