@@ -40,6 +40,7 @@ from .runtime.outputs import Prediction as Prediction
 from .runtime.streaming import predict_stream as predict_stream
 from .storage.exits import load as load
 from .storage.exits import save as save
+from .storage.sharing import push_to_hub as push_to_hub
 from .surgery.attach import attach as attach
 from .surgery.module import EarlyExitModule as EarlyExitModule
 from .surgery.operating_point import OperatingPoint as OperatingPoint
