@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from leenet_fx.errors import EarlyExitError, InputError, StorageError, UnknownNameError, first_line
 from leenet_fx.graph.catalog import create_model
 from leenet_fx.policies import Policy, policy_from_dict
+from leenet_fx.storage.arguments import decode_arguments, encode_arguments, find_classes
 from leenet_fx.storage.config import CONFIG, ExitConfig, describe, encode_config, read_config
 from leenet_fx.storage.files import make_folder, rename, write_atomically
 from leenet_fx.storage.fingerprint import backbone_digest, changed_entries, fingerprint
@@ -241,9 +242,11 @@ def _attach_saved(
             branch_options=config.branch_options,
             num_classes=config.num_classes if holds_classifier else None,
             blocks=config.blocks,
+            concrete_args=decode_arguments(config.concrete_args, path),
+            leaf_modules=find_classes(config.leaf_modules, model, path),
             name=config.model,
         )
-    except UnknownNameError:
+    except (UnknownNameError, StorageError):
         raise
     except (EarlyExitError, *DAMAGE) as error:
         raise StorageError(
@@ -265,6 +268,11 @@ def _check_description(config: ExitConfig, ee: EarlyExitModule, path: Path) -> N
         expected, found = getattr(config, key), getattr(ee.spec, key)
         if expected != found:
             raise StorageError(f"'{path}': {key}: expected {expected}, found {found}.")
+    arguments = encode_arguments(ee.spec.concrete_args)
+    if config.concrete_args != arguments:
+        raise StorageError(
+            f"'{path}': concrete_args: expected {config.concrete_args}, found {arguments}."
+        )
     names = ee.spec.placement.names
     if config.placement.names != names:
         raise StorageError(
