@@ -58,7 +58,7 @@ Target = Literal["max_drop", "max_disagreement", "budget"]
 
 def calibrate(
     ee: EarlyExitModule,
-    data: Iterable[Any] | FeatureCache,
+    data: Iterable[Any] | FeatureCache | CachedOutputs,
     *,
     max_drop: float | None = None,
     max_disagreement: float | None = None,
@@ -89,7 +89,9 @@ def calibrate(
     Args:
         ee: a fitted network.
         data: images and labels on which nothing was fitted, in any order; or a feature cache of
-            them. `max_disagreement` and `budget` take images alone too.
+            them; or their outputs (`leenet_fx.calibration.cached_outputs.outputs_of_data`), from
+            which many points are found without running the network again. `max_disagreement` and
+            `budget` take images alone too.
         max_drop: highest accepted loss of accuracy, as a fraction: 0.01 is one percentage point.
         max_disagreement: highest accepted share of images whose predicted class differs from the
             backbone's, as a fraction. It bounds the drop too.
@@ -208,10 +210,10 @@ def _given_exits(
 
 
 def _outputs(
-    ee: EarlyExitModule, data: Iterable[Any] | FeatureCache, labelled: bool
+    ee: EarlyExitModule, data: Iterable[Any] | FeatureCache | CachedOutputs, labelled: bool
 ) -> CachedOutputs:
     """Return the outputs of all exits for the calibration images."""
-    if not isinstance(data, FeatureCache):
+    if not isinstance(data, (FeatureCache, CachedOutputs)):
         check_class_names(ee, ("calibration", data))
         labelled = labelled or _has_labels(data, ee.spec.num_classes)
     return outputs_of_data(ee, data, labelled=labelled)

@@ -14,7 +14,7 @@ from torch import Tensor
 import placement
 from leenet_fx import tables
 from leenet_fx.calibration.budgets import budget_thresholds, policy_with_thresholds
-from leenet_fx.calibration.cached_outputs import confidences, outputs_of_data
+from leenet_fx.calibration.cached_outputs import CachedOutputs, confidences, outputs_of_data
 from leenet_fx.calibration.risk_control import budget_path
 from leenet_fx.calibration.risks import get_risk
 from leenet_fx.calibration.solvers import exit_indices_at
@@ -100,7 +100,7 @@ class ExitSelection:
 
 def select_exits(
     ee: EarlyExitModule,
-    data: Iterable[Any] | FeatureCache,
+    data: Iterable[Any] | FeatureCache | CachedOutputs,
     num_exits: int | None = None,
     *,
     max_drop: float = 0.01,
@@ -119,7 +119,8 @@ def select_exits(
 
     Args:
         ee: a fitted network whose policy looks at one exit alone.
-        data: images and labels on which nothing was fitted; or a feature cache of them.
+        data: images and labels on which nothing was fitted; or a feature cache of them, or their
+            outputs.
         num_exits: number of exits to keep; None for those that pay.
         max_drop: highest accepted loss of accuracy, as a fraction.
         cost: "flops", "params", "bytes", or "seconds" as `leenet_fx.profile` measured.
