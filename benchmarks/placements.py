@@ -34,8 +34,8 @@ from leenet_fx.calibration.cached_outputs import (
     concatenate,
     confidences,
 )
+from leenet_fx.calibration.exit_subsets import SubsetCosts, selected_for_risk, spread
 from leenet_fx.calibration.risks import get_risk
-from leenet_fx.calibration.selection import SubsetCosts, selected_for_risk, spread
 from leenet_fx.calibration.solvers import exit_indices_at
 from leenet_fx.environment import environment
 from leenet_fx.report.results import Criterion, Result
@@ -75,7 +75,8 @@ class Network:
         self.outputs = {
             split: CachedOutputs(
                 tuple(outputs.logits[index] for index in (*kept, -1)),
-                tuple(outputs.gate_inputs[index] for index in kept),
+                # Thresholds of class probabilities do not read gates, which have four inputs.
+                tuple(torch.zeros(len(outputs.labels), 4) for _ in kept),
                 outputs.labels,
             )
             for split, outputs in found.outputs.items()

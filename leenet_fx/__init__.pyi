@@ -28,6 +28,7 @@ from .methods.method import register_method as register_method
 from .policies import ClassMeanDistance as ClassMeanDistance
 from .policies import Entropy as Entropy
 from .policies import GateThreshold as GateThreshold
+from .policies import LearnedScore as LearnedScore
 from .policies import Margin as Margin
 from .policies import MaxProbability as MaxProbability
 from .policies import NeverExit as NeverExit
@@ -40,6 +41,7 @@ from .runtime.outputs import Prediction as Prediction
 from .runtime.streaming import predict_stream as predict_stream
 from .storage.exits import load as load
 from .storage.exits import save as save
+from .storage.sharing import push_to_hub as push_to_hub
 from .surgery.attach import attach as attach
 from .surgery.module import EarlyExitModule as EarlyExitModule
 from .surgery.operating_point import OperatingPoint as OperatingPoint

@@ -22,16 +22,23 @@ from leenet_fx.calibration.cached_outputs import (
     confidences,
     outputs_of_data,
 )
-from leenet_fx.calibration.intervals import mean_interval, share_interval
-from leenet_fx.calibration.risk_control import RiskCertificate, budget_path, control_risk
-from leenet_fx.calibration.risks import get_risk
-from leenet_fx.calibration.selection import (
+from leenet_fx.calibration.exit_subsets import (
     SubsetCosts,
-    can_select,
+    given_exits,
     savings,
     selected_for_budget,
     selected_for_risk,
     spread,
+)
+from leenet_fx.calibration.intervals import mean_interval, share_interval
+from leenet_fx.calibration.risk_control import RiskCertificate, budget_path, control_risk
+from leenet_fx.calibration.risks import get_risk
+from leenet_fx.calibration.searched import (
+    SEARCHED,
+    Problem,
+    check_solver,
+    searched_budget,
+    searched_path,
 )
 from leenet_fx.data.class_names import check_class_names
 from leenet_fx.errors import InputError
@@ -41,7 +48,6 @@ from leenet_fx.policies import NeverExit, Policy, ThresholdPolicy, policy_to_dic
 from leenet_fx.policies.counting import CountingPolicy
 from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.surgery.operating_point import OperatingPoint, weights_fingerprint
-from leenet_fx.surgery.prune import named_exits
 
 logger = logging.getLogger("leenet_fx")
 
@@ -49,6 +55,14 @@ PATH_SHARE = 0.1
 """Share of the calibration images from which exits and the thresholds to be tested are taken.
 
 They cannot be taken from the images that test them."""
+
+SEARCH_SHARE = 1 / 3
+"""The same share for solvers that read classes, which fit more than one number."""
+
+FITTED_SHARE = 2 / 3
+"""Share of the images on which a solver that reads classes meets a budget.
+
+What to expect is estimated from the others: on its own images it would be too good."""
 
 FEWEST = 10
 """Number of calibration images below which nothing is calibrated."""
@@ -80,11 +94,13 @@ def calibrate(
     set the drop scatters around its mean. If nothing can be certified, early exits are disabled.
 
     With `budget`, thresholds are those whose mean cost on `data` is just within the budget; nothing
-    is promised about accuracy.
+    is promised about accuracy. Solvers that read classes meet it on two thirds of the images, and
+    what to expect is estimated from the rest.
 
     An exit that is not used has an infinite threshold, and its branch does not run. Exits are
     chosen on a tenth of the images, and the promise is tested on the others, so it holds whatever
-    the choice; see `leenet_fx.calibration.selection`.
+    the choice; see
+    `leenet_fx.calibration.exit_subsets`.
 
     Args:
         ee: a fitted network.
@@ -102,7 +118,11 @@ def calibrate(
             "auto", the fewest with which the mean cost is at most 0.5 % of the backbone's above
             that of all. None takes "auto" for networks attached with strategy="auto", and for
             others "all"; and "all" where the decision at an exit depends on other exits.
-        solver: "common", one threshold for all exits; "exponential", shares of samples ∝ ρᵏ.
+        solver: "common", one threshold for all exits; "exponential", shares of samples ∝ ρᵏ;
+            "per-exit", a threshold for each exit, held out against overfitting; "eenet", EENet's
+            learned scores instead of the policy's, `LearnedScore`. The last two read classes, of
+            the labels or without labels the backbone's predictions; with one threshold for all
+            exits, promises are usually cheaper.
         cost: "flops", "params", "bytes", or "seconds" as `leenet_fx.profile` measured.
         name: of the operating point; None takes a name from the target, such as "max_drop=0.01".
         seed: of the order in which images are tested.
@@ -121,22 +141,30 @@ def calibrate(
     if per_class and target != "max_drop":
         raise InputError(f"per_class=True is for max_drop, got {target}={limit!r}.")
     policy = policy_with_thresholds(ee)
-    kept = _given_exits(ee, policy, exits)
+    check_solver(solver, policy)
+    kept = given_exits(ee, policy, exits, solver)
     costs = SubsetCosts(ee, policy, cost)
     outputs = _outputs(ee, data, labelled=target == "max_drop")
     _check_outputs(outputs, target)
     scores = confidences(ee, policy, outputs)
     _check_scores(scores)
     question = _Question(name or f"{target}={limit:g}", target, limit, confidence, solver, cost)
+    generator = torch.Generator().manual_seed(seed)
+    problem = Problem(ee, policy, outputs, cost)
     certificate = None
-    if target == "budget":
+    if target != "budget":
+        policy, certificate = _certify(problem, scores, kept, question, per_class, generator)
+        thresholds = list(certificate.thresholds)
+    elif solver in SEARCHED:
+        order = torch.randperm(len(scores), generator=generator)
+        count = round(FITTED_SHARE * len(order))
+        seen = replace(problem, outputs=outputs.select(order[:count]))
+        policy, thresholds = searched_budget(solver, seen, limit, generator)
+        outputs = outputs.select(order[count:])
+    else:
         kept = kept or selected_for_budget(policy, scores, limit, costs)
         found = budget_thresholds(policy, scores[:, kept], costs.monotone(kept), limit, solver)
         thresholds = spread(found, kept, ee.num_exits)
-    else:
-        generator = torch.Generator().manual_seed(seed)
-        certificate = _certify(policy, outputs, scores, costs, kept, question, per_class, generator)
-        thresholds = list(certificate.thresholds)
     disabled = all(value == math.inf for value in thresholds)
     chosen: Policy = NeverExit() if disabled else policy.with_confidence(thresholds)
     point = _describe(
@@ -146,7 +174,7 @@ def calibrate(
         outputs,
         cached_exit_indices(ee, chosen, outputs),
         ee.costs_for(chosen).relative(cost),
-        savings(scores, thresholds, costs),
+        _savings(replace(problem, policy=policy, outputs=outputs), thresholds),
         weights_fingerprint(ee),
     )
     if certificate is not None and not certificate.certified:
@@ -190,23 +218,6 @@ def _target(
         hint = " One percentage point is 0.01." if name == "max_drop" else ""
         raise InputError(f"{name} must be a fraction above 0 and at most 1, got {value!r}.{hint}")
     return name, float(value)
-
-
-def _given_exits(
-    ee: EarlyExitModule, policy: ThresholdPolicy, exits: str | Sequence[int | str] | None
-) -> list[int] | None:
-    """Return the exits to use; None if they are to be chosen."""
-    selectable = can_select(ee, policy)
-    if exits is None:
-        exits = "auto" if selectable and ee.spec.placement.strategy == "auto" else "all"
-    if exits == "auto":
-        if not selectable:
-            raise InputError(
-                f"exits='auto' needs exits whose decisions are independent of each other; with "
-                f"{policy!r} and branches of '{ee.spec.branch}' they are not: take exits='all'."
-            )
-        return None
-    return list(range(ee.num_exits)) if exits == "all" else named_exits(ee, exits)
 
 
 def _outputs(
@@ -254,30 +265,37 @@ def _check_scores(scores: Tensor) -> None:
 
 
 def _certify(
-    policy: ThresholdPolicy,
-    outputs: CachedOutputs,
+    problem: Problem,
     scores: Tensor,
-    costs: SubsetCosts,
     kept: list[int] | None,
     question: _Question,
     per_class: bool,
     generator: torch.Generator,
-) -> RiskCertificate:
-    """Return the cheapest certified thresholds; see `calibrate`."""
+) -> tuple[ThresholdPolicy, RiskCertificate]:
+    """Return the policy and its cheapest certified thresholds; see `calibrate`."""
     risk = get_risk("accuracy-gap" if question.target == "max_drop" else "disagreement")
+    policy, outputs = problem.policy, problem.outputs
     order = torch.randperm(len(scores), generator=generator)
-    count = max(1, round(PATH_SHARE * len(order)))
+    share = SEARCH_SHARE if question.solver in SEARCHED else PATH_SHARE
+    count = max(1, round(share * len(order)))
     chosen, tested = order[:count], order[count:]
+    number = scores.shape[1]
+    costs = SubsetCosts(problem.ee, policy, question.cost_kind)
     if kept is None:
         losses = risk.losses(outputs.select(chosen))
         kept = selected_for_risk(scores[chosen], losses, question.limit, costs)
-    number = scores.shape[1]
-    if isinstance(policy, CountingPolicy):
+    if question.solver in SEARCHED:
+        seen = replace(problem, outputs=outputs.select(chosen))
+        policy, path = searched_path(question.solver, seen, generator)
+        if policy is not problem.policy:
+            scores = confidences(problem.ee, policy, outputs)
+    elif isinstance(policy, CountingPolicy):
         path = [[float(count)] * len(kept) for count in range(number, 0, -1)]
+        path = [spread(thresholds, kept, number) for thresholds in path]
     else:
         columns = scores[chosen][:, kept]
         path = budget_path(columns, costs.monotone(kept), solver=question.solver)
-    path = [spread(thresholds, kept, number) for thresholds in path]
+        path = [spread(thresholds, kept, number) for thresholds in path]
     losses, tested_scores = risk.losses(outputs.select(tested)), scores[tested]
 
     def certify(rows: Tensor | slice, level: float) -> RiskCertificate:
@@ -292,7 +310,7 @@ def _certify(
         )
 
     if not per_class:
-        return certify(slice(None), question.level)
+        return policy, certify(slice(None), question.level)
     labels = outputs.labels[tested]
     classes = labels.unique().tolist()
     # The union bound: all classes keep the promise together with probability `level`.
@@ -300,7 +318,13 @@ def _certify(
     found = [certify(labels == label, each) for label in classes]
     # Tests end at the first failure, so that the safest of the points is certified for each class.
     strictest = min(found, key=lambda one: -1 if one.index is None else one.index)
-    return replace(strictest, level=question.level, bound=question.limit, samples=len(tested))
+    for_all = replace(strictest, level=question.level, bound=question.limit, samples=len(tested))
+    return policy, for_all
+
+
+def _savings(problem: Problem, thresholds: Sequence[float]) -> tuple[float, ...]:
+    scores = confidences(problem.ee, problem.policy, problem.outputs)
+    return savings(scores, thresholds, SubsetCosts(problem.ee, problem.policy, problem.cost))
 
 
 def _describe(

@@ -213,7 +213,10 @@ class TargetOptions:
         bool, typer.Option("--per-class", help="Promise --max-drop for each class.")
     ] = False
     solver: Annotated[
-        str, typer.Option(help="common: one threshold; exponential: one for each exit.")
+        str,
+        typer.Option(
+            help="common: one threshold; exponential, per-exit: one for each exit; eenet."
+        ),
     ] = "common"
 
 

@@ -24,6 +24,8 @@ from leenet_fx.policies import Policy, policy_from_dict
 from leenet_fx.storage.config import CONFIG, ExitConfig, describe, encode_config, read_config
 from leenet_fx.storage.files import make_folder, write_atomically
 from leenet_fx.storage.fingerprint import backbone_digest, changed_entries, fingerprint
+from leenet_fx.storage.hub import download, is_hub_name
+from leenet_fx.storage.model_card import FOLDER, write_card
 from leenet_fx.storage.upgrade import upgrade_state_dict
 from leenet_fx.storage.weights import (
     WEIGHTS,
@@ -52,8 +54,9 @@ def save(
     *,
     backbone: bool = False,
     fit: Mapping[str, Any] | None = None,
+    license: str | None = None,
 ) -> None:
-    """Write `exits.safetensors` and `exit_config.json`.
+    """Write `exits.safetensors`, `exit_config.json` and a model card, `README.md`.
 
     Weights and buffers of the backbone that were changed since `attach`, by `fit`, by your own loop
     or by `load_state_dict`, are written with the exits, so that `load` with the original model
@@ -61,16 +64,39 @@ def save(
 
     Args:
         ee: the network.
-        folder: created if needed. Files of these names are replaced.
+        folder: created if needed. Files of these names are replaced, but not a `README.md` that
+            was written by hand.
         backbone: whether to include all weights of the backbone.
         fit: record of the training run, `FitResult.to_dict()`.
+        license: licence of the weights, for the card; None takes what timm says of the backbone.
 
     Raises:
         StorageError: the folder cannot be written to.
         InputError: an option of the branches or of the method cannot be written as JSON; a changed
             entry is no tensor; or what was changed is not known.
     """
-    folder = Path(folder)
+    write_files(ee, Path(folder), backbone=backbone, fit=fit, license=license)
+
+
+def write_files(
+    ee: EarlyExitModule,
+    folder: Path,
+    *,
+    backbone: bool,
+    fit: Mapping[str, Any] | None,
+    license: str | None,
+    place: str = FOLDER,
+) -> None:
+    """Write the files of a network; see `save`.
+
+    Args:
+        ee: the network.
+        folder: created if needed.
+        backbone: whether to include all weights of the backbone.
+        fit: record of the training run.
+        license: licence of the weights.
+        place: what the card says that `load` takes.
+    """
     unknown = backbone and ee.spec.checksums is None
     changed = ee.spec.changed if unknown else changed_entries(ee)
     weights = encode_weights(weights_of(ee, changed, backbone))
@@ -85,6 +111,7 @@ def save(
     make_folder(folder)
     write_atomically(folder / WEIGHTS, weights)
     write_atomically(folder / CONFIG, text)
+    write_card(config, folder, license, place)
 
 
 def load(
@@ -93,7 +120,8 @@ def load(
     """Return the network that `save` wrote.
 
     Args:
-        folder: of `exits.safetensors` and `exit_config.json`, of schema 1 or 2.
+        folder: of `exits.safetensors` and `exit_config.json`, of schema 1 or 2; or
+            "hf:owner/name" or "hf:owner/name@revision" of the Hugging Face hub.
         model: the backbone; or a network with exits, attached as the saved one was, which receives
             the weights and is returned; or None for the timm or torchvision model of the saved
             name, with the library's pretrained weights unless the file holds the backbone.
@@ -106,7 +134,7 @@ def load(
         InputError: no `model`, and the saved name is not that of a library model.
         UnknownNameError: the branch or the policy is not registered.
     """
-    folder = Path(folder)
+    folder = download(folder) if is_hub_name(folder) else Path(folder)
     path = folder / CONFIG
     config = read_config(folder)
     weights = read_weights(folder / WEIGHTS, config.weights_sha256)
