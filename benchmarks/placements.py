@@ -5,8 +5,9 @@
 Exits are trained at every boundary once (`exit_outputs.py`, stored); a placement is a part of them.
 Thresholds are chosen on the calibration split, figures are of the test split: a common threshold,
 the cheapest whose drop on the calibration split is at most 1 or 3 points, and the one that
-`calibrate` certifies for 1 point at confidence 0.95. "on test" is the cheapest threshold whose drop
-on the test split itself is at most 1 point, for comparing rules at the same accuracy.
+`calibrate` certifies for 1 point at confidence 0.95. Drops on the test split differ from those on
+the calibration split, and with them the FLOPs; so rules are compared at the same accuracy, "on
+test": at the cheapest threshold whose drop on the test split itself is accepted.
 
 With --draws, calibration sets are drawn with replacement from all images of both splits, over which
 the drop of every point is known, to see how often the promise of "auto" is broken.
@@ -26,15 +27,15 @@ import torch
 from cifar10 import RESULTS, WORK
 from exit_outputs import PAIRS, ExitOutputsOfPair, exit_outputs, missing
 from scipy.stats import binomtest
+from torch import Tensor
 
 import leenet_fx
 from leenet_fx.calibration.cached_outputs import (
     CachedOutputs,
-    cached_exit_indices,
     concatenate,
     confidences,
 )
-from leenet_fx.calibration.exit_subsets import SubsetCosts, selected_for_risk, spread
+from leenet_fx.calibration.exit_subsets import SubsetCosts, exits_of, selected_for_risk
 from leenet_fx.calibration.risks import get_risk
 from leenet_fx.calibration.solvers import exit_indices_at
 from leenet_fx.environment import environment
@@ -48,9 +49,9 @@ RULES = ("linear", "golden", "pareto", "fine", "auto")
 DROPS = (0.01, 0.03)
 LEVEL, LEVEL_OF_DRAWS = 0.95, 0.9
 TOLERANCE = 0.005
-"""Mean FLOPs, relative to the backbone, by which "auto" may be above the best rule."""
+"""Mean FLOPs, relative to the backbone, by which "auto" may be above the best rule at the same accuracy."""
 
-GRID = [*(0.2 + 0.01 * step for step in range(70)), *(1 - 10 ** (-1 - s / 12) for s in range(48))]
+GRID = [1 - 10 ** (-step / 60) for step in range(5, 300)]
 """Thresholds that are compared."""
 
 
@@ -82,17 +83,21 @@ class Network:
             for split, outputs in found.outputs.items()
         }
         self.costs = SubsetCosts(self.ee, leenet_fx.MaxProbability(1.0), "flops")
+        self.scores = {name: scores_of(self.ee, values) for name, values in self.outputs.items()}
+        self.losses = {
+            name: get_risk("accuracy-gap").losses(values) for name, values in self.outputs.items()
+        }
 
-    def measure(self, split: str, thresholds: Sequence[float]) -> tuple[float, float]:
-        """Return the mean FLOPs and the drop of accuracy at N thresholds."""
-        return measure(self.ee, self.outputs[split], thresholds)
-
-    def cheapest(self, split: str, drop: float, exits: Sequence[int]) -> list[float]:
-        """Return the cheapest thresholds, common to some exits, with an accepted drop."""
-        points = [spread([t] * len(exits), exits, self.ee.num_exits) for t in GRID]
-        measured = [self.measure(split, point) for point in points]
-        accepted = [(m[0], p) for m, p in zip(measured, points, strict=True) if m[1] <= drop]
-        return min(accepted)[1] if accepted else [math.inf] * self.ee.num_exits
+    def points(self, split: str, exits: Sequence[int]) -> list[tuple[float, float]]:
+        """Return mean FLOPs and drop at each threshold of the grid, common to some exits."""
+        rows = torch.tensor(self.costs.rows(exits), dtype=torch.float64)
+        scores, losses = self.scores[split], self.losses[split]
+        points = []
+        for threshold in GRID:
+            taken = exits_of(scores, threshold, exits)
+            drop = losses.gather(1, taken.unsqueeze(1)).mean()
+            points.append((float(rows[taken].mean()), float(drop)))
+        return points
 
     def chosen(self, drop: float) -> list[int]:
         """Return the exits that "auto" uses, from a tenth of the calibration split."""
@@ -103,20 +108,23 @@ class Network:
         order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
         some = outputs.select(order[: max(1, size // 10)])
         losses = get_risk("accuracy-gap").losses(some)
-        scores = confidences(self.ee, leenet_fx.MaxProbability(1.0), some)
-        return selected_for_risk(scores, losses, drop, self.costs)
+        return selected_for_risk(scores_of(self.ee, some), losses, drop, self.costs)
 
 
-def measure(
-    ee: EarlyExitModule, outputs: CachedOutputs, thresholds: Sequence[float]
-) -> tuple[float, float]:
-    """Return the mean FLOPs and the drop of accuracy at N thresholds."""
-    policy = leenet_fx.MaxProbability(list(thresholds))
-    exits = exit_indices_at(confidences(ee, policy, outputs), thresholds)
-    rows = torch.tensor(ee.costs_for(policy).relative(), dtype=torch.float64)
-    final = torch.full_like(exits, ee.num_exits)
-    right, best = outputs.is_correct(exits), outputs.is_correct(final)
-    return float(rows[exits].mean()), float(best.double().mean() - right.double().mean())
+def scores_of(ee: EarlyExitModule, outputs: CachedOutputs) -> Tensor:
+    """Return the largest class probabilities (n, N)."""
+    return confidences(ee, leenet_fx.MaxProbability(1.0), outputs)
+
+
+def cheapest(points: Sequence[tuple[float, float]], drop: float) -> int:
+    """Return the cheapest point with an accepted drop; the last one, the safest, if there is none.
+
+    Args:
+        points: mean FLOPs and drops.
+        drop: highest accepted.
+    """
+    accepted = [(flops, index) for index, (flops, found) in enumerate(points) if found <= drop]
+    return min(accepted)[1] if accepted else len(points) - 1
 
 
 def measure_rule(name: str, rule: str, num_exits: int | None, network: Network) -> dict[str, Any]:
@@ -126,33 +134,41 @@ def measure_rule(name: str, rule: str, num_exits: int | None, network: Network) 
     row["shares"] = [round(network.ee.spec.profile.shares[i], 3) for i in ee.spec.placement.indices]
     for drop in DROPS:
         exits = network.chosen(drop)
-        thresholds = network.cheapest("calibration", drop, exits)
-        flops, found = network.measure("test", thresholds)
+        on_test = network.points("test", exits)
+        flops, found = on_test[cheapest(network.points("calibration", exits), drop)]
         key = f"{100 * drop:g}"
         row |= {f"used at {key}": len(exits), f"flops at {key}": flops, f"drop at {key}": found}
-        on_test = network.cheapest("test", drop, exits)
-        row[f"flops on test at {key}"] = network.measure("test", on_test)[0]
+        row[f"flops on test at {key}"] = on_test[cheapest(on_test, drop)][0]
     point = leenet_fx.calibrate(
         ee, network.outputs["calibration"], max_drop=DROPS[0], confidence=LEVEL
     )
-    test = network.outputs["test"]
-    exits = cached_exit_indices(ee, ee.policy, test)
-    costs = ee.costs_for(ee.policy).relative()
-    rows = torch.tensor([*costs[:-1], costs[-1] if point.thresholds else 1.0])
-    best = test.is_correct(torch.full_like(exits, ee.num_exits)).double().mean()
+    exits, flops = certified(network, point.thresholds, network.scores["test"])
+    lost = network.losses["test"].gather(1, exits.unsqueeze(1)).mean()
     row |= {
         "promised": point.promised,
         "certified: used": sum(value != math.inf for value in point.thresholds),
-        "certified: flops": float(rows[exits].double().mean()),
-        "certified: drop": float(best - test.is_correct(exits).double().mean()),
+        "certified: flops": flops,
+        "certified: drop": float(lost),
     }
     return row
+
+
+def certified(
+    network: Network, thresholds: Sequence[float], scores: Tensor
+) -> tuple[Tensor, float]:
+    """Return the exit of each sample and the mean FLOPs at an operating point."""
+    limits = thresholds or [math.inf] * network.ee.num_exits
+    used = [index for index, value in enumerate(limits) if value != math.inf]
+    exits = exit_indices_at(scores, limits)
+    rows = torch.tensor(network.costs.rows(used), dtype=torch.float64)
+    return exits, float(rows[exits].mean())
 
 
 def broken_promises(name: str, network: Network, draws: int) -> dict[str, Any]:
     """Calibrate "auto" on many drawn calibration sets; return how often the drop is exceeded."""
     population = concatenate([network.outputs["calibration"], network.outputs["test"]])
-    size = len(population.labels)
+    size, scores = len(population.labels), scores_of(network.ee, population)
+    losses = get_risk("accuracy-gap").losses(population)
     file = WORK / f"placement-{name.replace('/', '-')}.jsonl"
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("\n")][:draws]
@@ -164,8 +180,8 @@ def broken_promises(name: str, network: Network, draws: int) -> dict[str, Any]:
             point = leenet_fx.calibrate(
                 network.ee, drawn, max_drop=DROPS[0], confidence=LEVEL_OF_DRAWS, seed=seed
             )
-            thresholds = point.thresholds or (math.inf,) * network.ee.num_exits
-            flops, drop = measure(network.ee, population, thresholds)
+            exits, flops = certified(network, point.thresholds, scores)
+            drop = float(losses.gather(1, exits.unsqueeze(1)).mean())
             rows.append({"seed": seed, "flops": flops, "drop": drop})
             out.write(json.dumps(rows[-1]) + "\n")
             out.flush()
@@ -184,12 +200,15 @@ def rows_of(name: str, found: ExitOutputsOfPair, models: Path) -> dict[tuple[Any
     """Return the networks of all rules, by rule and number of exits."""
     case = PAIRS[name]
     model = case.build(models / case.weights)
-    networks = {}
-    for at in (*((rule, 3) for rule in RULES), *((rule, None) for rule in RULES), ("every", None)):
+    networks: dict[tuple[Any, ...], Network] = {}
+    for at in (*((rule, None) for rule in RULES), ("every", None), *((rule, 3) for rule in RULES)):
         try:
-            networks[at] = Network(name, found, model, at)
+            network = Network(name, found, model, at)
         except PlacementError as error:
             print(f"{name}: {error}", file=sys.stderr)
+            continue
+        if at[1] is None or network.ee.num_exits != networks[at[0], None].ee.num_exits:
+            networks[at] = network
     return networks
 
 
@@ -198,7 +217,7 @@ def criteria_of(name: str, rows: Sequence[dict[str, Any]]) -> list[Criterion]:
     criteria = []
     auto = next(row for row in rows if row["rule"] == "auto" and row["asked"] is None)
     for key in (f"{100 * drop:g}" for drop in DROPS):
-        column = f"flops at {key}"
+        column = f"flops on test at {key}"
         others = [row for row in rows if row["rule"] != "auto"]
         best = min(others, key=lambda row: row[column])
         fine = min(row[column] for row in others if row["rule"] == "fine")

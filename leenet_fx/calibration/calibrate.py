@@ -115,7 +115,7 @@ def calibrate(
         confidence: confidence level of the promise and of the intervals, in (0, 1).
         per_class: whether `max_drop` is promised for the images of each class.
         exits: the exits to use: "all"; some of them, by index or by the name of the block before;
-            "auto", the fewest with which the mean cost is at most 0.5 % of the backbone's above
+            "auto", the fewest with which the mean cost is at most 0.1 % of the backbone's above
             that of all. None takes "auto" for networks attached with strategy="auto", and for
             others "all"; and "all" where the decision at an exit depends on other exits.
         solver: "common", one threshold for all exits; "exponential", shares of samples ∝ ρᵏ;

@@ -18,7 +18,7 @@ from leenet_fx.policies import ThresholdPolicy
 from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.surgery.prune import named_exits
 
-MAX_EXTRA = 0.005
+MAX_EXTRA = 0.001
 """Mean cost, relative to the backbone, that removing exits that hardly pay may add in total."""
 
 STEPS = 50

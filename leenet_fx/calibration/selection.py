@@ -110,7 +110,7 @@ def select_exits(
     With `num_exits`, the ones with the lowest mean cost whose accuracy on `data` is at most
     `max_drop` below the backbone's, under a common threshold (`placement.select_exits`: all
     subsets are compared for up to 12 exits, else exits are added one by one). Without, the fewest
-    with which the mean cost is at most 0.5 % of the backbone's above that of all exits, at the
+    with which the mean cost is at most 0.1 % of the backbone's above that of all exits, at the
     cheapest threshold that keeps `max_drop`.
 
     Choosing among many subsets is optimistic on the images it is done on: certify on other images,
