@@ -49,7 +49,7 @@ RULES = ("linear", "golden", "pareto", "fine", "auto")
 DROPS = (0.01, 0.03)
 LEVEL, LEVEL_OF_DRAWS = 0.95, 0.9
 TOLERANCE = 0.005
-"""Mean FLOPs, relative to the backbone, by which "auto" may be above the best rule at the same accuracy."""
+"""Mean FLOPs of the backbone by which "auto" may be above the best rule at the same accuracy."""
 
 GRID = [1 - 10 ** (-step / 60) for step in range(5, 300)]
 """Thresholds that are compared."""
