@@ -132,7 +132,7 @@ class BackboneOptions:
 class PlacementOptions:
     """Where exits are placed."""
 
-    strategy: Annotated[str, typer.Option(help="Placement strategy; see 'strategies'.")] = "fine"
+    strategy: Annotated[str, typer.Option(help="Placement strategy; see 'strategies'.")] = "auto"
     num_exits: Annotated[
         int | None, typer.Option(help="Number of exits; default: √(number of blocks).")
     ] = None
@@ -229,7 +229,10 @@ class TargetOptions:
         bool, typer.Option("--per-class", help="Promise --max-drop for each class.")
     ] = False
     solver: Annotated[
-        str, typer.Option(help="common: one threshold; exponential: one for each exit.")
+        str,
+        typer.Option(
+            help="common: one threshold; exponential, per-exit: one for each exit; eenet."
+        ),
     ] = "common"
 
 

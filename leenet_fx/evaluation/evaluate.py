@@ -27,12 +27,21 @@ from leenet_fx.evaluation.exit_statistics import (
 )
 from leenet_fx.evaluation.intervals import Intervals, find_intervals
 from leenet_fx.evaluation.metrics import accuracy, auroc, calibration_error
+from leenet_fx.evaluation.reliability import ReliabilityBin, reliability_bins
 from leenet_fx.evaluation.sample_records import SampleRecords, concatenate, record_batch
+from leenet_fx.evaluation.threshold_curve import (
+    ThresholdCurve,
+    curve_policy,
+    operating_point_in_use,
+    policy_confidence,
+    threshold_curve,
+)
 from leenet_fx.evaluation.timing import BatchTimer, Timing, check_sizes
 from leenet_fx.features.batches import batches, count_batches, count_images
 from leenet_fx.policies import NeverExit
 from leenet_fx.progress import track
 from leenet_fx.surgery.module import EarlyExitModule
+from leenet_fx.surgery.operating_point import OperatingPoint
 from leenet_fx.training.sanity import warn_if_at_chance, warn_if_one_exit
 
 
@@ -56,6 +65,9 @@ class Evaluation:
         classes: statistics of each class that occurs.
         timing: times on test sets of growing size; None if `sizes` was not given.
         intervals: of accuracy, cost and time; None in files of earlier versions.
+        reliability: bins of the reliability diagram at the exit taken; empty in older records.
+        curve: accuracy and cost against the threshold; None if the policy has none.
+        operating_point: what `leenet_fx.calibrate` found, if its policy is in use.
     """
 
     samples: int
@@ -72,6 +84,9 @@ class Evaluation:
     classes: tuple[ClassStatistics, ...]
     timing: Timing | None = None
     intervals: Intervals | None = None
+    reliability: tuple[ReliabilityBin, ...] = ()
+    curve: ThresholdCurve | None = None
+    operating_point: OperatingPoint | None = None
 
     @property
     def time_ratio(self) -> float:
@@ -173,6 +188,7 @@ def evaluate(
     records: list[SampleRecords] = []
     predicted: list[Tensor] = []
     models: dict[str, Callable[[Tensor], Any]] = {"ee": run_adaptive, "backbone": run_backbone}
+    thresholded = curve_policy(ee)
     labelled = batches(loader, "loader", ee.spec.num_classes, device)
     for index, (images, labels) in enumerate(track(labelled, "evaluating", count_images(loader))):
         if index == 0:
@@ -181,7 +197,9 @@ def evaluate(
             _check_logits(run_backbone(images), ee)
         outputs = timer.measure(models, images)
         predicted.append(outputs["backbone"].argmax(1).cpu())
-        records.append(record_batch(ee.all_exits(images).logits, outputs["ee"][1], labels))
+        everywhere = ee.all_exits(images)
+        scores = policy_confidence(thresholded, *everywhere)
+        records.append(record_batch(everywhere.logits, outputs["ee"][1], labels, scores))
     timer.check_memory()
     samples = concatenate(records)
     of_backbone = torch.cat(predicted)
@@ -256,4 +274,7 @@ def summarise(
         classes=class_statistics(records, len(exits)),
         timing=timing,
         intervals=find_intervals(correct, backbone_correct, spent, timer),
+        reliability=reliability_bins(confidence, correct),
+        curve=threshold_curve(ee, records),
+        operating_point=operating_point_in_use(ee),
     )

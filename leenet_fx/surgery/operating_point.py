@@ -73,6 +73,8 @@ class OperatingPoint:
         drop: accuracy of the backbone minus that with early exits; None without labels.
         fingerprint: of the weights.
         images: statistics of the calibration images; None if unknown.
+        savings: for each exit, by how much the mean cost would be higher without it; 0 for exits
+            that are not used. Empty if it was not computed.
     """
 
     name: str
@@ -94,6 +96,7 @@ class OperatingPoint:
     drop: Interval | None
     fingerprint: str
     images: ImageStatistics | None = field(default=None, compare=False)
+    savings: tuple[float, ...] = ()
 
     def build_policy(self) -> Policy:
         """Return the policy of this point."""
@@ -122,7 +125,10 @@ class OperatingPoint:
             lines += [f"drop       {self.drop}"]
         lines += [f"disagrees  {self.disagreement}", f"cost       {self.cost} ({self.cost_kind})"]
         shares = ", ".join(f"{share:.3f}" for share in self.exit_shares)
-        return "\n".join([*lines, f"exits      {shares}"])
+        lines.append(f"exits      {shares}")
+        if self.savings:
+            lines.append(f"saved by   {', '.join(f'{saved:.3f}' for saved in self.savings)}")
+        return "\n".join(lines)
 
 
 def weights_fingerprint(network: nn.Module) -> str:

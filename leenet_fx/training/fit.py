@@ -236,7 +236,7 @@ def _run(
 
 def _costs(ee: EarlyExitModule, plan: Plan, device: torch.device) -> torch.Tensor:
     """Return the relative cost of each exit (N+1,) under the method's policy."""
-    costs = ee.costs_for(plan.method.policy_for(ee.num_exits))
+    costs = ee.costs_for(plan.method.policy_for(ee.num_exits), enabled=True)
     return torch.tensor(costs.relative(plan.cost), device=device)
 
 
