@@ -1,5 +1,6 @@
 """The public names; `__init__.py` loads them from here when they are first used."""
 
+from . import run as run
 from .calibration.budgets import set_budget as set_budget
 from .calibration.calibrate import calibrate as calibrate
 from .calibration.selection import select_exits as select_exits
@@ -8,6 +9,7 @@ from .data.splits import open_data as open_data
 from .data.transforms import make_transform as make_transform
 from .errors import DependencyError as DependencyError
 from .errors import EarlyExitError as EarlyExitError
+from .errors import ExportError as ExportError
 from .errors import InputError as InputError
 from .errors import ModeError as ModeError
 from .errors import PlacementError as PlacementError
@@ -18,6 +20,7 @@ from .errors import UnknownNameError as UnknownNameError
 from .evaluation.compare import compare as compare
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.sweep import sweep as sweep
+from .export.export import export as export
 from .features.feature_cache import cache_features as cache_features
 from .graph.catalog import create_model as create_model
 from .graph.catalog import list_models as list_models

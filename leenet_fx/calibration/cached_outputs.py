@@ -148,7 +148,7 @@ def outputs_of_data(
         return data
     if isinstance(data, FeatureCache):
         return compute_outputs(ee, data)
-    with cache_features(ee, data, labelled=labelled) as cache:
+    with cache_features(ee, data, labelled=labelled, name="calibration images") as cache:
         return compute_outputs(ee, cache)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -30,7 +30,7 @@ from leenet_fx.calibration.exit_subsets import (
     selected_for_risk,
     spread,
 )
-from leenet_fx.calibration.intervals import mean_interval, share_interval
+from leenet_fx.calibration.expectation import Question, Target, describe, not_certified
 from leenet_fx.calibration.risk_control import RiskCertificate, budget_path, control_risk
 from leenet_fx.calibration.risks import get_risk
 from leenet_fx.calibration.searched import (
@@ -66,8 +66,6 @@ What to expect is estimated from the others: on its own images it would be too g
 
 FEWEST = 10
 """Number of calibration images below which nothing is calibrated."""
-
-Target = Literal["max_drop", "max_disagreement", "budget"]
 
 
 def calibrate(
@@ -148,12 +146,12 @@ def calibrate(
     _check_outputs(outputs, target)
     scores = confidences(ee, policy, outputs)
     _check_scores(scores)
-    question = _Question(name or f"{target}={limit:g}", target, limit, confidence, solver, cost)
+    question = Question(name or f"{target}={limit:g}", target, limit, confidence, solver, cost)
     generator = torch.Generator().manual_seed(seed)
     problem = Problem(ee, policy, outputs, cost)
     certificate = None
     if target != "budget":
-        policy, certificate = _certify(problem, scores, kept, question, per_class, generator)
+        policy, certificate = certify(problem, scores, kept, question, per_class, generator)
         thresholds = list(certificate.thresholds)
     elif solver in SEARCHED:
         order = torch.randperm(len(scores), generator=generator)
@@ -166,35 +164,25 @@ def calibrate(
         found = budget_thresholds(policy, scores[:, kept], costs.monotone(kept), limit, solver)
         thresholds = spread(found, kept, ee.num_exits)
     disabled = all(value == math.inf for value in thresholds)
+    if policy is not problem.policy:
+        scores, costs = confidences(ee, policy, problem.outputs), SubsetCosts(ee, policy, cost)
     chosen: Policy = NeverExit() if disabled else policy.with_confidence(thresholds)
-    point = _describe(
+    point = describe(
         question,
         policy_to_dict(chosen),
         certificate,
         outputs,
         cached_exit_indices(ee, chosen, outputs),
         ee.costs_for(chosen).relative(cost),
-        _savings(replace(problem, policy=policy, outputs=outputs), thresholds),
+        savings(scores, thresholds, costs),
         weights_fingerprint(ee),
     )
     if certificate is not None and not certificate.certified:
-        logger.warning("%s", _not_certified(certificate, target))
+        logger.warning("%s", not_certified(certificate, target))
     others = tuple(other for other in ee.spec.operating_points if other.name != point.name)
     ee.policy = chosen
     ee.spec = replace(ee.spec, operating_points=(*others, point))
     return point
-
-
-@dataclass(frozen=True)
-class _Question:
-    """What was asked for; the attributes are those of `OperatingPoint`."""
-
-    name: str
-    target: Target
-    limit: float
-    level: float
-    solver: str
-    cost_kind: str
 
 
 def _target(
@@ -264,11 +252,11 @@ def _check_scores(scores: Tensor) -> None:
         )
 
 
-def _certify(
+def certify(
     problem: Problem,
     scores: Tensor,
     kept: list[int] | None,
-    question: _Question,
+    question: Question,
     per_class: bool,
     generator: torch.Generator,
 ) -> tuple[ThresholdPolicy, RiskCertificate]:
@@ -280,25 +268,25 @@ def _certify(
     count = max(1, round(share * len(order)))
     chosen, tested = order[:count], order[count:]
     number = scores.shape[1]
-    costs = SubsetCosts(problem.ee, policy, question.cost_kind)
-    if kept is None:
-        losses = risk.losses(outputs.select(chosen))
-        kept = selected_for_risk(scores[chosen], losses, question.limit, costs)
     if question.solver in SEARCHED:
         seen = replace(problem, outputs=outputs.select(chosen))
         policy, path = searched_path(question.solver, seen, generator)
         if policy is not problem.policy:
             scores = confidences(problem.ee, policy, outputs)
-    elif isinstance(policy, CountingPolicy):
-        path = [[float(count)] * len(kept) for count in range(number, 0, -1)]
-        path = [spread(thresholds, kept, number) for thresholds in path]
     else:
-        columns = scores[chosen][:, kept]
-        path = budget_path(columns, costs.monotone(kept), solver=question.solver)
+        costs = SubsetCosts(problem.ee, policy, question.cost_kind)
+        if kept is None:
+            losses = risk.losses(outputs.select(chosen))
+            kept = selected_for_risk(scores[chosen], losses, question.limit, costs)
+        if isinstance(policy, CountingPolicy):
+            path = [[float(count)] * len(kept) for count in range(number, 0, -1)]
+        else:
+            columns = scores[chosen][:, kept]
+            path = budget_path(columns, costs.monotone(kept), solver=question.solver)
         path = [spread(thresholds, kept, number) for thresholds in path]
     losses, tested_scores = risk.losses(outputs.select(tested)), scores[tested]
 
-    def certify(rows: Tensor | slice, level: float) -> RiskCertificate:
+    def certificate_of(rows: Tensor | slice, level: float) -> RiskCertificate:
         return control_risk(
             losses[rows],
             tested_scores[rows],
@@ -310,79 +298,13 @@ def _certify(
         )
 
     if not per_class:
-        return policy, certify(slice(None), question.level)
+        return policy, certificate_of(slice(None), question.level)
     labels = outputs.labels[tested]
     classes = labels.unique().tolist()
     # The union bound: all classes keep the promise together with probability `level`.
     each = 1 - (1 - question.level) / len(classes)
-    found = [certify(labels == label, each) for label in classes]
+    found = [certificate_of(labels == label, each) for label in classes]
     # Tests end at the first failure, so that the safest of the points is certified for each class.
     strictest = min(found, key=lambda one: -1 if one.index is None else one.index)
     for_all = replace(strictest, level=question.level, bound=question.limit, samples=len(tested))
     return policy, for_all
-
-
-def _savings(problem: Problem, thresholds: Sequence[float]) -> tuple[float, ...]:
-    scores = confidences(problem.ee, problem.policy, problem.outputs)
-    return savings(scores, thresholds, SubsetCosts(problem.ee, problem.policy, problem.cost))
-
-
-def _describe(
-    question: _Question,
-    policy: dict[str, Any],
-    certificate: RiskCertificate | None,
-    outputs: CachedOutputs,
-    exits: Tensor,
-    costs: tuple[float, ...],
-    saved: tuple[float, ...],
-    fingerprint: str,
-) -> OperatingPoint:
-    """Return the operating point with estimates from all calibration images."""
-    samples, level = len(exits), question.level
-    disabled = policy["name"] == NeverExit.name
-    relative = torch.tensor([*costs[:-1], 1.0 if disabled else costs[-1]], dtype=torch.float64)
-    predicted = torch.stack([logits.argmax(1) for logits in outputs.logits], 1)
-    final = predicted[:, -1]
-    taken = predicted.gather(1, exits.unsqueeze(1)).squeeze(1)
-    accuracy = backbone = drop = None
-    if bool((outputs.labels >= 0).all()):
-        right, best = taken == outputs.labels, final == outputs.labels
-        accuracy = share_interval(int(right.sum()), samples, level)
-        backbone = float(best.double().mean())
-        drop = mean_interval(best.double() - right.double(), level)
-    shares = exits.bincount(minlength=len(costs)).double() / samples
-    promised = certificate is not None and certificate.certified
-    return OperatingPoint(
-        name=question.name,
-        policy=policy,
-        target=question.target,
-        limit=question.limit,
-        level=level,
-        promised=promised,
-        bound=certificate.bound if certificate is not None and promised else None,
-        samples=samples,
-        samples_needed=None if certificate is None else certificate.samples_needed,
-        solver=question.solver,
-        cost_kind=question.cost_kind,
-        exit_shares=tuple(shares.tolist()),
-        cost=mean_interval(relative[exits], level),
-        disagreement=share_interval(int((taken != final).sum()), samples, level),
-        accuracy=accuracy,
-        backbone_accuracy=backbone,
-        drop=drop,
-        fingerprint=fingerprint,
-        savings=saved,
-    )
-
-
-def _not_certified(certificate: RiskCertificate, target: Target) -> str:
-    needed = certificate.samples_needed
-    enough = (
-        f"about {needed} images would certify a first one"
-        if needed is not None
-        else "more images would not help: exits disagree with the backbone where they are surest"
-    )
-    return (
-        f"No early exit is certified for {target}={certificate.target:g} with "
-        f"{certificate.samples} images, so early exits are disabled; {enough}."
-    )

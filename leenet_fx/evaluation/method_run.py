@@ -78,7 +78,9 @@ class Splits:
             self._caches.pop(name).close()
             cache = None
         if cache is None:
-            cache = self._caches[name] = cache_features(ee, getattr(self, name))
+            cache = self._caches[name] = cache_features(
+                ee, getattr(self, name), name=f"{name} images"
+            )
         return cache
 
     def close(self) -> None:

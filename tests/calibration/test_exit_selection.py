@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import leenet_fx
 from leenet_fx import Entropy, InputError, MaxProbability, NeverExit, Patience, PlacementError
-from leenet_fx.calibration import calibrate as calibration
 from leenet_fx.calibration.cached_outputs import confidences, outputs_of_data
+from leenet_fx.calibration.calibrate import certify
 from leenet_fx.calibration.exit_subsets import MAX_EXTRA, SubsetCosts, worthwhile
+from leenet_fx.calibration.expectation import Question
 from leenet_fx.calibration.risks import get_risk
 from leenet_fx.calibration.searched import Problem
 from leenet_fx.calibration.solvers import exit_indices_at
@@ -182,15 +183,13 @@ def test_the_promise_holds_though_exits_are_chosen(fitted):
     policy, level, limit, draws = MaxProbability(1.0), 0.8, 0.1, 30
     scores = confidences(ee, policy, outputs)
     losses = get_risk("accuracy-gap").losses(outputs)
-    question = calibration._Question("point", "max_drop", limit, level, "common", "flops")
+    question = Question("point", "max_drop", limit, level, "common", "flops")
     broken = exits_used = 0
     for seed in range(draws):
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randint(N, (400,), generator=generator)
         problem = Problem(ee, policy, outputs.select(rows), "flops")
-        _, certificate = calibration._certify(
-            problem, scores[rows], None, question, False, generator
-        )
+        _, certificate = certify(problem, scores[rows], None, question, False, generator)
         exits = exit_indices_at(scores, certificate.thresholds)
         broken += float(losses.gather(1, exits.unsqueeze(1)).mean()) > limit
         exits_used += certificate.certified
@@ -205,11 +204,6 @@ def test_exits_that_depend_on_each_other_are_not_chosen(network):
         leenet_fx.select_exits(ee, data)
     with pytest.raises(InputError, match="independent of each other"):
         leenet_fx.calibrate(ee, data, budget=0.9, exits="auto")
-    ee.policy = MaxProbability(1.0)
-    with pytest.raises(InputError, match="itself disables"):
-        leenet_fx.calibrate(ee, data, budget=0.9, exits=[0], solver="per-exit")
-    searched = leenet_fx.calibrate(attached_auto(ee), data, budget=0.9, solver="eenet")
-    assert len(searched.savings) == 4
     # The default takes all of them.
     auto = attached_auto(ee)
     auto.policy = Patience(2)

@@ -192,7 +192,7 @@ def test_a_card_written_by_hand_is_kept(network, tmp_path):
     leenet_fx.save(network, tmp_path)
     assert MARK in card.read_text()
     card.write_text("My own words.")
-    leenet_fx.save(network, tmp_path)
+    leenet_fx.save(network, tmp_path, overwrite=True)
     assert card.read_text() == "My own words."
 
 
