@@ -164,8 +164,6 @@ def calibrate(
         found = budget_thresholds(policy, scores[:, kept], costs.monotone(kept), limit, solver)
         thresholds = spread(found, kept, ee.num_exits)
     disabled = all(value == math.inf for value in thresholds)
-    if policy is not problem.policy:
-        scores, costs = confidences(ee, policy, problem.outputs), SubsetCosts(ee, policy, cost)
     chosen: Policy = NeverExit() if disabled else policy.with_confidence(thresholds)
     point = describe(
         question,
@@ -174,7 +172,7 @@ def calibrate(
         outputs,
         cached_exit_indices(ee, chosen, outputs),
         ee.costs_for(chosen).relative(cost),
-        savings(scores, thresholds, costs),
+        _savings(replace(problem, policy=policy, outputs=outputs), thresholds),
         weights_fingerprint(ee),
     )
     if certificate is not None and not certificate.certified:
@@ -308,3 +306,8 @@ def certify(
     strictest = min(found, key=lambda one: -1 if one.index is None else one.index)
     for_all = replace(strictest, level=question.level, bound=question.limit, samples=len(tested))
     return policy, for_all
+
+
+def _savings(problem: Problem, thresholds: Sequence[float]) -> tuple[float, ...]:
+    scores = confidences(problem.ee, problem.policy, problem.outputs)
+    return savings(scores, thresholds, SubsetCosts(problem.ee, problem.policy, problem.cost))

@@ -154,8 +154,8 @@ def given_exits(
         return list(range(ee.num_exits))
     if solver in SEARCHED:
         raise InputError(
-            f"The solver '{solver}' decides itself which exits are used: take exits=None or "
-            f"solver='common', got exits={exits!r}."
+            f"exits={exits!r} is for the solvers 'common' and 'exponential'; '{solver}' itself "
+            "disables exits that it does not use."
         )
     if exits != "auto":
         return named_exits(ee, exits)

@@ -204,6 +204,11 @@ def test_exits_that_depend_on_each_other_are_not_chosen(network):
         leenet_fx.select_exits(ee, data)
     with pytest.raises(InputError, match="independent of each other"):
         leenet_fx.calibrate(ee, data, budget=0.9, exits="auto")
+    ee.policy = MaxProbability(1.0)
+    with pytest.raises(InputError, match="itself disables"):
+        leenet_fx.calibrate(ee, data, budget=0.9, exits=[0], solver="per-exit")
+    searched = leenet_fx.calibrate(attached_auto(ee), data, budget=0.9, solver="eenet")
+    assert len(searched.savings) == 4
     # The default takes all of them.
     auto = attached_auto(ee)
     auto.policy = Patience(2)
