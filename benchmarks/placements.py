@@ -44,7 +44,7 @@ from leenet_fx.surgery.module import EarlyExitModule
 from placement import PlacementError
 
 RESULT = RESULTS / "placement.json"
-COMMAND = "python benchmarks/placements.py --data PATH --models PATH --draws 200"
+COMMAND = "python benchmarks/placements.py --data PATH --models PATH"
 RULES = ("linear", "golden", "pareto", "fine", "auto")
 DROPS = (0.01, 0.03)
 LEVEL, LEVEL_OF_DRAWS = 0.95, 0.9
@@ -265,6 +265,16 @@ def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def of_other_pairs(name: str) -> tuple[list[dict[str, Any]], list[Criterion]]:
+    """Return the stored rows and criteria of all pairs but one."""
+    if not RESULT.exists():
+        return [], []
+    stored = json.loads(RESULT.read_text())
+    rows = [row for row in stored["rows"] if row["pair"] != name]
+    criteria = [Criterion(**c) for c in stored["criteria"] if not c["name"].startswith(name)]
+    return rows, criteria
+
+
 def main() -> None:
     """Run the pairs whose files are present, and write JSON and Markdown."""
     parser = argparse.ArgumentParser(description="Placement rules and exits chosen from data.")
@@ -273,9 +283,6 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=0)
     parser.add_argument("pairs", nargs="*", help=", ".join(PAIRS))
     options = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    promises: list[dict[str, Any]] = []
-    criteria: list[Criterion] = []
     for name in options.pairs or PAIRS:
         if path := missing(name, options.data, options.models):
             print(f"Skipped {name}: needs '{path}'.", file=sys.stderr)
@@ -283,23 +290,25 @@ def main() -> None:
         found = exit_outputs(name, options.data, options.models)
         networks = rows_of(name, found, options.models)
         measured = [measure_rule(name, *at, network) for at, network in networks.items()]
-        rows += measured
-        criteria += criteria_of(name, measured)
+        criteria = criteria_of(name, measured)
+        promises = []
         if options.draws:
             promises.append(broken_promises(name, networks["auto", None], options.draws))
-            low = promises[-1]["95 % interval"][0]
+            low = promises[0]["95 % interval"][0]
             criteria.append(
                 Criterion(
                     f"{name}: promise of auto broken in {options.draws} draws",
-                    promises[-1]["broken %"],
+                    promises[0]["broken %"],
                     "%",
                     f"≤ {100 * (1 - LEVEL_OF_DRAWS):.0f} within its interval",
                     low <= 100 * (1 - LEVEL_OF_DRAWS),
                 )
             )
+        rows, others = of_other_pairs(name)
+        rows += [*measured, *promises]
         title = "Placement: rules, and exits chosen from data"
-        result = Result(COMMAND, [*rows, *promises], criteria, environment())
-        result.write(RESULT, title, table(rows))
+        result = Result(COMMAND, rows, [*others, *criteria], environment())
+        result.write(RESULT, title, table([row for row in rows if "rule" in row]))
         print(f"{name}: {len(measured)} placements", file=sys.stderr, flush=True)
 
 

@@ -66,7 +66,8 @@ def export(
     """Write a network for a runtime without torch, and verify what was written.
 
     The exported network makes the same decisions: each sample stops at its exit. Its thresholds are
-    the active ones, and the runtime can replace them by those of other operating points. If early
+    the active ones, and the runtime can replace them by those of other operating points. Exits with
+    an infinite threshold are evaluated there: remove them by `leenet_fx.prune` first. If early
     exits are disabled (`NeverExit`), the backbone alone is exported. Images have the size that
     `attach` had.
 
