@@ -94,7 +94,7 @@ def export(
     """
     start = time.perf_counter()
     chosen = get_format(format)()
-    chosen.check_installed()
+    chosen.check_installed(format)
     plan = export_plan(ee)
     sample = _checked_images(plan, images)
     path = Path(path)
