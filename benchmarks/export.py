@@ -64,8 +64,8 @@ def network() -> EarlyExitModule:
 
 def export_both(ee: EarlyExitModule, name: str, folder: Path) -> tuple[Runner, Runner, Any]:
     """Export a network and its backbone; returns how to run them, and the result of the export."""
-    chosen = get_format(name)()
     result = leenet_fx.export(ee, folder / "network", name)
+    chosen = get_format(name)()
     plain = copy.deepcopy(ee)
     plain.policy = NeverExit()
     leenet_fx.export(plain, folder / "backbone", name)

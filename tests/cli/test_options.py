@@ -51,6 +51,11 @@ VERBS = {
         *("out", "methods", "joint", "seeds", "seed", *IMAGES, *WEIGHTS, *PLACEMENT, *SHAPES),
         *("epochs", "augment", "precision", *LOADER, "overwrite", *LAST),
     ),
+    "export": (
+        *("format", "point", "backbone", "model", *IMAGES, "weights", "split", "config"),
+        *("json", "help"),
+    ),
+    "run": ("data", "point", "backbone", "batch-size", "threads", "limit", *LAST[1:]),
 }
 
 
