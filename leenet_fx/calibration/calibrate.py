@@ -22,6 +22,14 @@ from leenet_fx.calibration.cached_outputs import (
     confidences,
     outputs_of_data,
 )
+from leenet_fx.calibration.exit_subsets import (
+    SubsetCosts,
+    given_exits,
+    savings,
+    selected_for_budget,
+    selected_for_risk,
+    spread,
+)
 from leenet_fx.calibration.expectation import Question, Target, describe, not_certified
 from leenet_fx.calibration.risk_control import RiskCertificate, budget_path, control_risk
 from leenet_fx.calibration.risks import get_risk
@@ -32,14 +40,6 @@ from leenet_fx.calibration.searched import (
     searched_budget,
     searched_path,
 )
-from leenet_fx.calibration.selection import (
-    SubsetCosts,
-    can_select,
-    savings,
-    selected_for_budget,
-    selected_for_risk,
-    spread,
-)
 from leenet_fx.data.class_names import check_class_names
 from leenet_fx.errors import InputError
 from leenet_fx.features.batches import check_loader, split_batch
@@ -48,7 +48,6 @@ from leenet_fx.policies import NeverExit, Policy, ThresholdPolicy, policy_to_dic
 from leenet_fx.policies.counting import CountingPolicy
 from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.surgery.operating_point import OperatingPoint, weights_fingerprint
-from leenet_fx.surgery.prune import named_exits
 
 logger = logging.getLogger("leenet_fx")
 
@@ -71,7 +70,7 @@ FEWEST = 10
 
 def calibrate(
     ee: EarlyExitModule,
-    data: Iterable[Any] | FeatureCache,
+    data: Iterable[Any] | FeatureCache | CachedOutputs,
     *,
     max_drop: float | None = None,
     max_disagreement: float | None = None,
@@ -98,12 +97,15 @@ def calibrate(
 
     An exit that is not used has an infinite threshold, and its branch does not run. Exits are
     chosen on a tenth of the images, and the promise is tested on the others, so it holds whatever
-    the choice; see `leenet_fx.calibration.selection`.
+    the choice; see
+    `leenet_fx.calibration.exit_subsets`.
 
     Args:
         ee: a fitted network.
         data: images and labels on which nothing was fitted, in any order; or a feature cache of
-            them. `max_disagreement` and `budget` take images alone too.
+            them; or their outputs (`leenet_fx.calibration.cached_outputs.outputs_of_data`), from
+            which many points are found without running the network again. `max_disagreement` and
+            `budget` take images alone too.
         max_drop: highest accepted loss of accuracy, as a fraction: 0.01 is one percentage point.
         max_disagreement: highest accepted share of images whose predicted class differs from the
             backbone's, as a fraction. It bounds the drop too.
@@ -111,7 +113,7 @@ def calibrate(
         confidence: confidence level of the promise and of the intervals, in (0, 1).
         per_class: whether `max_drop` is promised for the images of each class.
         exits: the exits to use: "all"; some of them, by index or by the name of the block before;
-            "auto", the fewest with which the mean cost is at most 0.5 % of the backbone's above
+            "auto", the fewest with which the mean cost is at most 0.1 % of the backbone's above
             that of all. None takes "auto" for networks attached with strategy="auto", and for
             others "all"; and "all" where the decision at an exit depends on other exits.
         solver: "common", one threshold for all exits; "exponential", shares of samples ∝ ρᵏ;
@@ -138,7 +140,7 @@ def calibrate(
         raise InputError(f"per_class=True is for max_drop, got {target}={limit!r}.")
     policy = policy_with_thresholds(ee)
     check_solver(solver, policy)
-    kept = _given_exits(ee, policy, exits, solver)
+    kept = given_exits(ee, policy, exits, solver)
     costs = SubsetCosts(ee, policy, cost)
     outputs = _outputs(ee, data, labelled=target == "max_drop")
     _check_outputs(outputs, target)
@@ -162,8 +164,6 @@ def calibrate(
         found = budget_thresholds(policy, scores[:, kept], costs.monotone(kept), limit, solver)
         thresholds = spread(found, kept, ee.num_exits)
     disabled = all(value == math.inf for value in thresholds)
-    if policy is not problem.policy:
-        scores, costs = confidences(ee, policy, problem.outputs), SubsetCosts(ee, policy, cost)
     chosen: Policy = NeverExit() if disabled else policy.with_confidence(thresholds)
     point = describe(
         question,
@@ -172,7 +172,7 @@ def calibrate(
         outputs,
         cached_exit_indices(ee, chosen, outputs),
         ee.costs_for(chosen).relative(cost),
-        savings(scores, thresholds, costs),
+        _savings(replace(problem, policy=policy, outputs=outputs), thresholds),
         weights_fingerprint(ee),
     )
     if certificate is not None and not certificate.certified:
@@ -206,38 +206,11 @@ def _target(
     return name, float(value)
 
 
-def _given_exits(
-    ee: EarlyExitModule,
-    policy: ThresholdPolicy,
-    exits: str | Sequence[int | str] | None,
-    solver: str,
-) -> list[int] | None:
-    """Return the exits to use; None if they are to be chosen."""
-    if solver in SEARCHED:
-        if exits not in (None, "all"):
-            raise InputError(
-                f"The solver '{solver}' decides itself which exits are used: take exits=None or "
-                f"solver='common', got exits={exits!r}."
-            )
-        exits = "all"
-    selectable = can_select(ee, policy)
-    if exits is None:
-        exits = "auto" if selectable and ee.spec.placement.strategy == "auto" else "all"
-    if exits == "auto":
-        if not selectable:
-            raise InputError(
-                f"exits='auto' needs exits whose decisions are independent of each other; with "
-                f"{policy!r} and branches of '{ee.spec.branch}' they are not: take exits='all'."
-            )
-        return None
-    return list(range(ee.num_exits)) if exits == "all" else named_exits(ee, exits)
-
-
 def _outputs(
-    ee: EarlyExitModule, data: Iterable[Any] | FeatureCache, labelled: bool
+    ee: EarlyExitModule, data: Iterable[Any] | FeatureCache | CachedOutputs, labelled: bool
 ) -> CachedOutputs:
     """Return the outputs of all exits for the calibration images."""
-    if not isinstance(data, FeatureCache):
+    if not isinstance(data, (FeatureCache, CachedOutputs)):
         check_class_names(ee, ("calibration", data))
         labelled = labelled or _has_labels(data, ee.spec.num_classes)
     return outputs_of_data(ee, data, labelled=labelled)
@@ -333,3 +306,8 @@ def certify(
     strictest = min(found, key=lambda one: -1 if one.index is None else one.index)
     for_all = replace(strictest, level=question.level, bound=question.limit, samples=len(tested))
     return policy, for_all
+
+
+def _savings(problem: Problem, thresholds: Sequence[float]) -> tuple[float, ...]:
+    scores = confidences(problem.ee, problem.policy, problem.outputs)
+    return savings(scores, thresholds, SubsetCosts(problem.ee, problem.policy, problem.cost))

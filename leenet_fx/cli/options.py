@@ -132,7 +132,7 @@ class BackboneOptions:
 class PlacementOptions:
     """Where exits are placed."""
 
-    strategy: Annotated[str, typer.Option(help="Placement strategy; see 'strategies'.")] = "fine"
+    strategy: Annotated[str, typer.Option(help="Placement strategy; see 'strategies'.")] = "auto"
     num_exits: Annotated[
         int | None, typer.Option(help="Number of exits; default: √(number of blocks).")
     ] = None

@@ -74,7 +74,7 @@ def test_verbs_have_defaults_of_their_own():
         }
         for verb in ("fit", "sweep", "compare")
     }
-    assert [defaults[verb]["strategy"] for verb in defaults] == ["fine", "fine", "every"]
+    assert [defaults[verb]["strategy"] for verb in defaults] == ["auto", "auto", "every"]
     assert [defaults[verb].get("method") for verb in defaults] == ["shallow-deep", "leenet", None]
 
 
@@ -113,6 +113,6 @@ def test_options_that_were_not_given_are_left_to_the_method():
         "gate": "alpha",
         "blocks": 0,
     }
-    assert PlacementOptions().strategy == "fine"
+    assert PlacementOptions().strategy == "auto"
     assert OutputOptions(as_json=True).is_json
     assert not OutputOptions().is_json
