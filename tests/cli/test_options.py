@@ -52,6 +52,11 @@ VERBS = {
         *("out", "methods", "joint", "seeds", "seed", *IMAGES, *WEIGHTS, *PLACEMENT, *SHAPES),
         *("epochs", "augment", "precision", *LOADER, *KEEP, "overwrite", *LAST),
     ),
+    "export": (
+        *("format", "point", "backbone", "model", *IMAGES, "weights", "split", "config"),
+        *("json", "help"),
+    ),
+    "run": ("data", "point", "backbone", "batch-size", "threads", "limit", *LAST[1:]),
 }
 
 
