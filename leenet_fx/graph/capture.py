@@ -17,6 +17,7 @@ from leenet_fx.graph.meta_modules import has_user_hooks, meta_copy
 from leenet_fx.graph.node_costs import NodeCosts, measure, model_operations
 from leenet_fx.graph.operator_costs import Operation
 from leenet_fx.graph.outputs import check_not_probabilities, remove_softmax, select_logits
+from leenet_fx.graph.probe import Probe
 from leenet_fx.graph.proxies import IN_PLACE
 from leenet_fx.graph.signature import take_images_only
 from leenet_fx.graph.tracer import Trace, clone, trace
@@ -51,9 +52,9 @@ def capture(
 ) -> CapturedModel:
     """Capture a model with torch.fx, or with torch.export if torch.fx fails.
 
-    A graph of torch.fx is compared with the model: both must execute the same operators on values
-    of the same shapes. If they do not, control flow of the model was fixed during tracing, and
-    torch.export is used.
+    Control flow on shapes is followed if needed, for images of one size. A graph of torch.fx is
+    compared with the model: both must execute the same operators on values of the same shapes. If
+    they do not, control flow of the model was fixed during tracing, and torch.export is used.
 
     Args:
         model: an image classifier; it is not modified.
@@ -67,10 +68,13 @@ def capture(
         TraceError: neither can capture the model.
     """
     fx_error: TraceError | InputError
-    try:
-        return _capture_by_fx(model, tensors, example_inputs, leaf_modules, concrete_args)
-    except (TraceError, InputError) as error:
-        fx_error = error
+    for probed in (False, True):
+        try:
+            return _capture_by_fx(
+                model, tensors, example_inputs, leaf_modules, concrete_args, probed
+            )
+        except (TraceError, InputError) as error:
+            fx_error = error
     try:
         captured = _capture_by_export(model, tensors, example_inputs, concrete_args)
     except (TraceError, InputError) as export_error:
@@ -94,14 +98,21 @@ def _capture_by_fx(
     example_inputs: object,
     leaf_modules: tuple[type[nn.Module], ...],
     concrete_args: Mapping[str, Any] | None,
+    probed: bool,
 ) -> CapturedModel:
     root = clone(model, tensors)
-    traced = trace(root, leaf_modules=leaf_modules, concrete_args=concrete_args)
+    options: dict[str, Any] = {"leaf_modules": leaf_modules, "concrete_args": concrete_args}
+    symbolic = None if probed else trace(root, **options)
     # The user's hooks cannot run on meta tensors, and without them the model may do less.
     comparable = not has_user_hooks(model)
 
     def run(image_shape: tuple[int, ...], dtype: torch.dtype) -> CapturedModel:
         meta = meta_copy(root)
+        probe = Probe(meta, image_shape, dtype)
+        traced = trace(root, **options, probe=probe) if symbolic is None else symbolic
+        if probed:
+            # The trace may have added constants.
+            meta = meta_copy(root)
         costs = measure(traced.graph, meta, image_shape, dtype)
         if comparable:
             take_images_only(meta, _on_meta(concrete_args))

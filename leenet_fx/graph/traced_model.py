@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,8 +11,8 @@ import torch
 from torch import fx, nn
 
 from leenet_fx.errors import InputError
-from leenet_fx.graph.blocks import find_blocks
-from leenet_fx.graph.boundaries import Boundary, find_boundaries
+from leenet_fx.graph.blocks import FEW, find_blocks
+from leenet_fx.graph.boundaries import Boundaries, Boundary, find_boundaries
 from leenet_fx.graph.capture import CapturedModel, capture
 from leenet_fx.graph.classifier import Classifier, set_classifier
 from leenet_fx.graph.liveness import Liveness
@@ -20,6 +21,8 @@ from leenet_fx.graph.node_costs import NodeCosts, measure
 from leenet_fx.graph.sample_order import BatchDims, find_batch_dims
 from leenet_fx.graph.tracer import Trace, check_module
 from placement import Candidate, CostProfile
+
+logger = logging.getLogger("leenet_fx")
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ def trace_model(
     liveness = Liveness(trace.graph, costs, batch_dims)
     ends = find_blocks(trace, costs, liveness, blocks)
     boundaries = find_boundaries(trace, costs, liveness, ends)
+    if blocks is None and len(boundaries.usable) < FEW:
+        _explain_few(trace.name, boundaries)
     return TracedModel(
         trace=trace,
         costs=costs,
@@ -121,6 +126,18 @@ def trace_model(
         final_classifier=classifier.path,
         classifier_is_new=classifier.is_new,
         head_is_added=classifier.is_added,
+    )
+
+
+def _explain_few(name: str, boundaries: Boundaries) -> None:
+    """Log why there are few boundaries."""
+    count = len(boundaries.usable)
+    reasons = [f"{at}: {why}" for at, why in list(boundaries.rejected.items())[:3]]
+    logger.warning(
+        "%s has %s: %s. Name its blocks with blocks=, by class or by name, such as 'layers.*'.",
+        name,
+        "1 block boundary" if count == 1 else f"{count} block boundaries",
+        "; ".join(reasons) or "no class of modules repeats in a sequence",
     )
 
 
