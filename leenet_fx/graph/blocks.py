@@ -88,7 +88,7 @@ def find_blocks(
     layers = _layer_ends(trace.root, costs, liveness)
     finder = _BlockFinder(trace.root, tree, liveness, into_wrappers=True, min_weights=1)
     single = finder.ends() if len(layers) < FEW else []
-    return tuple(max(layers, single, key=len))
+    return tuple(single if len(single) > len(layers) else layers)
 
 
 @dataclass

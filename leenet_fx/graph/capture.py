@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import fx, nn
 
 from leenet_fx.errors import InputError, TraceError
+from leenet_fx.graph.checks import check_takes_images
 from leenet_fx.graph.exporter import export
 from leenet_fx.graph.input_shape import find_input
 from leenet_fx.graph.meta_modules import has_user_hooks, meta_copy
@@ -19,7 +20,7 @@ from leenet_fx.graph.operator_costs import Operation
 from leenet_fx.graph.outputs import check_not_probabilities, remove_softmax, select_logits
 from leenet_fx.graph.probe import Probe
 from leenet_fx.graph.proxies import IN_PLACE
-from leenet_fx.graph.signature import take_images_only
+from leenet_fx.graph.signature import images_name, take_images_only
 from leenet_fx.graph.tracer import Trace, clone, trace
 
 logger = logging.getLogger("leenet_fx")
@@ -78,6 +79,7 @@ def capture(
     try:
         captured = _capture_by_export(model, tensors, example_inputs, concrete_args)
     except (TraceError, InputError) as export_error:
+        check_takes_images(model)
         if isinstance(fx_error, InputError):
             raise fx_error from None
         messages = dict.fromkeys((str(fx_error), str(export_error)))
@@ -101,6 +103,7 @@ def _capture_by_fx(
     probed: bool,
 ) -> CapturedModel:
     root = clone(model, tensors)
+    images_argument = images_name(model, concrete_args)
     options: dict[str, Any] = {"leaf_modules": leaf_modules, "concrete_args": concrete_args}
     symbolic = None if probed else trace(root, **options)
     # The user's hooks cannot run on meta tensors, and without them the model may do less.
@@ -119,7 +122,7 @@ def _capture_by_fx(
             expected = model_operations(meta, image_shape, dtype)
             _check_operations(traced.name, expected, costs.large_log)
         _replace_in_place_arithmetic(traced.graph, costs)
-        return _with_logits(traced, image_shape, dtype, costs)
+        return _with_logits(traced, image_shape, dtype, costs, images_argument)
 
     return find_input(root, example_inputs, run)
 
@@ -131,20 +134,25 @@ def _capture_by_export(
     concrete_args: Mapping[str, Any] | None,
 ) -> CapturedModel:
     root = clone(model, tensors)
+    images_argument = images_name(model, concrete_args)
 
     def run(image_shape: tuple[int, ...], dtype: torch.dtype) -> CapturedModel:
         exported = export(root, image_shape, dtype, concrete_args=concrete_args)
         costs = measure(exported.graph, meta_copy(root), image_shape, dtype)
-        return _with_logits(exported, image_shape, dtype, costs)
+        return _with_logits(exported, image_shape, dtype, costs, images_argument)
 
     return find_input(root, example_inputs, run)
 
 
 def _with_logits(
-    trace: Trace, image_shape: tuple[int, ...], dtype: torch.dtype, costs: NodeCosts
+    trace: Trace,
+    image_shape: tuple[int, ...],
+    dtype: torch.dtype,
+    costs: NodeCosts,
+    images_name: str | None,
 ) -> CapturedModel:
     """Return a captured model whose only output is the logits."""
-    trace = select_logits(trace, costs)
+    trace = replace(select_logits(trace, costs), images_name=images_name)
     shorter = remove_softmax(trace, costs)
     if len(shorter.graph.nodes) != len(costs.order):
         costs = measure(shorter.graph, meta_copy(shorter.root), image_shape, dtype)

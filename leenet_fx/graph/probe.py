@@ -106,7 +106,7 @@ class Probe:
             return self._attribute(target, root)
         args = fx.map_arg(node.args, lambda n: self._values[n][index])
         kwargs = fx.map_arg(node.kwargs, lambda n: self._values[n][index])
-        args, kwargs = map_aggregate((args, kwargs), _on_meta)  # type: ignore[misc, assignment]
+        args, kwargs = map_aggregate((args, kwargs), _on_meta)
         if target == "to" and as_device(args[1] if len(args) > 1 else None) is not None:
             args = (args[0], "meta", *args[2:])
         if as_device(kwargs.get("device")) is not None:
@@ -149,7 +149,7 @@ def _is_rank(node: fx.Node) -> bool:
     """Return whether a node is the number of axes of a tensor."""
     if node.op == "call_method":
         return node.target in ("dim", "ndimension")
-    return node.target is getattr and node.args[1] == "ndim"
+    return node.target is getattr and bool(node.args[1] == "ndim")
 
 
 def _on_meta(value: Any) -> Any:
@@ -182,7 +182,7 @@ class ProbedProxy(Proxy):
         return self.tracer.create_proxy("call_method", name, (self, *args), kwargs)
 
     def __bool__(self) -> bool:
-        return self.tracer.to_bool(self)
+        return bool(self.tracer.to_bool(self))
 
     def __index__(self) -> int:
         return int(self._probe().decide(self))
@@ -200,7 +200,8 @@ class ProbedProxy(Proxy):
         return len(value)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([self[i] for i in range(len(self))])
+        symbolic: Any = self
+        return iter([symbolic[i] for i in range(len(self))])
 
     def __contains__(self, item: object) -> bool:
         return item in self._probe().decide(self)
@@ -221,8 +222,10 @@ class _Int(metaclass=_IntType):
 
 
 def _symbolic_len(value: Any) -> Any:
-    if type(value) is ProbedProxy and isinstance(value, torch.Tensor):
-        return value.shape[0]
+    # A proxy of a tensor is an instance of both.
+    symbolic: Any = value
+    if type(value) is ProbedProxy and symbolic.__class__ is torch.Tensor:
+        return symbolic.shape[0]
     return len(value)
 
 

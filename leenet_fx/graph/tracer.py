@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import random
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +18,7 @@ import torch
 import torchvision
 from torch import fx, nn
 
-from leenet_fx.errors import InputError, TraceError, first_line
+from leenet_fx.errors import TraceError, first_line
 from leenet_fx.graph.contexts import Contexts, detach_without_grad
 from leenet_fx.graph.devices import follow_device
 from leenet_fx.graph.encoders import run_layer_by_layer, runs_layer_by_layer
@@ -43,6 +44,8 @@ class Trace:
         name: the model's class name.
         tracer: "fx" (torch.fx) or "export" (torch.export, for evaluation mode and one image size
             only).
+        images_name: name of the argument of `forward` that takes the images.
+        returns_mapping: whether `forward` returns the logits by name, among others.
     """
 
     root: nn.Module
@@ -50,6 +53,8 @@ class Trace:
     logits: fx.Node
     name: str
     tracer: Literal["fx", "export"] = "fx"
+    images_name: str | None = None
+    returns_mapping: bool = False
 
 
 def clone(model: nn.Module, tensors: Literal["copy", "share", "meta"]) -> nn.Module:
@@ -162,10 +167,17 @@ def _same_in_training(
     leaf_paths: Iterable[str],
     concrete_args: Mapping[str, Any] | None,
 ) -> bool:
-    """Return whether training mode leads to the same graph."""
+    """Return whether training mode leads to the same graph, whatever random numbers are drawn."""
+    states = torch.get_rng_state(), random.getstate()
     try:
         other = _trace_once(root, leaves, leaf_paths, concrete_args, as_training=True)[2]
+        drew = not torch.equal(torch.get_rng_state(), states[0]) or random.getstate() != states[1]
     except TraceError:
+        return False
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+    if drew:
         return False
     return [n.format_node() for n in graph.nodes] == [n.format_node() for n in other.nodes]
 
@@ -350,9 +362,3 @@ def _explain(name: str, tracer: _Tracer, error: Exception) -> TraceError:
         "on another argument, pass its value in concrete_args={…}; if on values of the images, a "
         "graph would be wrong for other images."
     )
-
-
-def check_module(model: object) -> None:
-    """Raise InputError unless `model` is an nn.Module."""
-    if not isinstance(model, nn.Module):
-        raise InputError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
