@@ -10,6 +10,7 @@ import placement.errors
 __all__ = [
     "DependencyError",
     "EarlyExitError",
+    "ExportError",
     "InputError",
     "ModeError",
     "PlacementError",
@@ -52,6 +53,10 @@ class TrainingError(EarlyExitError, RuntimeError):
 
 class StorageError(EarlyExitError, OSError):
     """A file that cannot be written or read, or that belongs to another network."""
+
+
+class ExportError(EarlyExitError, RuntimeError):
+    """A network that a format cannot express, or a file that does not compute what it should."""
 
 
 class DependencyError(EarlyExitError, ImportError):

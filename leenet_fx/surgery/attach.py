@@ -36,7 +36,7 @@ LARGE_SHARE = 0.1
 @torch.inference_mode(False)
 def attach(
     model: nn.Module,
-    strategy: str | Strategy | Placement | Sequence[Position] = "fine",
+    strategy: str | Strategy | Placement | Sequence[Position] = "auto",
     *,
     num_exits: int | None = None,
     example_inputs: object = None,
@@ -59,11 +59,12 @@ def attach(
 
     Args:
         model: an image classifier that returns logits (B, classes).
-        strategy: a registered placement ("fine", "pareto", "golden", "linear", "every"), a list of
-            positions (block names, indices, FLOP shares), a `Placement`, or a function of
-            (profile, num_exits).
-        num_exits: number of exits; None takes √(number of blocks), rounded, or what the strategy
-            fixes. See `placement.default_num_exits`.
+        strategy: a registered placement ("auto", "fine", "pareto", "golden", "linear", "every"), a
+            list of positions (block names, indices, FLOP shares), a `Placement`, or a function of
+            (profile, num_exits). "auto" places candidates, of which `calibrate` uses those that
+            pay.
+        num_exits: number of exits; None takes up to 12 for "auto", √(number of blocks), rounded,
+            for other rules (see `placement.default_num_exits`), or what the strategy fixes.
         example_inputs: a batch of images of the size to count costs for; None takes the size in
             the model's configuration.
         branch: the branch architecture: "pool", "flatten", "bnpool", "conv", a registered name, or

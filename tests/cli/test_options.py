@@ -26,12 +26,13 @@ LAST = ("config", "format", "json", "help")
 VERBS = {
     "inspect": (
         *(*PLACEMENT, *BRANCH, *SHAPES, "cost", "latency", "device", "batch-size", "plot"),
+        "overwrite",
         *LAST[1:],
     ),
     "fit": (
         *("out", *IMAGES, *WEIGHTS, *PLACEMENT, *BRANCH, *SHAPES, "method", "option", "alpha"),
         *("cost", "epochs", "gate-epochs", "lr", "patience", "augment", *LOADER, "accelerator"),
-        *("devices", "precision", "tensorboard", *TARGET, "resume", "seed", *LAST),
+        *("devices", "precision", "tensorboard", *TARGET, "resume", "overwrite", "seed", *LAST),
     ),
     "calibrate": (
         *("model", *IMAGES, "weights", "split", *LOADER, *TARGET, "name", "seed"),
@@ -48,7 +49,7 @@ VERBS = {
     ),
     "compare": (
         *("out", "methods", "joint", "seeds", "seed", *IMAGES, *WEIGHTS, *PLACEMENT, *SHAPES),
-        *("epochs", "augment", "precision", *LOADER, *LAST),
+        *("epochs", "augment", "precision", *LOADER, "overwrite", *LAST),
     ),
 }
 
@@ -68,7 +69,7 @@ def test_verbs_have_defaults_of_their_own():
         }
         for verb in ("fit", "sweep", "compare")
     }
-    assert [defaults[verb]["strategy"] for verb in defaults] == ["fine", "fine", "every"]
+    assert [defaults[verb]["strategy"] for verb in defaults] == ["auto", "auto", "every"]
     assert [defaults[verb].get("method") for verb in defaults] == ["shallow-deep", "leenet", None]
 
 
@@ -107,6 +108,6 @@ def test_options_that_were_not_given_are_left_to_the_method():
         "gate": "alpha",
         "blocks": 0,
     }
-    assert PlacementOptions().strategy == "fine"
+    assert PlacementOptions().strategy == "auto"
     assert OutputOptions(as_json=True).is_json
     assert not OutputOptions().is_json

@@ -1,0 +1,1 @@
+"""Networks with exits as files for other runtimes."""

@@ -1,0 +1,14 @@
+"""Exported networks with exits on ONNX Runtime; needs numpy and onnxruntime only.
+
+    network = leenet_fx.run.load("network.onnx")
+    prediction = network.predict(images)
+
+This folder can be copied to a machine that has neither torch nor leenet_fx, and imported there as
+`run`. It reads what `leenet_fx.export` writes in the formats "onnx" and "onnx-stages", and runs no
+code from these files.
+"""
+
+from .network import ExportedNetwork, load
+from .queues import Prediction
+
+__all__ = ["ExportedNetwork", "Prediction", "load"]

@@ -1,0 +1,29 @@
+"""Small networks that tests of exports use, and ONNX Runtime without leenet_fx."""
+
+import numpy as np
+import onnxruntime
+from networks import images, tiny
+
+import leenet_fx
+
+
+def small(at=(0, 2), **options):
+    """A TinyNet with exits after two of its four blocks, in evaluation mode."""
+    example = images(1, 3, 16, 16)
+    return leenet_fx.attach(tiny(), list(at), example_inputs=example, **options)
+
+
+def session(path):
+    """An ONNX Runtime session of a file."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options)
+
+
+def run_file(path, batch, thresholds=None, **inputs):
+    """Logits, exits and confidences of an ONNX file, with no code of leenet_fx."""
+    inputs = {"images": batch.numpy(), **inputs}
+    if thresholds is not None:
+        inputs["thresholds"] = np.asarray(thresholds, np.float32)
+    return session(path).run(["logits", "exit_index", "confidence"], inputs)
