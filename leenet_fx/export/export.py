@@ -11,7 +11,12 @@ from torch import Tensor
 
 from leenet_fx.data.transforms import TransformConfig
 from leenet_fx.errors import InputError, StorageError
-from leenet_fx.export import onnx_format, onnx_stages_format
+from leenet_fx.export import (
+    onnx_format,
+    onnx_stages_format,
+    openvino_format,
+    torch_export_format,
+)
 from leenet_fx.export.description import describe
 from leenet_fx.export.formats import get_format
 from leenet_fx.export.placing import add_checksums, check_place, place, working_folder
@@ -20,7 +25,14 @@ from leenet_fx.export.verify import Verification, verify
 from leenet_fx.keywords import check_keywords
 from leenet_fx.surgery.module import EarlyExitModule
 
-__all__ = ["ExportResult", "export", "onnx_format", "onnx_stages_format"]
+__all__ = [
+    "ExportResult",
+    "export",
+    "onnx_format",
+    "onnx_stages_format",
+    "openvino_format",
+    "torch_export_format",
+]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,81 @@
+"""Formats other than ONNX: exits and logits of what was written are those of `predict`."""
+
+import copy
+
+import numpy as np
+import pytest
+from export_helpers import small
+from networks import images
+
+import leenet_fx
+import leenet_fx.run
+from leenet_fx import Entropy, MaxProbability, NeverExit, Patience
+from leenet_fx.errors import StorageError
+
+
+def predict(ee, batch, thresholds):
+    copied = copy.deepcopy(ee)
+    copied.policy = MaxProbability(thresholds)
+    return copied.predict(batch)
+
+
+THRESHOLDS = ([0.0, 0.0], [0.25, 0.24], [0.26, 0.27], [2.0, 0.0], [np.inf, np.inf])
+
+
+class TestOpenVino:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def exported(cls, tmp_path_factory):
+        pytest.importorskip("openvino", reason="openvino is not installed")
+        ee = small()
+        ee.policy = MaxProbability([0.25, 0.24])
+        path = tmp_path_factory.mktemp("openvino") / "net"
+        return ee, path, leenet_fx.export(ee, path, "openvino")
+
+    @pytest.mark.parametrize("size", [0, 1, 3, 9])
+    def test_exits_and_logits_are_those_of_predict_at_any_thresholds(self, exported, size):
+        ee, path, _ = exported
+        network = leenet_fx.run.load(path, threads=1)
+        batch = images(size, 3, 16, 16, seed=size)
+        for thresholds in THRESHOLDS:
+            found = network.predict(batch.numpy(), thresholds=thresholds)
+            expected = predict(ee, batch, thresholds)
+            assert found.exit_index.tolist() == expected.exit_index.tolist()
+            assert np.allclose(found.logits, expected.logits, atol=1e-6)
+        active = network.predict(batch.numpy())
+        assert active.exit_index.tolist() == ee.predict(batch).exit_index.tolist()
+
+    def test_openvino_alone_reads_the_file(self, exported):
+        import openvino
+
+        ee, path, result = exported
+        batch = images(6, 3, 16, 16)
+        model = openvino.Core().compile_model(path / "network.xml", "CPU")
+        found = model({"images": batch.numpy(), "thresholds": np.float32([0.25, 0.24])})
+        assert found["exit_index"].tolist() == ee.predict(batch).exit_index.tolist()
+        assert result.verification.batches == 37
+
+    def test_a_damaged_file_is_refused(self, exported, tmp_path):
+        _, path, _ = exported
+        for name in ("network.xml", "network.bin", "manifest.json"):
+            folder = tmp_path / name
+            folder.mkdir()
+            for file in path.iterdir():
+                content = bytearray(file.read_bytes())
+                if file.name == name:
+                    content[len(content) // 2] ^= 1
+                (folder / file.name).write_bytes(content)
+            with pytest.raises(StorageError, match="damaged"):
+                leenet_fx.run.load(folder)
+
+    @pytest.mark.parametrize(
+        "policy", [NeverExit(), Entropy([1.55, 1.5]), Patience(1)], ids=lambda p: p.name
+    )
+    def test_policies(self, policy, tmp_path):
+        pytest.importorskip("openvino", reason="openvino is not installed")
+        ee = small()
+        ee.policy = policy
+        leenet_fx.export(ee, tmp_path / "net", "openvino")
+        batch = images(7, 3, 16, 16)
+        found = leenet_fx.run.load(tmp_path / "net", threads=1).predict(batch.numpy())
+        assert found.exit_index.tolist() == ee.predict(batch).exit_index.tolist()
