@@ -9,7 +9,7 @@ SAMPLE ?= $(shell date -u +%j | sed 's/^0*//')
 .PHONY: demo test lint check test-oldest benchmarks speed coverage coverage-sample docs clean
 
 demo: $(VENV)/installed
-	$(BIN)/leenet-fx demo
+	$(BIN)/leenet-fx demo --overwrite
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
@@ -27,7 +27,7 @@ test-oldest:
 	$(MAKE) test VENV=.venv-oldest PINS="torch==2.11.* torchvision==0.26.*"
 
 benchmarks: $(VENV)/installed
-	$(BIN)/leenet-fx demo --seeds 3 --output benchmarks/results
+	$(BIN)/leenet-fx demo --seeds 3 --output benchmarks/results --overwrite
 	$(BIN)/python benchmarks/gate_loss.py
 
 # Beside the backbone and earlyon; about 75 minutes. Resumes an interrupted run.

@@ -172,7 +172,9 @@ def main() -> None:
             environment(),
         )
         result.write(RESULT, "LEENet's gates on CIFAR-10, α from 0 to 1", table(rows))
-        write_page(RESULT.with_suffix(".html"), records, "LEENet's gates on CIFAR-10")
+        write_page(
+            RESULT.with_suffix(".html"), records, "LEENet's gates on CIFAR-10", interactive=False
+        )
 
 
 def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

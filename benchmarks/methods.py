@@ -380,7 +380,7 @@ def write(comparisons: dict[str, Comparison], names: Sequence[str], trained: flo
     result = Result(COMMAND, rows, criteria(comparisons, trained), environment())
     result.write(RESULT, "Comparison of methods", table(rows))
     write_alpha_conditioned(comparisons)
-    write_page(RESULT.with_suffix(".html"), records, "Comparison of methods")
+    write_page(RESULT.with_suffix(".html"), records, "Comparison of methods", interactive=False)
 
 
 def _as_tensor(image: Any) -> torch.Tensor:

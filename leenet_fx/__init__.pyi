@@ -3,6 +3,7 @@
 from . import run as run
 from .calibration.budgets import set_budget as set_budget
 from .calibration.calibrate import calibrate as calibrate
+from .calibration.selection import select_exits as select_exits
 from .cost.measure import profile as profile
 from .data.splits import open_data as open_data
 from .data.transforms import make_transform as make_transform
@@ -30,6 +31,7 @@ from .methods.method import register_method as register_method
 from .policies import ClassMeanDistance as ClassMeanDistance
 from .policies import Entropy as Entropy
 from .policies import GateThreshold as GateThreshold
+from .policies import LearnedScore as LearnedScore
 from .policies import Margin as Margin
 from .policies import MaxProbability as MaxProbability
 from .policies import NeverExit as NeverExit
@@ -42,9 +44,11 @@ from .runtime.outputs import Prediction as Prediction
 from .runtime.streaming import predict_stream as predict_stream
 from .storage.exits import load as load
 from .storage.exits import save as save
+from .storage.sharing import push_to_hub as push_to_hub
 from .surgery.attach import attach as attach
 from .surgery.module import EarlyExitModule as EarlyExitModule
 from .surgery.operating_point import OperatingPoint as OperatingPoint
+from .surgery.prune import prune as prune
 from .training.fit import fit as fit
 
 __version__: str

@@ -39,10 +39,12 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class _Candidates:
+class Candidates:
     """The candidate exits under one threshold; bit b of a mask is sample b.
 
     Attributes:
+        samples: number of samples.
+        counted: the samples whose cost counts.
         exits: for each candidate the samples that would exit there.
         right: for each candidate and the final classifier the samples that are right there.
         costs: of the backbone up to each candidate, and of the whole backbone.
@@ -50,6 +52,7 @@ class _Candidates:
     """
 
     samples: int
+    counted: int
     exits: Sequence[int]
     right: Sequence[int]
     costs: Sequence[float]
@@ -61,12 +64,16 @@ class _Candidates:
         cost, right = 0.0, 0
         for index in indices:
             leaving = inside & self.exits[index]
-            cost += inside.bit_count() * self.branches[index]
-            cost += leaving.bit_count() * self.costs[index]
+            cost += self.count(inside) * self.branches[index]
+            cost += self.count(leaving) * self.costs[index]
             right += (leaving & self.right[index]).bit_count()
             inside ^= leaving
-        cost += inside.bit_count() * self.costs[-1]
+        cost += self.count(inside) * self.costs[-1]
         return cost, right + (inside & self.right[-1]).bit_count()
+
+    def count(self, mask: int) -> int:
+        """Return the number of samples of a mask whose cost counts."""
+        return (mask & self.counted).bit_count()
 
 
 def select_exits(
@@ -74,7 +81,7 @@ def select_exits(
     correct: Sequence[Sequence[bool]],
     costs: Sequence[float],
     branch_costs: Sequence[float],
-    num_exits: int,
+    num_exits: int | None,
     *,
     min_accuracy: float,
     thresholds: Sequence[float],
@@ -92,7 +99,7 @@ def select_exits(
         correct: for each sample whether each candidate and the final classifier is right, M+1.
         costs: M+1 costs of the backbone up to each candidate and in total, non-decreasing.
         branch_costs: M costs of the branches, paid by each sample that arrives there.
-        num_exits: number of exits to choose, 1 to M.
+        num_exits: number of exits to choose, 1 to M; None for any number, none included.
         min_accuracy: lowest accuracy on these samples, in [0, 1].
         thresholds: confidence thresholds to compare; math.inf for no early exits.
         exact_up_to: number of candidates up to which the search is exact.
@@ -100,38 +107,60 @@ def select_exits(
     Raises:
         PlacementError: shapes or values that do not fit, or no choice is accurate enough.
     """
-    samples, number = _check(confidence, correct, costs, branch_costs, num_exits)
-    if not 0 <= min_accuracy <= 1:
-        raise PlacementError(f"Expected an accuracy in [0, 1], got {min_accuracy!r}.")
-    if not len(thresholds) or any(math.isnan(threshold) for threshold in thresholds):
-        raise PlacementError(f"Expected at least one threshold, none NaN, got {thresholds!r}.")
-    # The smallest number of samples whose share is at least the accuracy.
-    required = math.ceil(min_accuracy * samples - 1e-9)
-    right = [_mask(row[index] for row in correct) for index in range(number + 1)]
+    samples, number = check_outputs(confidence, correct, costs, branch_costs, num_exits)
+    required = required_samples(min_accuracy, samples)
+    right = [mask(row[index] for row in correct) for index in range(number + 1)]
     columns = [[row[index] for row in confidence] for index in range(number)]
-    exact = number <= exact_up_to
-    best: tuple[float, tuple[int, ...], float, int] | None = None
-    for threshold in thresholds:
-        exits = [_mask(value >= threshold for value in column) for column in columns]
-        candidates = _Candidates(samples, exits, right, costs, branch_costs)
-        limit = math.inf if best is None else best[0]
-        search = _search if exact else _greedy
-        found = search(candidates, num_exits, required, limit)
-        if found is not None:
-            cost, hits = candidates.evaluate(found)
-            best = (cost, found, threshold, hits)
-    if best is None:
-        raise PlacementError(
-            f"No choice of {num_exits} exits reaches an accuracy of {min_accuracy:g} at the given "
-            f"thresholds; the final classifier alone has {right[-1].bit_count() / samples:g}. "
-            "Accept a lower one, or add higher thresholds (math.inf: no early exits)."
+    everyone = (1 << samples) - 1
+    given = [
+        (
+            threshold,
+            Candidates(
+                samples,
+                everyone,
+                [mask(value >= threshold for value in column) for column in columns],
+                right,
+                costs,
+                branch_costs,
+            ),
         )
-    cost, indices, threshold, hits = best
-    return Selection(indices, float(threshold), hits / samples, cost / samples, exact)
+        for threshold in checked_thresholds(thresholds)
+    ]
+    found = cheapest(given, num_exits, required, exact_up_to)
+    if found is None:
+        raise not_accurate(num_exits, min_accuracy, right[-1].bit_count() / samples)
+    return found
+
+
+def cheapest(
+    given: Sequence[tuple[float, Candidates]],
+    num_exits: int | None,
+    required: int,
+    exact_up_to: int = EXACT_UP_TO,
+) -> Selection | None:
+    """Return the subset with the lowest total cost; None if none is accurate enough.
+
+    Args:
+        given: thresholds, and the candidates under each.
+        num_exits: number of exits to choose; None for any number.
+        required: least number of samples that are right.
+        exact_up_to: number of candidates up to which the search is exact.
+    """
+    exact = len(given[0][1].exits) <= exact_up_to
+    best: Selection | None = None
+    limit = math.inf
+    for threshold, candidates in given:
+        search = _search if exact else _greedy
+        indices = search(candidates, num_exits, required, limit)
+        if indices is not None:
+            limit, hits = candidates.evaluate(indices)
+            accuracy, cost = hits / candidates.samples, limit / candidates.counted.bit_count()
+            best = Selection(indices, float(threshold), accuracy, cost, exact)
+    return best
 
 
 def _search(
-    given: _Candidates, num_exits: int, required: int, limit: float
+    given: Candidates, num_exits: int | None, required: int, limit: float
 ) -> tuple[int, ...] | None:
     """Return the cheapest subset that is accurate enough, if it is below a total cost.
 
@@ -143,7 +172,7 @@ def _search(
     pairs = zip(given.costs[:-1], given.branches, strict=True)
     whole = [cost + branch for cost, branch in pairs]
     # For each exit the lowest cost at it or any later one.
-    cheapest = list(accumulate(reversed([*whole, given.costs[-1]]), min))[::-1]
+    lowest_costs = list(accumulate(reversed([*whole, given.costs[-1]]), min))[::-1]
     hopeful = [given.right[-1]]
     for index in reversed(range(number)):
         hopeful.append(hopeful[-1] | (given.exits[index] & given.right[index]))
@@ -155,27 +184,29 @@ def _search(
         total = 0.0
         for later in range(index, number):
             leaving = inside & given.exits[later]
-            total += leaving.bit_count() * cheapest[later]
+            total += given.count(leaving) * lowest_costs[later]
             inside ^= leaving
-        return total + inside.bit_count() * given.costs[-1]
+        return total + given.count(inside) * given.costs[-1]
 
     def visit(index: int, chosen: tuple[int, ...], inside: int, cost: float, right: int) -> None:
         nonlocal best, best_cost
-        if len(chosen) == num_exits:
-            total = cost + inside.bit_count() * given.costs[-1]
+        if len(chosen) == num_exits or index == number:
+            if num_exits is not None and len(chosen) < num_exits:
+                return
+            total = cost + given.count(inside) * given.costs[-1]
             reached = right + (inside & given.right[-1]).bit_count()
             if reached >= required and total < best_cost:
                 best, best_cost = chosen, total
             return
-        if number - index < num_exits - len(chosen):
+        if num_exits is not None and number - index < num_exits - len(chosen):
             return
         if right + (inside & hopeful[index]).bit_count() < required:
             return
         if cost + lowest(inside, index) >= best_cost:
             return
         leaving = inside & given.exits[index]
-        taken = cost + inside.bit_count() * given.branches[index]
-        taken += leaving.bit_count() * given.costs[index]
+        taken = cost + given.count(inside) * given.branches[index]
+        taken += given.count(leaving) * given.costs[index]
         hits = (leaving & given.right[index]).bit_count()
         visit(index + 1, (*chosen, index), inside ^ leaving, taken, right + hits)
         visit(index + 1, chosen, inside, cost, right)
@@ -185,34 +216,73 @@ def _search(
 
 
 def _greedy(
-    given: _Candidates, num_exits: int, required: int, limit: float
+    given: Candidates, num_exits: int | None, required: int, limit: float
 ) -> tuple[int, ...] | None:
     """Return exits added one by one, if they are accurate enough and below a total cost."""
     chosen: tuple[int, ...] = ()
-    for _ in range(num_exits):
-        options = []
-        for index in set(range(len(given.exits))) - set(chosen):
-            subset = tuple(sorted((*chosen, index)))
-            cost, right = given.evaluate(subset)
-            # Accurate enough and cheap first; else the most accurate.
-            options.append((max(required - right, 0), cost, subset))
-        chosen = min(options)[2]
-    cost, right = given.evaluate(chosen)
-    return chosen if right >= required and cost < limit else None
+    best: tuple[int, ...] | None = None
+    number = len(given.exits)
+    sizes = range(number + 1) if num_exits is None else (num_exits,)
+    for size in range(max(sizes) + 1):
+        if size:
+            options = []
+            for index in set(range(number)) - set(chosen):
+                subset = tuple(sorted((*chosen, index)))
+                cost, right = given.evaluate(subset)
+                # Accurate enough and cheap first; else the most accurate.
+                options.append((max(required - right, 0), cost, subset))
+            chosen = min(options)[2]
+        cost, right = given.evaluate(chosen)
+        if size in sizes and right >= required and cost < limit:
+            best, limit = chosen, cost
+    return best
 
 
-def _mask(values: Iterable[bool]) -> int:
+def required_samples(min_accuracy: float, samples: int) -> int:
+    """Return the smallest number of samples whose share is at least an accuracy.
+
+    Raises:
+        PlacementError: the accuracy is not in [0, 1].
+    """
+    if not 0 <= min_accuracy <= 1:
+        raise PlacementError(f"Expected an accuracy in [0, 1], got {min_accuracy!r}.")
+    return math.ceil(min_accuracy * samples - 1e-9)
+
+
+def checked_thresholds(thresholds: Sequence[float]) -> Sequence[float]:
+    """Return thresholds; raise PlacementError if there is none, or one is NaN."""
+    if not len(thresholds) or any(math.isnan(threshold) for threshold in thresholds):
+        raise PlacementError(f"Expected at least one threshold, none NaN, got {thresholds!r}.")
+    return thresholds
+
+
+def not_accurate(num_exits: int | None, min_accuracy: float, final: float) -> PlacementError:
+    """Return the error for an accuracy that no choice of exits reaches.
+
+    Args:
+        num_exits: number of exits to choose; None for any number.
+        min_accuracy: the accuracy.
+        final: that of the final classifier.
+    """
+    return PlacementError(
+        f"No choice of {'any' if num_exits is None else num_exits} exits reaches an accuracy of "
+        f"{min_accuracy:g} at the given thresholds; the final classifier alone has {final:g}. "
+        "Accept a lower one, or add higher thresholds (math.inf: no early exits)."
+    )
+
+
+def mask(values: Iterable[bool]) -> int:
     """Return an integer whose bit b is the value of sample b."""
     digits = "".join("1" if value else "0" for value in values)
     return int(digits[::-1], 2)
 
 
-def _check(
+def check_outputs(
     confidence: Sequence[Sequence[float]],
     correct: Sequence[Sequence[bool]],
     costs: Sequence[float],
     branch_costs: Sequence[float],
-    num_exits: int,
+    num_exits: int | None,
 ) -> tuple[int, int]:
     """Return the numbers of samples and candidates; raise PlacementError if shapes do not fit."""
     samples, number = len(confidence), len(branch_costs)
@@ -235,7 +305,6 @@ def _check(
         raise PlacementError("Costs must be finite numbers of at least 0.")
     if any(later < earlier for earlier, later in pairwise(costs)):
         raise PlacementError(f"Costs of the backbone must not decrease, got {list(costs)}.")
-    is_number = isinstance(num_exits, int) and not isinstance(num_exits, bool)
-    if not is_number or not 1 <= num_exits <= number:
+    if num_exits is not None and not (type(num_exits) is int and 1 <= num_exits <= number):
         raise PlacementError(f"Expected 1 to {number} exits to choose, got {num_exits!r}.")
     return samples, number

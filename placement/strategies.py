@@ -17,6 +17,12 @@ Position: TypeAlias = str | int | float
 
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 
+MAX_CANDIDATES = 12
+"""Number of exits that `auto` places at most if it is given no number."""
+
+LEAST_SAVING = 0.03
+"""Share of the cost that must remain behind an exit of `auto`."""
+
 ENTRY_POINTS = "placement.strategies"
 """Entry-point group in which other packages register strategies."""
 
@@ -66,7 +72,7 @@ def _with_entry_points() -> dict[str, Strategy]:
 
 def place(
     profile: CostProfile,
-    strategy: str | Strategy | Placement | Sequence[Position] = "fine",
+    strategy: str | Strategy | Placement | Sequence[Position] = "auto",
     num_exits: int | None = None,
     *,
     cost: str | None = None,
@@ -150,6 +156,30 @@ def _fixed_needs_positions(profile: CostProfile, num_exits: int | None = None) -
         "Strategy 'fixed' needs positions: pass a list of candidate names, indices or FLOP shares, "
         f"for example ['{profile.names[0]}', 0.5]. Candidates: {', '.join(profile.names)}."
     )
+
+
+@register_strategy("auto")
+def auto(profile: CostProfile, num_exits: int | None = None) -> Placement:
+    """Exits at up to 12 boundaries at equal FLOP distances; calibration keeps those that pay.
+
+    Boundaries behind which less than 3 % of the cost remain are left out, since an exit there saves
+    less than that. A number of exits is placed exactly, at the boundaries closest to equal
+    distances.
+    """
+    shares = profile.shares
+    usable = [index for index, share in enumerate(shares) if share <= 1 - LEAST_SAVING]
+    if num_exits is not None:
+        _check_num_exits(profile, num_exits)
+    if len(usable) < (num_exits or 1):
+        usable = list(range(num_exits or 1))
+    count = min(len(usable), MAX_CANDIDATES) if num_exits is None else num_exits
+    chosen: list[int] = []
+    for position in range(count):
+        first = 0 if not chosen else usable.index(chosen[-1]) + 1
+        free = usable[first : len(usable) - (count - position - 1)]
+        distance = (position + 1) / (count + 1)
+        chosen.append(min(free, key=lambda index: abs(shares[index] - distance)))
+    return _placement("auto", profile, chosen)
 
 
 @register_strategy("linear")

@@ -13,7 +13,8 @@ from leenet_fx.calibration.cached_outputs import confidences, outputs_of_data
 from leenet_fx.calibration.solvers import get_solver
 from leenet_fx.errors import InputError
 from leenet_fx.features.feature_cache import FeatureCache
-from leenet_fx.policies import Policy, ThresholdPolicy
+from leenet_fx.methods import get_method
+from leenet_fx.policies import NeverExit, Policy, ThresholdPolicy
 from leenet_fx.surgery.module import EarlyExitModule
 
 
@@ -21,6 +22,8 @@ def monotone_costs(
     ee: EarlyExitModule, cost: str = "flops", policy: Policy | None = None
 ) -> tuple[float, ...]:
     """Return the N+1 costs relative to the backbone, made non-decreasing as solvers require.
+
+    All exits are counted as enabled. Thresholds that disable some cost less, never more.
 
     With gates that decide before the head runs, a late exit with an expensive classifier can cost
     more than the final classifier, for which no head of an exit runs. The final classifier is then
@@ -35,8 +38,31 @@ def monotone_costs(
         UnknownNameError: no such cost.
         InputError: seconds were not measured.
     """
-    costs = ee.costs if policy is None else ee.costs_for(policy)
+    costs = ee.costs_for(ee.policy if policy is None else policy, enabled=True)
     return tuple(accumulate(costs.relative(cost), max))
+
+
+def policy_with_thresholds(ee: EarlyExitModule) -> ThresholdPolicy:
+    """Return the policy of a network; that of its method if early exits are disabled.
+
+    Raises:
+        InputError: it has no thresholds.
+    """
+    policy = ee.policy
+    if isinstance(policy, NeverExit):
+        for point in reversed(ee.spec.operating_points):
+            built = point.build_policy()
+            if isinstance(built, ThresholdPolicy):
+                return built
+        method = ee.spec.method
+        if method is not None:
+            policy = get_method(method.name, **method.options).policy_for(ee.num_exits)
+    if not isinstance(policy, ThresholdPolicy):
+        raise InputError(
+            f"The policy {policy!r} has no thresholds: fit first, or set ee.policy, for instance "
+            "to leenet_fx.MaxProbability(1.0)."
+        )
+    return policy
 
 
 def set_budget(

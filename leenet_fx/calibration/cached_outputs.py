@@ -137,7 +137,7 @@ def outputs_of_data(
     """
     if isinstance(data, FeatureCache):
         return compute_outputs(ee, data)
-    with cache_features(ee, data, labelled=labelled) as cache:
+    with cache_features(ee, data, labelled=labelled, name="calibration images") as cache:
         return compute_outputs(ee, cache)
 
 

@@ -4,45 +4,69 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from leenet_fx.calibration.bounds import check_level
-from leenet_fx.calibration.budgets import budget_thresholds, monotone_costs
+from leenet_fx.calibration.budgets import (
+    budget_thresholds,
+    policy_with_thresholds,
+)
 from leenet_fx.calibration.cached_outputs import (
     CachedOutputs,
     cached_exit_indices,
     confidences,
     outputs_of_data,
 )
-from leenet_fx.calibration.intervals import mean_interval, share_interval
+from leenet_fx.calibration.expectation import Question, Target, describe, not_certified
 from leenet_fx.calibration.risk_control import RiskCertificate, budget_path, control_risk
 from leenet_fx.calibration.risks import get_risk
+from leenet_fx.calibration.searched import (
+    SEARCHED,
+    Problem,
+    check_solver,
+    searched_budget,
+    searched_path,
+)
+from leenet_fx.calibration.selection import (
+    SubsetCosts,
+    can_select,
+    savings,
+    selected_for_budget,
+    selected_for_risk,
+    spread,
+)
 from leenet_fx.data.class_names import check_class_names
 from leenet_fx.errors import InputError
 from leenet_fx.features.batches import check_loader, split_batch
 from leenet_fx.features.feature_cache import FeatureCache
-from leenet_fx.methods import get_method
 from leenet_fx.policies import NeverExit, Policy, ThresholdPolicy, policy_to_dict
 from leenet_fx.policies.counting import CountingPolicy
 from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.surgery.operating_point import OperatingPoint, weights_fingerprint
+from leenet_fx.surgery.prune import named_exits
 
 logger = logging.getLogger("leenet_fx")
 
 PATH_SHARE = 0.1
-"""Share of the calibration images from which the thresholds to be tested are taken.
+"""Share of the calibration images from which exits and the thresholds to be tested are taken.
 
-They cannot be taken from the images that test them; their labels are not read."""
+They cannot be taken from the images that test them."""
+
+SEARCH_SHARE = 1 / 3
+"""The same share for solvers that read classes, which fit more than one number."""
+
+FITTED_SHARE = 2 / 3
+"""Share of the images on which a solver that reads classes meets a budget.
+
+What to expect is estimated from the others: on its own images it would be too good."""
 
 FEWEST = 10
 """Number of calibration images below which nothing is calibrated."""
-
-Target = Literal["max_drop", "max_disagreement", "budget"]
 
 
 def calibrate(
@@ -54,6 +78,7 @@ def calibrate(
     budget: float | None = None,
     confidence: float = 0.95,
     per_class: bool = False,
+    exits: Literal["auto", "all"] | Sequence[int | str] | None = None,
     solver: str = "common",
     cost: str = "flops",
     name: str | None = None,
@@ -68,7 +93,12 @@ def calibrate(
     set the drop scatters around its mean. If nothing can be certified, early exits are disabled.
 
     With `budget`, thresholds are those whose mean cost on `data` is just within the budget; nothing
-    is promised about accuracy.
+    is promised about accuracy. Solvers that read classes meet it on two thirds of the images, and
+    what to expect is estimated from the rest.
+
+    An exit that is not used has an infinite threshold, and its branch does not run. Exits are
+    chosen on a tenth of the images, and the promise is tested on the others, so it holds whatever
+    the choice; see `leenet_fx.calibration.selection`.
 
     Args:
         ee: a fitted network.
@@ -80,7 +110,15 @@ def calibrate(
         budget: mean cost relative to the backbone, in (0, 1].
         confidence: confidence level of the promise and of the intervals, in (0, 1).
         per_class: whether `max_drop` is promised for the images of each class.
-        solver: "common", one threshold for all exits; "exponential", shares of samples ∝ ρᵏ.
+        exits: the exits to use: "all"; some of them, by index or by the name of the block before;
+            "auto", the fewest with which the mean cost is at most 0.5 % of the backbone's above
+            that of all. None takes "auto" for networks attached with strategy="auto", and for
+            others "all"; and "all" where the decision at an exit depends on other exits.
+        solver: "common", one threshold for all exits; "exponential", shares of samples ∝ ρᵏ;
+            "per-exit", a threshold for each exit, held out against overfitting; "eenet", EENet's
+            learned scores instead of the policy's, `LearnedScore`. The last two read classes, of
+            the labels or without labels the backbone's predictions; with one threshold for all
+            exits, promises are usually cheaper.
         cost: "flops", "params", "bytes", or "seconds" as `leenet_fx.profile` measured.
         name: of the operating point; None takes a name from the target, such as "max_drop=0.01".
         seed: of the order in which images are tested.
@@ -90,56 +128,59 @@ def calibrate(
 
     Raises:
         InputError: not exactly one target; values out of range; a policy without thresholds;
-            labels are missing, or of one class; too few images; scores that are NaN.
-        UnknownNameError: no such solver or cost.
+            labels are missing, or of one class; too few images; scores that are NaN; exits that
+            cannot be chosen.
+        UnknownNameError: no such solver, cost or exit.
     """
     target, limit = _target(max_drop, max_disagreement, budget)
     check_level(confidence)
     if per_class and target != "max_drop":
         raise InputError(f"per_class=True is for max_drop, got {target}={limit!r}.")
-    policy = _policy_with_thresholds(ee)
-    costs = monotone_costs(ee, cost, policy)
+    policy = policy_with_thresholds(ee)
+    check_solver(solver, policy)
+    kept = _given_exits(ee, policy, exits, solver)
+    costs = SubsetCosts(ee, policy, cost)
     outputs = _outputs(ee, data, labelled=target == "max_drop")
     _check_outputs(outputs, target)
     scores = confidences(ee, policy, outputs)
     _check_scores(scores)
-    question = _Question(name or f"{target}={limit:g}", target, limit, confidence, solver, cost)
+    question = Question(name or f"{target}={limit:g}", target, limit, confidence, solver, cost)
+    generator = torch.Generator().manual_seed(seed)
+    problem = Problem(ee, policy, outputs, cost)
     certificate = None
-    if target == "budget":
-        thresholds = budget_thresholds(policy, scores, costs, limit, solver)
-    else:
-        generator = torch.Generator().manual_seed(seed)
-        certificate = _certify(policy, outputs, scores, costs, question, per_class, generator)
+    if target != "budget":
+        policy, certificate = certify(problem, scores, kept, question, per_class, generator)
         thresholds = list(certificate.thresholds)
+    elif solver in SEARCHED:
+        order = torch.randperm(len(scores), generator=generator)
+        count = round(FITTED_SHARE * len(order))
+        seen = replace(problem, outputs=outputs.select(order[:count]))
+        policy, thresholds = searched_budget(solver, seen, limit, generator)
+        outputs = outputs.select(order[count:])
+    else:
+        kept = kept or selected_for_budget(policy, scores, limit, costs)
+        found = budget_thresholds(policy, scores[:, kept], costs.monotone(kept), limit, solver)
+        thresholds = spread(found, kept, ee.num_exits)
     disabled = all(value == math.inf for value in thresholds)
+    if policy is not problem.policy:
+        scores, costs = confidences(ee, policy, problem.outputs), SubsetCosts(ee, policy, cost)
     chosen: Policy = NeverExit() if disabled else policy.with_confidence(thresholds)
-    point = _describe(
+    point = describe(
         question,
         policy_to_dict(chosen),
         certificate,
         outputs,
         cached_exit_indices(ee, chosen, outputs),
-        ee.costs_for(policy).relative(cost),
+        ee.costs_for(chosen).relative(cost),
+        savings(scores, thresholds, costs),
         weights_fingerprint(ee),
     )
     if certificate is not None and not certificate.certified:
-        logger.warning("%s", _not_certified(certificate, target))
+        logger.warning("%s", not_certified(certificate, target))
     others = tuple(other for other in ee.spec.operating_points if other.name != point.name)
     ee.policy = chosen
     ee.spec = replace(ee.spec, operating_points=(*others, point))
     return point
-
-
-@dataclass(frozen=True)
-class _Question:
-    """What was asked for; the attributes are those of `OperatingPoint`."""
-
-    name: str
-    target: Target
-    limit: float
-    level: float
-    solver: str
-    cost_kind: str
 
 
 def _target(
@@ -165,23 +206,31 @@ def _target(
     return name, float(value)
 
 
-def _policy_with_thresholds(ee: EarlyExitModule) -> ThresholdPolicy:
-    """Return the policy of the network, or that of its method if early exits are disabled."""
-    policy = ee.policy
-    if isinstance(policy, NeverExit):
-        for point in reversed(ee.spec.operating_points):
-            built = point.build_policy()
-            if isinstance(built, ThresholdPolicy):
-                return built
-        method = ee.spec.method
-        if method is not None:
-            policy = get_method(method.name, **method.options).policy_for(ee.num_exits)
-    if not isinstance(policy, ThresholdPolicy):
-        raise InputError(
-            f"The policy {policy!r} has no thresholds: fit first, or set ee.policy, for instance "
-            "to leenet_fx.MaxProbability(1.0)."
-        )
-    return policy
+def _given_exits(
+    ee: EarlyExitModule,
+    policy: ThresholdPolicy,
+    exits: str | Sequence[int | str] | None,
+    solver: str,
+) -> list[int] | None:
+    """Return the exits to use; None if they are to be chosen."""
+    if solver in SEARCHED:
+        if exits not in (None, "all"):
+            raise InputError(
+                f"The solver '{solver}' decides itself which exits are used: take exits=None or "
+                f"solver='common', got exits={exits!r}."
+            )
+        exits = "all"
+    selectable = can_select(ee, policy)
+    if exits is None:
+        exits = "auto" if selectable and ee.spec.placement.strategy == "auto" else "all"
+    if exits == "auto":
+        if not selectable:
+            raise InputError(
+                f"exits='auto' needs exits whose decisions are independent of each other; with "
+                f"{policy!r} and branches of '{ee.spec.branch}' they are not: take exits='all'."
+            )
+        return None
+    return list(range(ee.num_exits)) if exits == "all" else named_exits(ee, exits)
 
 
 def _outputs(
@@ -228,28 +277,41 @@ def _check_scores(scores: Tensor) -> None:
         )
 
 
-def _certify(
-    policy: ThresholdPolicy,
-    outputs: CachedOutputs,
+def certify(
+    problem: Problem,
     scores: Tensor,
-    costs: tuple[float, ...],
-    question: _Question,
+    kept: list[int] | None,
+    question: Question,
     per_class: bool,
     generator: torch.Generator,
-) -> RiskCertificate:
-    """Return the cheapest certified thresholds; see `calibrate`."""
+) -> tuple[ThresholdPolicy, RiskCertificate]:
+    """Return the policy and its cheapest certified thresholds; see `calibrate`."""
     risk = get_risk("accuracy-gap" if question.target == "max_drop" else "disagreement")
+    policy, outputs = problem.policy, problem.outputs
     order = torch.randperm(len(scores), generator=generator)
-    count = max(1, round(PATH_SHARE * len(order)))
+    share = SEARCH_SHARE if question.solver in SEARCHED else PATH_SHARE
+    count = max(1, round(share * len(order)))
     chosen, tested = order[:count], order[count:]
-    if isinstance(policy, CountingPolicy):
-        exits = scores.shape[1]
-        path = [[float(number)] * exits for number in range(exits, 0, -1)]
+    number = scores.shape[1]
+    if question.solver in SEARCHED:
+        seen = replace(problem, outputs=outputs.select(chosen))
+        policy, path = searched_path(question.solver, seen, generator)
+        if policy is not problem.policy:
+            scores = confidences(problem.ee, policy, outputs)
     else:
-        path = budget_path(scores[chosen], costs, solver=question.solver)
+        costs = SubsetCosts(problem.ee, policy, question.cost_kind)
+        if kept is None:
+            losses = risk.losses(outputs.select(chosen))
+            kept = selected_for_risk(scores[chosen], losses, question.limit, costs)
+        if isinstance(policy, CountingPolicy):
+            path = [[float(count)] * len(kept) for count in range(number, 0, -1)]
+        else:
+            columns = scores[chosen][:, kept]
+            path = budget_path(columns, costs.monotone(kept), solver=question.solver)
+        path = [spread(thresholds, kept, number) for thresholds in path]
     losses, tested_scores = risk.losses(outputs.select(tested)), scores[tested]
 
-    def certify(rows: Tensor | slice, level: float) -> RiskCertificate:
+    def certificate_of(rows: Tensor | slice, level: float) -> RiskCertificate:
         return control_risk(
             losses[rows],
             tested_scores[rows],
@@ -261,71 +323,13 @@ def _certify(
         )
 
     if not per_class:
-        return certify(slice(None), question.level)
+        return policy, certificate_of(slice(None), question.level)
     labels = outputs.labels[tested]
     classes = labels.unique().tolist()
     # The union bound: all classes keep the promise together with probability `level`.
     each = 1 - (1 - question.level) / len(classes)
-    found = [certify(labels == label, each) for label in classes]
+    found = [certificate_of(labels == label, each) for label in classes]
     # Tests end at the first failure, so that the safest of the points is certified for each class.
     strictest = min(found, key=lambda one: -1 if one.index is None else one.index)
-    return replace(strictest, level=question.level, bound=question.limit, samples=len(tested))
-
-
-def _describe(
-    question: _Question,
-    policy: dict[str, Any],
-    certificate: RiskCertificate | None,
-    outputs: CachedOutputs,
-    exits: Tensor,
-    costs: tuple[float, ...],
-    fingerprint: str,
-) -> OperatingPoint:
-    """Return the operating point with estimates from all calibration images."""
-    samples, level = len(exits), question.level
-    disabled = policy["name"] == NeverExit.name
-    relative = torch.tensor([*costs[:-1], 1.0 if disabled else costs[-1]], dtype=torch.float64)
-    predicted = torch.stack([logits.argmax(1) for logits in outputs.logits], 1)
-    final = predicted[:, -1]
-    taken = predicted.gather(1, exits.unsqueeze(1)).squeeze(1)
-    accuracy = backbone = drop = None
-    if bool((outputs.labels >= 0).all()):
-        right, best = taken == outputs.labels, final == outputs.labels
-        accuracy = share_interval(int(right.sum()), samples, level)
-        backbone = float(best.double().mean())
-        drop = mean_interval(best.double() - right.double(), level)
-    shares = exits.bincount(minlength=len(costs)).double() / samples
-    promised = certificate is not None and certificate.certified
-    return OperatingPoint(
-        name=question.name,
-        policy=policy,
-        target=question.target,
-        limit=question.limit,
-        level=level,
-        promised=promised,
-        bound=certificate.bound if certificate is not None and promised else None,
-        samples=samples,
-        samples_needed=None if certificate is None else certificate.samples_needed,
-        solver=question.solver,
-        cost_kind=question.cost_kind,
-        exit_shares=tuple(shares.tolist()),
-        cost=mean_interval(relative[exits], level),
-        disagreement=share_interval(int((taken != final).sum()), samples, level),
-        accuracy=accuracy,
-        backbone_accuracy=backbone,
-        drop=drop,
-        fingerprint=fingerprint,
-    )
-
-
-def _not_certified(certificate: RiskCertificate, target: Target) -> str:
-    needed = certificate.samples_needed
-    enough = (
-        f"about {needed} images would certify a first one"
-        if needed is not None
-        else "more images would not help: exits disagree with the backbone where they are surest"
-    )
-    return (
-        f"No early exit is certified for {target}={certificate.target:g} with "
-        f"{certificate.samples} images, so early exits are disabled; {enough}."
-    )
+    for_all = replace(strictest, level=question.level, bound=question.limit, samples=len(tested))
+    return policy, for_all

@@ -36,24 +36,76 @@ def mean_of_counts(counts: Sequence[int], costs: Sequence[float]) -> float:
     return total / (largest * sum(counts))
 
 
-def take_counts(columns: Columns, counts: Sequence[int]) -> tuple[list[float], list[int]]:
-    """Return the `share_thresholds`, and the N+1 numbers of samples that exit under them."""
-    remaining: npt.NDArray[np.intp] | None = None
-    number = columns.shape[1]
-    thresholds, exiting = [], []
-    for column, count in zip(columns, counts, strict=True):
-        threshold = math.inf
-        before = number
-        if count and number:
-            values = column if remaining is None else column[remaining]
-            place = max(number - count, 0)
-            threshold = float(np.partition(values, place)[place])
-            continuing = np.flatnonzero(values < threshold)
-            remaining = continuing if remaining is None else remaining[continuing]
-            number = len(remaining)
-        thresholds.append(threshold)
-        exiting.append(before - number)
-    return thresholds, [*exiting, number]
+class CountTaker:
+    """Thresholds under which given numbers of samples exit, for many rows of numbers.
+
+    Rows that lead to equal thresholds at the first exits leave the same samples there. The samples
+    that the last row left at each exit are kept, so that only what differs is computed again; with
+    many equal confidences, most rows differ little.
+
+    Args:
+        columns: confidences, (N, n).
+    """
+
+    def __init__(self, columns: Columns) -> None:
+        self._columns = columns
+        self._levels: list[_Level] = []
+
+    def take(self, counts: Sequence[int]) -> tuple[list[float], list[int]]:
+        """Return the `share_thresholds`, and the N+1 numbers of samples that exit under them."""
+        number = self._columns.shape[1]
+        remaining: npt.NDArray[np.intp] | None = None
+        thresholds, exiting = [], []
+        for index, (column, count) in enumerate(zip(self._columns, counts, strict=True)):
+            if index == len(self._levels):
+                values = column if remaining is None else column[remaining]
+                self._levels.append(_Level(values, remaining))
+            level = self._levels[index]
+            threshold = level.threshold(count) if count and number else math.inf
+            if threshold != level.last:
+                level.last = threshold
+                level.continuing = level.remaining_below(threshold)
+                del self._levels[index + 1 :]
+            before, remaining = number, level.continuing
+            number = before if remaining is None else len(remaining)
+            thresholds.append(threshold)
+            exiting.append(before - number)
+        return thresholds, [*exiting, number]
+
+
+class _Level:
+    """The samples that arrive at an exit, and those that the last threshold left.
+
+    Attributes:
+        values: confidences of the arriving samples.
+        arriving: their positions; None for all.
+        last: the threshold that was applied last; NaN before the first.
+        continuing: positions of the samples that continued under it; None for all.
+    """
+
+    def __init__(self, values: npt.NDArray[Any], arriving: npt.NDArray[np.intp] | None) -> None:
+        self.values, self.arriving = values, arriving
+        self.last = math.nan
+        self.continuing: npt.NDArray[np.intp] | None = None
+        self._ordered: npt.NDArray[Any] | None = None
+        self._used = False
+
+    def threshold(self, count: int) -> float:
+        """Return the confidence of the `count`-th most confident sample, or of the last."""
+        place = max(len(self.values) - count, 0)
+        if self._ordered is None and self._used:
+            self._ordered = np.sort(self.values)
+        # One value is found faster than all are sorted.
+        self._used = True
+        ordered = np.partition(self.values, place) if self._ordered is None else self._ordered
+        return float(ordered[place])
+
+    def remaining_below(self, threshold: float) -> npt.NDArray[np.intp] | None:
+        """Return the positions of the samples whose confidence is below a threshold."""
+        if threshold == math.inf:
+            return self.arriving
+        below = np.flatnonzero(self.values < threshold)
+        return below if self.arriving is None else self.arriving[below]
 
 
 def cost_range(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from leenet_fx.calibration.cached_outputs import CachedOutputs
 from leenet_fx.calibration.solvers import exit_indices_at, mean_cost, share_thresholds
 from leenet_fx.errors import InputError
+from leenet_fx.policies.learned_score import LearnedScore, score_inputs
 
 BISECTIONS = 40
 
@@ -69,9 +71,7 @@ class ExitScheduler(nn.Module):
         for values, score, assignment in zip(
             logits, self.score_layers, self.assignments, strict=True
         ):
-            p = values.float().softmax(1)
-            certainty = 1 - torch.special.entr(p).sum(1, keepdim=True) / math.log(self.classes)
-            inputs = torch.cat([p, p.amax(1, keepdim=True), certainty, *scores], 1)
+            inputs = torch.cat([score_inputs(values), *scores], 1)
             scores.append(score(inputs).clamp(0, 1))
             assigned.append(assignment(inputs))
         return torch.cat(scores, 1), torch.cat(assigned, 1)
@@ -81,6 +81,15 @@ class ExitScheduler(nn.Module):
         """Return the scores of the N exits, the confidences that thresholds apply to, (n, N)."""
         scores: Tensor = self(logits)[0][:, :-1]
         return scores
+
+    def policy(self) -> LearnedScore:
+        """Return the scores and thresholds of the N exits as a policy."""
+        layers = [cast(nn.Linear, layer) for layer in self.score_layers][:-1]
+        return LearnedScore(
+            [layer.weight[0].tolist() for layer in layers],
+            [layer.bias.item() for layer in layers],
+            self.thresholds,
+        )
 
     def exit_indices(self, logits: Sequence[Tensor]) -> Tensor:
         """Return the exit index of each sample (n,) under the fitted thresholds."""

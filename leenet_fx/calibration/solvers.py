@@ -17,10 +17,10 @@ from torch import Tensor
 
 from leenet_fx.calibration.exit_counts import (
     Columns,
+    CountTaker,
     columns_of,
     cost_range,
     mean_of_counts,
-    take_counts,
 )
 from leenet_fx.errors import InputError
 from leenet_fx.registry import Registry
@@ -224,6 +224,7 @@ class _Exponential:
         exits, samples = columns.shape
         self.counts = _counts_of_ratios(samples, exits)
         self.lowest, self.highest = cost_range(columns, self.counts, costs)
+        self.taker = CountTaker(columns)
         self.points: dict[int, tuple[list[float], float]] = {}
 
     def solve(self, budget: float) -> list[float]:
@@ -247,7 +248,7 @@ class _Exponential:
     def point(self, index: int) -> tuple[list[float], float]:
         """Return the thresholds and the mean cost for a row of the counts."""
         if index not in self.points:
-            thresholds, exiting = take_counts(self.columns, self.counts[index].tolist())
+            thresholds, exiting = self.taker.take(self.counts[index].tolist())
             self.points[index] = thresholds, mean_of_counts(exiting, self.costs)
         return self.points[index]
 
@@ -263,9 +264,10 @@ def _exponential_from(
     if not len(usable):
         raise _out_of_reach(budget, costs[-1], costs)
     found: dict[tuple[float, ...], float] = {}
+    taker = CountTaker(columns[usable])
     for counts in _counts_of_ratios(columns.shape[1], len(usable)):
         thresholds = np.full(len(columns), math.inf)
-        thresholds[usable] = np.maximum(take_counts(columns[usable], counts.tolist())[0], lowest)
+        thresholds[usable] = np.maximum(taker.take(counts.tolist())[0], lowest)
         key = tuple(thresholds.tolist())
         if key not in found:
             exits = exit_indices_at(torch.from_numpy(columns.T), key)
@@ -322,7 +324,7 @@ def share_thresholds(confidence: Tensor, counts: Sequence[int]) -> list[float]:
         raise InputError(
             f"Expected numbers of samples ≥ 0 for {confidence.shape[1]} exits, got {counts!r}."
         )
-    return take_counts(columns_of(confidence), counts)[0]
+    return CountTaker(columns_of(confidence)).take(counts)[0]
 
 
 def _counts(samples: int, exits: int, rho: float) -> list[int]:

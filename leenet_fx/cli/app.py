@@ -1,13 +1,14 @@
 """The console command: errors, exit codes and the list of verbs.
 
-Results go to stdout, everything else to stderr. Exit codes: 0 success, 1 failure, 2 wrong usage. A
-verb imports torch when it runs, so that `--help` is fast.
+Results go to stdout, everything else to stderr. Exit codes: 0 success, 1 failure, 2 wrong usage,
+130 interrupted. A verb imports torch when it runs, so that `--help` is fast.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+from typing import Annotated
 
 import typer
 
@@ -24,6 +25,8 @@ from leenet_fx.cli import (
     strategies,
     sweep,
 )
+from leenet_fx.cli.interrupts import exits_on_interrupt
+from leenet_fx.cli.messages import OptionFormatter, as_options, option_names
 from leenet_fx.errors import EarlyExitError, UnknownNameError
 
 app = typer.Typer(
@@ -46,23 +49,43 @@ for verb in (
     demo.demo,
     env.env,
 ):
-    app.command()(verb)
+    app.command()(exits_on_interrupt(verb))
+
+
+def _print_version(given: bool) -> None:
+    if given:
+        from leenet_fx import __version__
+
+        print(f"leenet-fx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Early exits for any trained image classifier."""
+    del version
 
 
 def main() -> None:
     """Run the command line; an `EarlyExitError` becomes one line on stderr."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OptionFormatter("%(levelname)s: %(message)s", option_names(app)))
+    logging.basicConfig(handlers=[handler])
     try:
         app()
     except UnknownNameError as error:
         _fail(error, 2)
     except EarlyExitError as error:
         _fail(error, 1)
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(1)
 
 
 def _fail(error: EarlyExitError, code: int) -> None:
-    print(f"Error: {error}", file=sys.stderr)
+    print(f"Error: {as_options(str(error), option_names(app))}", file=sys.stderr)
     sys.exit(code)

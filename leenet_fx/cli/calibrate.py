@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leenet_fx.cli import options as o
-from leenet_fx.cli.config import ConfigOption
+from leenet_fx.cli.config import ConfigOption, next_command
 from leenet_fx.cli.output import print_json
 from leenet_fx.errors import InputError
+from leenet_fx.progress import progress_display
 
 if TYPE_CHECKING:
     from leenet_fx.methods import Method
     from leenet_fx.surgery.module import EarlyExitModule
     from leenet_fx.surgery.operating_point import OperatingPoint
+
+SAVED = o.SavedOptions(split="calibration")
 
 
 @o.expand_options
@@ -24,12 +27,7 @@ def calibrate(
     ctx: typer.Context,
     folder: o.FolderArgument,
     *,
-    model: o.SavedModelOption = None,
-    data: o.SavedDataOption = None,
-    data_set: o.DataSetOptions,
-    transforms: o.TransformOptions,
-    weights: o.WeightsOption = None,
-    split: Annotated[str, typer.Option(help="train, val, calibration or test.")] = "calibration",
+    saved: o.SavedOptions = SAVED,
     loading: o.LoaderOptions,
     target: o.TargetOptions,
     name: Annotated[
@@ -46,33 +44,28 @@ def calibrate(
     """
     from leenet_fx.cli.saved import known_split, open_saved
     from leenet_fx.methods import get_method
+    from leenet_fx.report.records import FILES
 
-    split = known_split(split)
+    split = known_split(saved.split)
     if split == "test":
         raise InputError(
             "Thresholds that were chosen on the test split would make its results too good: "
             "calibrate on the split 'calibration'."
         )
     check_target(target)
-    run = open_saved(
-        ctx,
-        folder,
-        model=model,
-        data=data,
-        data_set=data_set,
-        transforms=transforms,
-        weights=weights,
-    )
-    if data in (None, run.fitted.get("data")) and run.ee.spec.method is not None:
+    run = open_saved(ctx, folder, saved)
+    if saved.data in (None, run.fitted.get("data")) and run.ee.spec.method is not None:
         method = run.ee.spec.method
         check_unseen(get_method(method.name, **method.options), split, target)
-    point = find_point(run.ee, run.loader(split, loading), target, name=name, seed=seed)
+    with progress_display(True):
+        point = find_point(run.ee, run.loader(split, loading), target, name=name, seed=seed)
     save_again(run.ee, folder)
     if output.is_json:
         print_json(asdict(point))
     else:
         print(point)
-    typer.echo(f"Wrote {folder}. Next: leenet-fx evaluate {folder}", err=True)
+    following = next_command("evaluate", folder, FILES["evaluation"], saved.model)
+    typer.echo(f"Wrote {folder}. {following}", err=True)
 
 
 def save_again(ee: EarlyExitModule, folder: Path) -> None:
@@ -80,8 +73,8 @@ def save_again(ee: EarlyExitModule, folder: Path) -> None:
     from leenet_fx.storage.config import read_config
     from leenet_fx.storage.exits import save
 
-    saved = read_config(folder)
-    save(ee, folder, backbone=saved.holds_backbone, fit=saved.fit)
+    found = read_config(folder)
+    save(ee, folder, backbone=found.holds_backbone, fit=found.fit, overwrite=True)
 
 
 def check_target(target: o.TargetOptions, required: bool = True) -> bool:
@@ -93,11 +86,16 @@ def check_target(target: o.TargetOptions, required: bool = True) -> bool:
 
     Raises:
         typer.BadParameter: more than one, or none where one is required.
+        InputError: a value that is no percentage.
     """
     given = [target.max_drop, target.max_disagreement, target.budget]
     count = sum(value is not None for value in given)
     if count > 1 or (required and not count):
         raise typer.BadParameter("give one of --max-drop, --max-disagreement and --budget.")
+    names = ("--max-drop", "--max-disagreement", "--budget")
+    for name, value in zip(names, given, strict=True):
+        if value is not None and not 0 < value <= 100:
+            raise InputError(f"{name} must be a percentage above 0 and at most 100, got {value:g}.")
     return count == 1
 
 

@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from leenet_fx.cli import options as o
-from leenet_fx.cli.config import FILE as OPTIONS
-from leenet_fx.cli.config import ConfigOption, command_line, resolved, write_config
+from leenet_fx.cli.config import (
+    PAGE,
+    ConfigOption,
+    begin_run,
+    command_line,
+    next_command,
+    resolved,
+)
+from leenet_fx.cli.interrupts import on_interrupt
 from leenet_fx.cli.output import print_json
-from leenet_fx.errors import InputError, StorageError
+from leenet_fx.errors import InputError
+from leenet_fx.progress import progress_display
 
 if TYPE_CHECKING:
     from leenet_fx.evaluation.comparison import MethodSpec
@@ -52,6 +60,7 @@ def compare(
     ] = False,
     precision: o.PrecisionOption = None,
     loading: o.LoaderOptions,
+    overwrite: o.OverwriteOption = False,
     config: ConfigOption = None,
     output: o.OutputOptions,
 ) -> None:
@@ -59,7 +68,7 @@ def compare(
 
     The backbone is frozen unless --joint. Thresholds are set on the calibration split; accuracies
     are of the test split. The same command resumes an interrupted run: methods whose results are in
-    --out are not trained again.
+    --out are not trained again, unless --overwrite removes them.
     """
     import torch
 
@@ -68,46 +77,46 @@ def compare(
     from leenet_fx.evaluation.comparison_file import FILE
     from leenet_fx.report.records import make_metadata
 
-    if (out / OPTIONS).exists() and not (out / FILE).exists():
-        raise StorageError(f"'{out / OPTIONS}' belongs to another run: choose another folder.")
     specs = parse_methods(methods, joint)
     if augment and not joint:
         raise InputError("--augment needs recipes that train the backbone: add --joint.")
-    run = prepare(model, backbone, placement, None, shapes, data, data_set, transforms, seed=seed)
-    ee, images = run.ee, run.images
-    transform, augmented = run.transform(), run.transform(augment=augment)
-    generator = torch.Generator().manual_seed(seed)
-    size, workers = loading.batch_size, loading.workers
-    options = resolved(ctx)
-    comparison = run_comparison(
-        run.backbone,
-        specs,
-        images.loader("train", transform, size, shuffle=generator, workers=workers),
-        images.loader("calibration", transform, size, shuffle=generator, workers=workers),
-        images.loader("test", transform, size, workers=workers),
-        augmented=images.loader("train", augmented, size, shuffle=generator, workers=workers),
-        strategy=list(ee.spec.placement.names) if placement.at else placement.strategy,
-        num_exits=placement.num_exits,
-        example_inputs=torch.zeros(1, *ee.spec.image_shape),
-        num_classes=shapes.num_classes,
-        blocks=placement.block or None,
-        name=model,
-        epochs=epochs,
-        precision=precision,
-        seeds=range(seed, seed + seeds),
-        skip_unfit=methods == ALL,
-        out=out,
-        metadata=make_metadata(
-            ee, command=command_line("compare", ctx), config=options, classes=images.classes
-        ),
-        progress=True,
-    )
-    write_config(out, options, overwrite=True)
+    options, command = resolved(ctx), command_line("compare", ctx)
+    again = f"Methods whose results are in '{out / FILE}' are kept. Resume: {command}"
+    with progress_display(True), on_interrupt(lambda: again):
+        run = prepare(
+            model, backbone, placement, None, shapes, data, data_set, transforms, seed=seed
+        )
+        begin_run(out, options, overwrite or (out / FILE).exists())
+        if overwrite:
+            (out / FILE).unlink(missing_ok=True)
+        ee, images = run.ee, run.images
+        loaders = run.loaders(loading, seed, augment=augment)
+        comparison = run_comparison(
+            run.backbone,
+            specs,
+            loaders["train"],
+            loaders["calibration"],
+            loaders["test"],
+            augmented=loaders["augmented"],
+            strategy=list(ee.spec.placement.names) if placement.at else placement.strategy,
+            num_exits=placement.num_exits,
+            example_inputs=torch.zeros(1, *ee.spec.image_shape),
+            num_classes=shapes.num_classes,
+            blocks=placement.block or None,
+            name=model,
+            epochs=epochs,
+            precision=precision,
+            seeds=range(seed, seed + seeds),
+            skip_unfit=methods == ALL,
+            out=out,
+            metadata=make_metadata(ee, command=command, config=options, classes=images.classes),
+            progress=True,
+        )
     if output.is_json:
         print_json(comparison.to_dict())
     else:
         print(comparison.summary())
-    typer.echo(f"Wrote {out / FILE}. Next: leenet-fx report {out}", err=True)
+    typer.echo(f"Wrote {out / FILE}. {next_command('report', out, PAGE)}", err=True)
 
 
 def parse_methods(text: str, joint: bool) -> list[MethodSpec]:

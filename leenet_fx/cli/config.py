@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from leenet_fx.errors import InputError, UnknownNameError, first_line
+from leenet_fx.errors import InputError, StorageError, UnknownNameError, first_line
 from leenet_fx.registry import unknown_name
-from leenet_fx.storage.files import check_free, read_text, write_atomically
+from leenet_fx.storage.files import read_text, write_atomically
 from leenet_fx.storage.upgrade import upgrade_options
 
 if TYPE_CHECKING:
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 G = TypeVar("G", bound="DataclassInstance")
 
 FILE = "run.yaml"
+PAGE = "report.html"
+"""File name of the page of results."""
+
+PREPARED = (FILE, "transform.json")
+"""Files that are written before there are results."""
+
 NOT_SAVED = ("config", "ctx", "format", "as_json", "overwrite", "resume")
 
 
@@ -146,16 +152,59 @@ def plain_values(group: DataclassInstance) -> dict[str, Any]:
     return {name: _plain(value) for name, value in values.items() if value is not None}
 
 
-def write_config(folder: Path, options: dict[str, Any], overwrite: bool = False) -> None:
+def begin_run(folder: Path, options: dict[str, Any], overwrite: bool = False) -> None:
+    """Write `run.yaml`, before anything that takes long.
+
+    Args:
+        folder: of the results.
+        options: of the command.
+        overwrite: whether the folder may hold the results of another run.
+
+    Raises:
+        StorageError: the folder holds results of another run, or cannot be written to.
+    """
+    if not overwrite and (folder / FILE).exists():
+        # Without results, the run ended before it had any.
+        results = sorted(path.name for path in folder.iterdir() if path.name not in PREPARED)
+        if results:
+            raise StorageError(
+                f"'{folder}' holds '{results[0]}' of another run: choose another folder, or pass "
+                "--overwrite."
+            )
+    write_config(folder, options)
+
+
+def write_config(folder: Path, options: dict[str, Any]) -> None:
     """Write `run.yaml`.
 
     Raises:
-        StorageError: the file exists already, or cannot be written.
+        StorageError: it cannot be written.
     """
     import yaml
 
-    check_free(folder / FILE, overwrite)
     write_atomically(folder / FILE, yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
+
+
+def resume_command(verb: str, folder: Path) -> str:
+    """Return the command that resumes a run from the options in its folder."""
+    return f"leenet-fx {verb} --config {shlex.quote(str(folder / FILE))} --resume"
+
+
+def next_command(verb: str, folder: Path, result: str, model: str | None = None) -> str:
+    """Return the command to call next on a folder, as it works in a shell.
+
+    Args:
+        verb: of the command.
+        folder: its argument.
+        result: file in the folder that the command writes.
+        model: the backbone, which is named if it is a file, from which no verb reads by itself.
+    """
+    parts = ["leenet-fx", verb, str(folder)]
+    if model is not None and ".py:" in model:
+        parts += ["--model", model]
+    if (folder / result).exists():
+        parts.append("--overwrite")
+    return f"Next: {shlex.join(parts)}"
 
 
 def command_line(verb: str, ctx: typer.Context) -> str:

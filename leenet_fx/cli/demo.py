@@ -22,11 +22,14 @@ def demo(
     quick: Annotated[
         bool, typer.Option(help="Seconds instead of minutes; accuracies are not meaningful.")
     ] = False,
+    overwrite: o.OverwriteOption = False,
     printing: o.OutputOptions,
 ) -> None:
     """Train a small network on scikit-learn's digits, attach exits, and measure their savings."""
-    from leenet_fx.demo.run import run_demo
+    from leenet_fx.demo.run import RESULTS, run_demo
+    from leenet_fx.storage.files import check_free
 
+    check_free(output / RESULTS, overwrite)
     result = run_demo(output, seeds=range(seed, seed + seeds), quick=quick)
     if printing.is_json:
         print_json(result.to_dict())

@@ -7,8 +7,16 @@ from typing import Annotated
 import typer
 
 from leenet_fx.cli import options as o
-from leenet_fx.cli.config import ConfigOption, command_line, plain_values, resolved
+from leenet_fx.cli.config import (
+    PAGE,
+    ConfigOption,
+    command_line,
+    next_command,
+    plain_values,
+    resolved,
+)
 from leenet_fx.cli.output import print_json
+from leenet_fx.progress import progress_display
 
 
 @o.expand_options
@@ -16,12 +24,7 @@ def evaluate(
     ctx: typer.Context,
     folder: o.FolderArgument,
     *,
-    model: o.SavedModelOption = None,
-    data: o.SavedDataOption = None,
-    data_set: o.DataSetOptions,
-    transforms: o.TransformOptions,
-    weights: o.WeightsOption = None,
-    split: Annotated[str, typer.Option(help="train, val, calibration or test.")] = "test",
+    saved: o.SavedOptions,
     loading: o.LoaderOptions,
     size: Annotated[
         list[int] | None, typer.Option(help="Time the first N images; repeatable.")
@@ -39,19 +42,12 @@ def evaluate(
     from leenet_fx.report.records import FILES, make_record, sample_images, write_record
     from leenet_fx.storage.files import check_free
 
-    split = known_split(split)
+    split = known_split(saved.split)
     check_free(folder / FILES["evaluation"], overwrite)
-    run = open_saved(
-        ctx,
-        folder,
-        model=model,
-        data=data,
-        data_set=data_set,
-        transforms=transforms,
-        weights=weights,
-    )
+    run = open_saved(ctx, folder, saved)
     ee, images = run.ee, run.images
-    evaluation = measure(ee, run.loader(split, loading), sizes=sorted(size) if size else None)
+    with progress_display(True):
+        evaluation = measure(ee, run.loader(split, loading), sizes=sorted(size) if size else None)
     record = make_record(
         evaluation,
         ee,
@@ -65,4 +61,4 @@ def evaluate(
         print_json(evaluation.to_dict())
     else:
         print(evaluation.summary())
-    typer.echo(f"Wrote {path}. Next: leenet-fx report {folder}", err=True)
+    typer.echo(f"Wrote {path}. {next_command('report', folder, PAGE)}", err=True)

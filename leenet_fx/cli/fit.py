@@ -9,8 +9,17 @@ from typing import Annotated
 import typer
 
 from leenet_fx.cli import options as o
-from leenet_fx.cli.config import ConfigOption, resolved, write_config
+from leenet_fx.cli.config import (
+    ConfigOption,
+    begin_run,
+    next_command,
+    resolved,
+    resume_command,
+)
+from leenet_fx.cli.interrupts import kept_of_fit, on_interrupt
 from leenet_fx.cli.output import print_json
+from leenet_fx.errors import InputError
+from leenet_fx.progress import progress_display
 
 
 @o.expand_options
@@ -48,7 +57,11 @@ def fit(
         bool, typer.Option("--tensorboard", help="Write TensorBoard events.")
     ] = False,
     target: o.TargetOptions,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Resume an interrupted run; --epochs may be higher."),
+    ] = False,
+    overwrite: o.OverwriteOption = False,
     seed: o.SeedOption = 0,
     config: ConfigOption = None,
     output: o.OutputOptions,
@@ -56,66 +69,66 @@ def fit(
     """Train exits on the train split and gates on the calibration split.
 
     The backbone is frozen unless the method trains it. Without --augment, it runs once over each
-    image. Writes exits, metrics.csv, transform.json and run.yaml to --out; 'leenet-fx evaluate
-    OUT' measures the result. With --max-drop, --max-disagreement or --budget, thresholds are then
-    chosen on the calibration split, as by 'leenet-fx calibrate OUT'.
+    image. Writes run.yaml, exits, metrics.csv and transform.json to --out; 'leenet-fx evaluate OUT'
+    measures the result. After Ctrl-C, --resume goes on. With --max-drop, --max-disagreement or
+    --budget, thresholds are then chosen on the calibration split, as by 'leenet-fx calibrate OUT'.
     """
-    import torch
-
     from leenet_fx.cli.calibrate import check_target, check_unseen, find_point, save_again
     from leenet_fx.cli.images import prepare, write_transform
     from leenet_fx.cli.setup import measure_if_timed, method_with_options, phase_epochs
+    from leenet_fx.report.records import FILES
     from leenet_fx.training.fit import fit as fit_exits
 
+    if resume and overwrite:
+        raise InputError("--resume goes on with a run, and --overwrite replaces it: choose one.")
     is_calibrated = check_target(target, required=False)
     method = method_with_options(training)
     check_unseen(method, "calibration", target)
-    run = prepare(
-        model,
-        backbone,
-        placement,
-        branches,
-        shapes,
-        data,
-        data_set,
-        transforms,
-        method=method,
-        seed=seed,
-    )
-    ee, images, transform = run.ee, run.images, run.transform()
-    measure_if_timed(ee, cost)
-    augmented = run.transform(augment=augment)
-    generator = torch.Generator().manual_seed(seed)
-    size, workers = loading.batch_size, loading.workers
-    result = fit_exits(
-        ee,
-        images.loader("train", augmented, size, shuffle=generator, workers=workers),
-        images.loader("val", transform, size, workers=workers),
-        calibration=images.loader(
-            "calibration", transform, size, shuffle=generator, workers=workers
-        ),
-        method=method,
-        alpha=alpha,
-        cost=cost,
-        epochs=phase_epochs(ee, method, length),
-        lr=length.lr,
-        patience=patience,
-        cache=not augment,
-        out=out,
-        resume=resume,
-        tensorboard=tensorboard,
-        accelerator=accelerator,
-        devices=devices,
-        precision=precision,
-        seed=seed,
-    )
-    write_config(out, resolved(ctx), overwrite=resume)
-    write_transform(out, run.config)
-    point = None
-    if is_calibrated:
-        fresh = images.loader("calibration", transform, size, workers=workers)
-        point = find_point(ee, fresh, target, name=None, seed=seed)
-        save_again(ee, out)
+    resuming = resume_command("fit", out)
+    with progress_display(True), on_interrupt(lambda: kept_of_fit(out, resuming)):
+        run = prepare(
+            model,
+            backbone,
+            placement,
+            branches,
+            shapes,
+            data,
+            data_set,
+            transforms,
+            method=method,
+            seed=seed,
+        )
+        begin_run(out, resolved(ctx), overwrite=resume or overwrite)
+        write_transform(out, run.config)
+        ee = run.ee
+        measure_if_timed(ee, cost)
+        loaders = run.loaders(loading, seed, augment=augment)
+        result = fit_exits(
+            ee,
+            loaders["augmented"],
+            loaders["val"],
+            calibration=loaders["calibration"],
+            method=method,
+            alpha=alpha,
+            cost=cost,
+            epochs=phase_epochs(ee, method, length),
+            lr=length.lr,
+            patience=patience,
+            cache=not augment,
+            out=out,
+            resume=resume,
+            overwrite=overwrite,
+            tensorboard=tensorboard,
+            accelerator=accelerator,
+            devices=devices,
+            precision=precision,
+            seed=seed,
+            progress=True,
+        )
+        point = None
+        if is_calibrated:
+            point = find_point(ee, loaders["calibration"], target, name=None, seed=seed)
+            save_again(ee, out)
     if output.is_json:
         found = {} if point is None else {"operating_point": asdict(point)}
         print_json({**result.to_dict(), **found})
@@ -123,4 +136,5 @@ def fit(
     print(ee.summary())
     if point is not None:
         print(point)
-    typer.echo(f"Wrote {out}. Next: leenet-fx evaluate {out}", err=True)
+    following = next_command("evaluate", out, FILES["evaluation"], model)
+    typer.echo(f"Wrote {out}. {following}", err=True)

@@ -14,16 +14,19 @@ from leenet_fx.cli.options import (
     BackboneOptions,
     BranchOptions,
     DataSetOptions,
+    LoaderOptions,
     PlacementOptions,
     ShapeOptions,
     TransformOptions,
 )
 from leenet_fx.cli.setup import attach_exits, build, check_placement, example_images
 from leenet_fx.errors import InputError, StorageError
+from leenet_fx.progress import report
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+    from torch.utils.data import DataLoader
 
     from leenet_fx.data.splits import Data
     from leenet_fx.data.transforms import TransformConfig
@@ -65,6 +68,38 @@ class Run:
 
         return build_transform(self.config, augment=augment)
 
+    def loaders(
+        self, loading: LoaderOptions, seed: int, *, augment: bool = False
+    ) -> dict[str, DataLoader[Any]]:
+        """Return loaders of the splits to fit on and to measure on, and of "augmented" images.
+
+        Args:
+            loading: batch size and processes.
+            seed: of the order of the splits "train" and "calibration", which are shuffled.
+            augment: whether "augmented", the images of "train", are cropped and flipped.
+        """
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+        plain = self.transform()
+
+        def loader(split: str, transform: Any, shuffled: bool) -> DataLoader[Any]:
+            return self.images.loader(
+                split,
+                transform,
+                loading.batch_size,
+                shuffle=generator if shuffled else None,
+                workers=loading.workers,
+            )
+
+        return {
+            "train": loader("train", plain, True),
+            "augmented": loader("train", self.transform(augment=augment), True),
+            "val": loader("val", plain, False),
+            "calibration": loader("calibration", plain, True),
+            "test": loader("test", plain, False),
+        }
+
 
 def prepare(
     model: str,
@@ -104,8 +139,12 @@ def prepare(
     check_placement(placement)
     example = example_images(shapes.input_size)
     given = transform_values(transforms)
+    report("model", f"building {model}", None)
     network = build(model, backbone, num_classes=shapes.num_classes)
+    report("images", f"opening '{data}'", None)
     images = open_images(data, data_set)
+    sizes = ", ".join(f"{name} {len(split)}" for name, split in images.splits.items())
+    report("images", f"{len(images.classes)} classes; {sizes}", 1.0)
     if example is None:
         example = _example_of(network, model, images)
     ee = attach_exits(

@@ -38,11 +38,15 @@ def inspect(
         typer.Option(min=1, help="Batch size for --latency; repeatable. Default: 1, 8, 32."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the network to this file.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file of --plot.")
+    ] = False,
     output: o.OutputOptions,
 ) -> None:
     """Show a model's candidate boundaries, the positions of exits, and the cost table."""
     from leenet_fx.cli.setup import attach_by_name
     from leenet_fx.errors import InputError
+    from leenet_fx.storage.files import check_free
 
     timed = latency or cost == "seconds"
     if device is not None and not timed:
@@ -51,6 +55,8 @@ def inspect(
         )
     if batch_size and not latency:
         raise InputError("--batch-size selects batch sizes to measure: add --latency.")
+    if plot is not None:
+        check_free(plot, overwrite)
     _, ee = attach_by_name(
         model, placement, shapes, branches=branches, meta=not timed, cost=cost, device=device
     )

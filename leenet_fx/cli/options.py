@@ -100,6 +100,22 @@ class TransformOptions:
 
 
 @dataclass(frozen=True)
+class SavedNames:
+    """Backbone and images of a saved network, if not those of its fit."""
+
+    model: SavedModelOption = None
+    data: SavedDataOption = None
+
+
+@dataclass(frozen=True)
+class SavedOptions(TransformOptions, DataSetOptions, SavedNames):
+    """A saved network's backbone and images, which are found and read as for its fit."""
+
+    weights: WeightsOption = None
+    split: Annotated[str, typer.Option(help="train, val, calibration or test.")] = "test"
+
+
+@dataclass(frozen=True)
 class BackboneOptions:
     """Weights of the backbone."""
 
@@ -213,7 +229,10 @@ class TargetOptions:
         bool, typer.Option("--per-class", help="Promise --max-drop for each class.")
     ] = False
     solver: Annotated[
-        str, typer.Option(help="common: one threshold; exponential: one for each exit.")
+        str,
+        typer.Option(
+            help="common: one threshold; exponential, per-exit: one for each exit; eenet."
+        ),
     ] = "common"
 
 

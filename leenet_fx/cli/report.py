@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from leenet_fx.cli import options as o
+from leenet_fx.cli.config import PAGE
 
 
 def report(
@@ -25,7 +26,7 @@ def report(
     from leenet_fx.report.records import read_records
     from leenet_fx.storage.files import check_free
 
-    path = folders[0] / "report.html" if out is None else out
+    path = folders[0] / PAGE if out is None else out
     check_free(path, overwrite)
     records = [record for folder in folders for record in read_records(folder)]
     first = records[0]["network"] or records[0]["comparison"]

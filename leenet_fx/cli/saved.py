@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,26 +70,13 @@ def known_split(split: str) -> str:
     return found
 
 
-def open_saved(
-    ctx: typer.Context,
-    folder: Path,
-    *,
-    model: str | None,
-    data: str | None,
-    data_set: o.DataSetOptions,
-    transforms: o.TransformOptions,
-    weights: Path | None,
-) -> SavedRun:
+def open_saved(ctx: typer.Context, folder: Path, saved: o.SavedOptions) -> SavedRun:
     """Load a saved network and open its images.
 
     Args:
         ctx: of the call, whose options take precedence over those of the fit.
         folder: that `leenet-fx fit` wrote.
-        model: name of the backbone; None for that of the fit.
-        data: name of the data set; None for that of the fit.
-        data_set: how to read it.
-        transforms: how images become the network's input.
-        weights: of the backbone; None for those of the fit.
+        saved: options of the call.
 
     Raises:
         InputError, StorageError: options, files or images that do not fit.
@@ -107,10 +94,11 @@ def open_saved(
     from leenet_fx.storage.exits import load
 
     fitted = options_of_fit(folder)
-    given = transform_values(transforms)
-    data_set = inherited(ctx, data_set, fitted)
-    name = model or _library_model(fitted, folder)
-    weights = weights or (Path(fitted["weights"]) if fitted.get("weights") else None)
+    given = transform_values(saved)
+    own = {field.name: getattr(saved, field.name) for field in fields(o.DataSetOptions)}
+    data_set = inherited(ctx, o.DataSetOptions(**own), fitted)
+    name = saved.model or _library_model(fitted, folder)
+    weights = saved.weights or (Path(fitted["weights"]) if fitted.get("weights") else None)
     network = build(
         name,
         o.BackboneOptions(weights=weights, pretrained=bool(fitted.get("pretrained"))),
@@ -121,7 +109,7 @@ def open_saved(
     if is_default(ctx, "classes") and data_set.classes is not None:
         # The network holds the names that the fit read from its file.
         classes = ee.spec.class_names
-    images = open_images(data or str(fitted.get("data", "digits")), data_set, classes)
+    images = open_images(saved.data or str(fitted.get("data", "digits")), data_set, classes)
     check_number_of_classes(ee, images)
     transform = read_transform(folder)
     if transform is None:

@@ -8,9 +8,18 @@ from typing import Annotated
 import typer
 
 from leenet_fx.cli import options as o
-from leenet_fx.cli.config import ConfigOption, command_line, resolved, write_config
+from leenet_fx.cli.config import (
+    PAGE,
+    ConfigOption,
+    begin_run,
+    command_line,
+    next_command,
+    resolved,
+)
+from leenet_fx.cli.interrupts import on_interrupt
 from leenet_fx.cli.output import print_json
 from leenet_fx.errors import InputError
+from leenet_fx.progress import progress_display
 
 LEENET = o.MethodOptions(method="leenet")
 
@@ -48,8 +57,6 @@ def sweep(
 
     The backbone runs once over each image, whatever the number of α.
     """
-    import torch
-
     from leenet_fx.cli.images import prepare
     from leenet_fx.cli.setup import measure_if_timed, method_with_options, phase_epochs
     from leenet_fx.evaluation.sweep import sweep as run_sweep
@@ -59,53 +66,52 @@ def sweep(
     values = parse_alphas(alphas)
     check_free(out / FILES["sweep"], overwrite)
     method = method_with_options(training)
-    run = prepare(
-        model,
-        backbone,
-        placement,
-        branches,
-        shapes,
-        data,
-        data_set,
-        transforms,
-        method=method,
-        seed=seed,
-    )
-    ee, images, transform = run.ee, run.images, run.transform()
-    measure_if_timed(ee, cost)
-    generator = torch.Generator().manual_seed(seed)
-    size, workers = loading.batch_size, loading.workers
-    result = run_sweep(
-        ee,
-        images.loader("train", transform, size, shuffle=generator, workers=workers),
-        images.loader("test", transform, size, workers=workers),
-        calibration=images.loader(
-            "calibration", transform, size, shuffle=generator, workers=workers
-        ),
-        alphas=values,
-        seeds=range(seed, seed + seeds),
-        method=method,
-        cost=cost,
-        epochs=phase_epochs(ee, method, length),
-        lr=length.lr,
-        timed=timed,
-        progress=True,
-    )
     options = resolved(ctx)
+    kept = f"A sweep keeps no unfinished results; '{out}' has the options."
+    with progress_display(True), on_interrupt(lambda: kept):
+        run = prepare(
+            model,
+            backbone,
+            placement,
+            branches,
+            shapes,
+            data,
+            data_set,
+            transforms,
+            method=method,
+            seed=seed,
+        )
+        begin_run(out, options, overwrite)
+        ee = run.ee
+        measure_if_timed(ee, cost)
+        loaders = run.loaders(loading, seed)
+        result = run_sweep(
+            ee,
+            loaders["train"],
+            loaders["test"],
+            calibration=loaders["calibration"],
+            alphas=values,
+            seeds=range(seed, seed + seeds),
+            method=method,
+            cost=cost,
+            epochs=phase_epochs(ee, method, length),
+            lr=length.lr,
+            timed=timed,
+            progress=True,
+        )
     record = make_record(
         result,
         ee,
         command=command_line("sweep", ctx),
         config=options,
-        classes=images.classes,
+        classes=run.images.classes,
     )
-    write_config(out, options, overwrite)
     path = write_record(out, record, overwrite)
     if output.is_json:
         print_json(result.to_dict())
     else:
         print(result.summary())
-    typer.echo(f"Wrote {path}. Next: leenet-fx report {out}", err=True)
+    typer.echo(f"Wrote {path}. {next_command('report', out, PAGE)}", err=True)
 
 
 def parse_alphas(text: str) -> list[float]:

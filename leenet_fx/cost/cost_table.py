@@ -43,6 +43,7 @@ class CostTable(Sequence[CostRow]):
         backbone: cost of the backbone without exits.
         reads: whether gate or class logits decide at exits.
         latency: measured times of exits that decide likewise; None if not measured.
+        evaluated: N, whether samples that pass an exit have run its branch.
         unit: how FLOPs are counted.
     """
 
@@ -55,12 +56,14 @@ class CostTable(Sequence[CostRow]):
         rows: Sequence[CostRow],
         reads: Reads,
         latency: Latency | None = None,
+        evaluated: Sequence[bool] | None = None,
     ) -> None:
         self.model = model
         self.backbone = backbone
         self.reads = reads
         self.latency = latency
         self._rows = tuple(rows)
+        self.evaluated = tuple([True] * (len(rows) - 1) if evaluated is None else evaluated)
 
     @overload
     def __getitem__(self, index: int) -> CostRow: ...
@@ -78,8 +81,8 @@ class CostTable(Sequence[CostRow]):
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, CostTable)
-            and (self.model, self.backbone, self.latency)
-            == (other.model, other.backbone, other.latency)
+            and (self.model, self.backbone, self.latency, self.evaluated)
+            == (other.model, other.backbone, other.latency, other.evaluated)
             and self._rows == other._rows
         )
 
@@ -106,7 +109,8 @@ class CostTable(Sequence[CostRow]):
                     f"{_READS[self.reads]}: call leenet_fx.profile(ee) first."
                 )
             backbone = self.latency.backbone_seconds()
-            return tuple(seconds / backbone for seconds in self.latency.seconds_per_exit())
+            per_exit = self.latency.seconds_per_exit(evaluated=self.evaluated)
+            return tuple(seconds / backbone for seconds in per_exit)
         return tuple(getattr(row, f"relative_{kind}") for row in self._rows)
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,11 +130,13 @@ def cost_table(
     branches: Sequence[BranchCost],
     reads: Reads,
     latency: Latency | None = None,
+    evaluated: Sequence[bool] | None = None,
 ) -> CostTable:
     """Build the cost table for policies that read gate logits, or class logits.
 
-    A sample that exits at i has run the backbone up to i, the deciding part of branches 0 to i, and
-    the classifier of branch i; the last row has run the backbone and every deciding part.
+    A sample that exits at i has run the backbone up to i, the deciding part of branch i and of
+    those branches before it that are evaluated, and the classifier of branch i; the last row has
+    run the backbone and every deciding part that is evaluated.
 
     Args:
         profile: cost of the backbone up to each candidate boundary.
@@ -138,21 +144,25 @@ def cost_table(
         branches: costs of the branches, in order.
         reads: whether gate or class logits decide.
         latency: what was measured; dropped if exits decided otherwise.
+        evaluated: whether each branch is evaluated; None for all.
     """
     backbone = Cost(profile.flops, profile.params, profile.bytes)
     rows: list[CostRow] = []
     branch_total = Cost(0, 0, 0)
-    for index, branch in zip(placement.indices, branches, strict=True):
+    used = [True] * len(branches) if evaluated is None else evaluated
+    for index, branch, is_used in zip(placement.indices, branches, used, strict=True):
         boundary = profile.candidates[index]
         deciding = branch.gate if reads == "gate" else branch.classify
-        branch_total = branch_total + branch.hidden + deciding
-        total = Cost(boundary.flops, boundary.params, boundary.bytes) + branch_total
+        with_branch = branch_total + branch.hidden + deciding
+        total = Cost(boundary.flops, boundary.params, boundary.bytes) + with_branch
+        if is_used:
+            branch_total = with_branch
         if reads == "gate":
             total = total + branch.classify
         rows.append(_row(boundary.name, total, backbone))
     rows.append(_row("final", backbone + branch_total, backbone))
     matching = latency if latency is not None and latency.reads == reads else None
-    return CostTable(profile.model, backbone, rows, reads, matching)
+    return CostTable(profile.model, backbone, rows, reads, matching, used)
 
 
 def reads_of(policy: Policy) -> Reads:

@@ -57,31 +57,41 @@ class Latency:
             for with_branch, stage in zip(self.stage_and_exit, self.stages, strict=False)
         )
 
-    def batch_seconds(self, counts: Sequence[int]) -> float:
+    def batch_seconds(
+        self, counts: Sequence[int], evaluated: Sequence[bool] | None = None
+    ) -> float:
         """Return the seconds of one batch.
 
         Between measured batch sizes, times are interpolated linearly.
 
         Args:
             counts: N+1, numbers of samples that exit at each exit and at the final classifier.
+            evaluated: N, whether the branch of each exit runs, as `CostTable.evaluated`; None for
+                all.
 
         Raises:
             InputError: another number of counts, or negative ones.
         """
         self._check("counts", counts)
+        parts = self._parts(evaluated)
         remaining = sum(counts)
         seconds = 0.0
         for index, count in enumerate(counts[:-1]):
             if not remaining:
                 return seconds
-            seconds += self._at(self.stage_and_exit[index], remaining)
+            seconds += self._at(parts[index], remaining)
             if count:
                 seconds += self._at(self.classification[index], count)
                 remaining -= count
                 seconds += self._at(self.regrouping[index], remaining)
         return seconds + self._at(self.stages[-1], remaining)
 
-    def expected_seconds(self, exit_shares: Sequence[float], batch_size: int) -> float:
+    def expected_seconds(
+        self,
+        exit_shares: Sequence[float],
+        batch_size: int,
+        evaluated: Sequence[bool] | None = None,
+    ) -> float:
         """Return the mean seconds of a batch whose samples exit independently of each other.
 
         The numbers of remaining and of exiting samples are binomial; a stage without remaining
@@ -91,6 +101,8 @@ class Latency:
             exit_shares: N+1, the shares of samples that exit at each exit and at the final
                 classifier; they sum to 1.
             batch_size: number of images.
+            evaluated: N, whether the branch of each exit runs, as `CostTable.evaluated`; None for
+                all.
 
         Raises:
             InputError: another number of shares, or shares that are no distribution; a batch size
@@ -105,9 +117,9 @@ class Latency:
             raise InputError(f"batch_size must be 1 or more, got {batch_size}.")
         # Shares of samples that remain before each stage.
         shares = [1.0, *(max(0.0, 1 - exited) for exited in accumulate(exit_shares[:-1]))]
-        total = 0.0
+        total, parts = 0.0, self._parts(evaluated)
         for index, (before, after) in enumerate(pairwise(shares)):
-            total += self._mean(self.stage_and_exit[index], before, batch_size)
+            total += self._mean(parts[index], before, batch_size)
             total += self._mean(self.classification[index], exit_shares[index], batch_size)
             # Remaining samples are copied only if a sample of the batch exits here.
             total += self._mean(self.regrouping[index], after, batch_size)
@@ -117,19 +129,23 @@ class Latency:
                 total -= no_exit**batch_size * skipped
         return total + self._mean(self.stages[-1], shares[-1], batch_size)
 
-    def seconds_per_exit(self, batch_size: int | None = None) -> tuple[float, ...]:
+    def seconds_per_exit(
+        self, batch_size: int | None = None, evaluated: Sequence[bool] | None = None
+    ) -> tuple[float, ...]:
         """Return N+1 seconds per sample: of one that exits at each exit, and of one that does not.
 
         Args:
             batch_size: size of the whole batch; None takes `reference`.
+            evaluated: N, whether samples that pass an exit have run its branch; None for all.
         """
         size = self.reference if batch_size is None else batch_size
-        totals = list(accumulate(self._at(times, size) for times in self.stage_and_exit))
-        at_exits = [
-            total + self._at(times, size)
-            for total, times in zip(totals, self.classification, strict=True)
-        ]
-        last = totals[-1] + self._at(self.stages[-1], size)
+        at_exits: list[float] = []
+        total = 0.0
+        for index, part in enumerate(self._parts(evaluated)):
+            with_branch = total + self._at(self.stage_and_exit[index], size)
+            at_exits.append(with_branch + self._at(self.classification[index], size))
+            total += self._at(part, size)
+        last = total + self._at(self.stages[-1], size)
         return tuple(seconds / size for seconds in (*at_exits, last))
 
     def backbone_seconds(self, batch_size: int | None = None) -> float:
@@ -164,6 +180,12 @@ class Latency:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {"unit": "seconds per batch", **asdict(self)}
+
+    def _parts(self, evaluated: Sequence[bool] | None) -> list[tuple[float, ...]]:
+        """Return the times of N stages, each with the decision of its exit if that is evaluated."""
+        used = [True] * self.num_exits if evaluated is None else evaluated
+        pairs = zip(used, self.stage_and_exit, self.stages, strict=False)
+        return [with_exit if is_used else alone for is_used, with_exit, alone in pairs]
 
     def _check(self, name: str, values: Sequence[float]) -> None:
         if len(values) != self.num_exits + 1:

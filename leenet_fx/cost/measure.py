@@ -16,7 +16,7 @@ from leenet_fx.cost.cost_table import reads_of
 from leenet_fx.cost.latency import Latency
 from leenet_fx.environment import device_name
 from leenet_fx.errors import InputError, ModeError
-from leenet_fx.policies import GateThreshold, MaxProbability, Policy, ThresholdPolicy
+from leenet_fx.policies import GateThreshold, Policy
 from leenet_fx.runtime.active_batch import ActiveBatch
 from leenet_fx.runtime.conditional import run_backbone, run_stage
 from leenet_fx.runtime.network import NetworkWithExits, check_network
@@ -183,7 +183,7 @@ class _ExitRound(_StageRound):
         super().__init__(_as_module(ee), ee.stage_plan.runs, images)
         self.plan = ee.stage_plan
         self.num_exits = ee.num_exits
-        self.controller = ee.controller(_never_exiting(ee.policy))
+        self.controller = ee.controller(_Undecided(ee.policy))
 
     def __call__(self, repeats: int) -> None:
         for _ in range(repeats):
@@ -212,11 +212,24 @@ class _ExitRound(_StageRound):
         return copied
 
 
-def _never_exiting(policy: Policy) -> Policy:
-    """Return a policy that reads what the given one reads, and under which no sample exits."""
-    if isinstance(policy, ThresholdPolicy):
-        return policy.with_confidence(math.inf)
-    return GateThreshold(math.inf) if reads_of(policy) == "gate" else MaxProbability(math.inf)
+class _Undecided(Policy):
+    """Evaluates every exit as another policy does, and lets no sample exit."""
+
+    name = "undecided"
+
+    def __init__(self, policy: Policy) -> None:
+        if policy.reads == "nothing":
+            policy = GateThreshold()
+        self.policy = policy
+        self.reads = policy.reads  # type: ignore[misc]
+        self.alpha = policy.alpha
+
+    def confidence(self, index: int, scores: Tensor) -> Tensor:
+        return self.policy.confidence(index, scores)
+
+    def should_exit(self, index: int, scores: Tensor) -> Tensor:
+        # No confidence is above infinity.
+        return self.confidence(index, scores) > math.inf
 
 
 def _measure(run: _StageRound, seconds: float) -> dict[str, float]:

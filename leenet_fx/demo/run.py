@@ -42,6 +42,9 @@ MIN_SHARE = 0.05
 
 BATCH = 64
 
+RESULTS = "demo.json"
+"""File name of the results."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -104,7 +107,7 @@ def run_demo(output: Path, *, seeds: Sequence[int] = (0,), quick: bool = False) 
     runs = [_run_seed(seed, schedule, output) for seed in seeds]
     command = f"leenet-fx demo --seeds {len(runs)}" + (" --quick" if quick else "")
     result = Result(command, [_row(run) for run in runs], _criteria(runs), environment())
-    result.write(output / "demo.json", "Demo: digits of known difficulty")
+    result.write(output / RESULTS, "Demo: digits of known difficulty")
     _print(f"Wrote demo.json, .md, .txt and -network, -tradeoff, -exits.png to {output}")
     return result
 

@@ -19,11 +19,20 @@ from leenet_fx.evaluation.exit_statistics import (
     exit_statistics,
 )
 from leenet_fx.evaluation.metrics import accuracy, auroc, calibration_error
+from leenet_fx.evaluation.reliability import ReliabilityBin, reliability_bins
 from leenet_fx.evaluation.sample_records import SampleRecords, concatenate, record_batch
+from leenet_fx.evaluation.threshold_curve import (
+    ThresholdCurve,
+    curve_policy,
+    operating_point_in_use,
+    policy_confidence,
+    threshold_curve,
+)
 from leenet_fx.evaluation.timing import BatchTimer, Timing, check_sizes
 from leenet_fx.features.batches import batches
 from leenet_fx.policies import NeverExit
 from leenet_fx.surgery.module import EarlyExitModule
+from leenet_fx.surgery.operating_point import OperatingPoint
 from leenet_fx.training.sanity import warn_if_at_chance, warn_if_one_exit
 
 
@@ -46,6 +55,9 @@ class Evaluation:
         exits: statistics of the N exits and of the final classifier, which is last.
         classes: statistics of each class that occurs.
         timing: times on test sets of growing size; None if `sizes` was not given.
+        reliability: bins of the reliability diagram at the exit taken; empty in older records.
+        curve: accuracy and cost against the threshold; None if the policy has none.
+        operating_point: what `leenet_fx.calibrate` found, if its policy is in use.
     """
 
     samples: int
@@ -61,6 +73,9 @@ class Evaluation:
     exits: tuple[ExitStatistics, ...]
     classes: tuple[ClassStatistics, ...]
     timing: Timing | None = None
+    reliability: tuple[ReliabilityBin, ...] = ()
+    curve: ThresholdCurve | None = None
+    operating_point: OperatingPoint | None = None
 
     @property
     def time_ratio(self) -> float:
@@ -164,6 +179,7 @@ def evaluate(
         ("ee", run_adaptive),
         ("backbone", run_backbone),
     )
+    thresholded = curve_policy(ee)
     labelled = batches(loader, "loader", ee.spec.num_classes, device)
     for index, (images, labels) in enumerate(labelled):
         if index == 0:
@@ -175,7 +191,9 @@ def evaluate(
         outputs = {name: timer.time(name, model, images) for name, model in order}
         timer.batch_sizes.append(len(labels))
         predicted.append(outputs["backbone"].argmax(1).cpu())
-        records.append(record_batch(ee.all_exits(images).logits, outputs["ee"][1], labels))
+        everywhere = ee.all_exits(images)
+        scores = policy_confidence(thresholded, *everywhere)
+        records.append(record_batch(everywhere.logits, outputs["ee"][1], labels, scores))
     samples = concatenate(records)
     of_backbone = torch.cat(predicted)
     warn_if_at_chance(of_backbone, samples.labels, "images")
@@ -246,4 +264,7 @@ def summarise(
         exits=exits,
         classes=class_statistics(records, len(exits)),
         timing=timing,
+        reliability=reliability_bins(confidence, correct),
+        curve=threshold_curve(ee, records),
+        operating_point=operating_point_in_use(ee),
     )

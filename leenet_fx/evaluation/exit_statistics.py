@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from torch import Tensor
 
-from leenet_fx.evaluation.metrics import accuracy, auroc, calibration_error, confusions
+from leenet_fx.evaluation.metrics import accuracy, auroc, confusions
+from leenet_fx.evaluation.reliability import (
+    ReliabilityBin,
+    expected_calibration_error,
+    reliability_bins,
+)
 from leenet_fx.evaluation.sample_records import SampleRecords
 
 EXAMPLES = 6
@@ -15,11 +21,19 @@ EXAMPLES = 6
 
 @dataclass(frozen=True)
 class Example:
-    """A sample: its position in the loader, its label and the predicted class."""
+    """A sample at the exit it takes.
+
+    Attributes:
+        index: its position in the loader.
+        label: its class.
+        predicted: the predicted class.
+        confidence: softmax probability of the predicted class; None in older records.
+    """
 
     index: int
     label: int
     predicted: int
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +51,9 @@ class ExitStatistics:
             none is.
         calibration_error: expected calibration error over all samples, 15 bins.
         confusion: (label, predicted class, count) of the errors made here, most frequent first.
-        examples: the first samples that exit here with a correct prediction, then with a wrong one.
+        examples: samples that exit here with a correct prediction, then with a wrong one, of as
+            many classes as there are.
+        reliability: bins of the reliability diagram over all samples; empty in older records.
     """
 
     name: str
@@ -50,6 +66,7 @@ class ExitStatistics:
     calibration_error: float | None
     confusion: tuple[tuple[int, int, int], ...]
     examples: tuple[Example, ...]
+    reliability: tuple[ReliabilityBin, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +101,7 @@ def exit_statistics(
     correct = records.correct[:, index]
     confidence = records.confidence[:, index]
     count = int(exits_here.sum())
+    reliability = reliability_bins(confidence, correct)
     return ExitStatistics(
         name=name,
         relative_flops=relative_flops,
@@ -92,10 +110,11 @@ def exit_statistics(
         accuracy=accuracy(correct[exits_here]) if count else None,
         accuracy_if_all_exit=accuracy(correct),
         auroc=auroc(confidence, correct),
-        calibration_error=calibration_error(confidence, correct),
+        calibration_error=expected_calibration_error(reliability),
         confusion=confusions(records.labels[exits_here], records.predicted[exits_here, index]),
         examples=_examples(records, exits_here & correct)
         + _examples(records, exits_here & ~correct),
+        reliability=reliability,
     )
 
 
@@ -121,8 +140,24 @@ def class_statistics(records: SampleRecords, exits: int) -> tuple[ClassStatistic
 
 
 def _examples(records: SampleRecords, mask: Tensor) -> tuple[Example, ...]:
-    """Return the first samples of a mask (n,)."""
+    """Return samples of a mask (n,): the first of each class, then the second of each, and so on.
+
+    Of more classes than `EXAMPLES`, some at equal steps of the label are taken.
+    """
+    by_class: dict[int, list[int]] = {}
+    for index in mask.nonzero().squeeze(1).tolist():
+        by_class.setdefault(int(records.labels[index]), []).append(index)
+    classes = [by_class[label] for label in sorted(by_class)]
+    if len(classes) > EXAMPLES:
+        classes = [classes[place * len(classes) // EXAMPLES] for place in range(EXAMPLES)]
+    rounds = zip_longest(*classes)
+    chosen = [index for one in rounds for index in one if index is not None][:EXAMPLES]
     return tuple(
-        Example(index, int(records.labels[index]), int(records.overall_predicted[index]))
-        for index in mask.nonzero().squeeze(1)[:EXAMPLES].tolist()
+        Example(
+            index,
+            int(records.labels[index]),
+            int(records.overall_predicted[index]),
+            float(records.overall_confidence[index]),
+        )
+        for index in sorted(chosen)
     )

@@ -20,6 +20,7 @@ from leenet_fx.calibration.cached_outputs import (
     compute_outputs,
     confidences,
 )
+from leenet_fx.calibration.searched import Problem, searched_budget
 from leenet_fx.calibration.solvers import get_solver
 from leenet_fx.errors import InputError, first_line
 from leenet_fx.evaluation.comparison import MethodSpec
@@ -38,7 +39,7 @@ ALPHAS = (0.0, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 1.0)
 LAMBDAS = (0.0, 0.2, 0.5, 1.0, 2.0, 4.0)
 """Cost weights λ that methods without an upper limit of the cost weight are trained for."""
 
-BUDGET_STEPS = {"threshold": 100, "exit_shares": 16}
+BUDGET_STEPS = {"threshold": 100, "exit_shares": 16, "schedule": 16}
 """Number of steps between the budgets that thresholds are solved for, by trade-off parameter."""
 
 
@@ -77,7 +78,9 @@ class Splits:
             self._caches.pop(name).close()
             cache = None
         if cache is None:
-            cache = self._caches[name] = cache_features(ee, getattr(self, name))
+            cache = self._caches[name] = cache_features(
+                ee, getattr(self, name), name=f"{name} images"
+            )
         return cache
 
     def close(self) -> None:
@@ -290,6 +293,9 @@ def _frontier(
             yield _measure(ee, Patience(patience), test, patience)
         return
     assert isinstance(policy, ThresholdPolicy)
+    if method.trade_off == "schedule":
+        yield from _scheduled(ee, policy, calibration, test)
+        return
     solve = get_solver("exponential" if method.trade_off == "exit_shares" else "common")
     confidence = confidences(ee, policy, calibration)
     costs = monotone_costs(ee)
@@ -298,6 +304,20 @@ def _frontier(
         budget = costs[0] + (costs[-1] - costs[0]) * step / steps
         thresholds = solve(confidence, costs, budget)
         yield _measure(ee, policy.with_confidence(thresholds), test, budget)
+
+
+def _scheduled(
+    ee: EarlyExitModule, policy: ThresholdPolicy, calibration: CachedOutputs, test: CachedOutputs
+) -> Iterator[FrontierPoint]:
+    """Yield the operating points of EENet's scheduler, fitted for each budget."""
+    costs = monotone_costs(ee, policy=policy)
+    problem = Problem(ee, policy, calibration, "flops")
+    steps = BUDGET_STEPS["schedule"]
+    for step in range(steps + 1):
+        budget = costs[0] + (costs[-1] - costs[0]) * step / steps
+        generator = torch.Generator().manual_seed(0)
+        chosen, thresholds = searched_budget("eenet", problem, budget, generator)
+        yield _measure(ee, chosen.with_confidence(thresholds), test, budget)
 
 
 def _measure(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BINS = 15
-"""Bins of the calibration error."""
+from leenet_fx.evaluation.reliability import expected_calibration_error, reliability_bins
 
 
 def accuracy(correct: Tensor) -> float:
@@ -41,7 +40,10 @@ def auroc(confidence: Tensor, correct: Tensor) -> float | None:
 
 
 def calibration_error(confidence: Tensor, correct: Tensor) -> float | None:
-    """Return the expected calibration error in 15 bins (Guo et al. 2017).
+    """Return the expected calibration error in 15 bins: that of the reliability diagram.
+
+    torchmetrics puts a confidence of exactly 1, which single precision often gives, into a bin of
+    its own.
 
     Args:
         confidence: (n,) probabilities.
@@ -50,11 +52,7 @@ def calibration_error(confidence: Tensor, correct: Tensor) -> float | None:
     Returns:
         None without samples.
     """
-    from torchmetrics.functional.classification import binary_calibration_error
-
-    if not len(correct):
-        return None
-    return float(binary_calibration_error(confidence.contiguous(), correct.long(), n_bins=BINS))
+    return expected_calibration_error(reliability_bins(confidence, correct))
 
 
 def confusions(labels: Tensor, predicted: Tensor) -> tuple[tuple[int, int, int], ...]:

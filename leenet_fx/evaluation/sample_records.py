@@ -22,12 +22,14 @@ class SampleRecords:
         predicted: (n, N+1) the class that each classifier predicts.
         confidence: (n, N+1) its softmax probability.
         exit_index: (n,) exit taken by each sample; N is the final classifier.
+        scores: (n, N) what a policy compares with its thresholds; None if it has none.
     """
 
     labels: Tensor
     predicted: Tensor
     confidence: Tensor
     exit_index: Tensor
+    scores: Tensor | None = None
 
     @property
     def correct(self) -> Tensor:
@@ -55,21 +57,29 @@ class SampleRecords:
 
 def concatenate(batches: Sequence[SampleRecords]) -> SampleRecords:
     """Join the records of several batches."""
+    scores = [batch.scores for batch in batches if batch.scores is not None]
     return SampleRecords(
         labels=torch.cat([batch.labels for batch in batches]),
         predicted=torch.cat([batch.predicted for batch in batches]),
         confidence=torch.cat([batch.confidence for batch in batches]),
         exit_index=torch.cat([batch.exit_index for batch in batches]),
+        scores=torch.cat(scores) if scores else None,
     )
 
 
-def record_batch(logits: Sequence[Tensor], exit_index: Tensor, labels: Tensor) -> SampleRecords:
+def record_batch(
+    logits: Sequence[Tensor],
+    exit_index: Tensor,
+    labels: Tensor,
+    scores: Tensor | None = None,
+) -> SampleRecords:
     """Build the records of a batch, on the CPU.
 
     Args:
         logits: N+1 tensors (B, classes).
         exit_index: (B,).
         labels: (B,).
+        scores: (B, N) what a policy compares with its thresholds.
     """
     best = [at.float().softmax(1).max(1) for at in logits]
     return SampleRecords(
@@ -77,6 +87,7 @@ def record_batch(logits: Sequence[Tensor], exit_index: Tensor, labels: Tensor) -
         predicted=torch.stack([at.indices for at in best], 1).cpu(),
         confidence=torch.stack([at.values for at in best], 1).cpu(),
         exit_index=exit_index.cpu(),
+        scores=scores,
     )
 
 

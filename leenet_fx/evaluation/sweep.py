@@ -196,22 +196,22 @@ def sweep(
     exit_epochs, gate_epochs = _split_epochs(method, epochs, ee.spec.classifier_is_new)
     opened: list[FeatureCache] = []
 
-    def cached(data: Iterable[Any] | FeatureCache) -> FeatureCache:
+    def cached(data: Iterable[Any] | FeatureCache, name: str) -> FeatureCache:
         if isinstance(data, FeatureCache):
             return data
-        opened.append(cache_features(ee, data))
+        opened.append(cache_features(ee, data, name=f"{name} images"))
         return opened[-1]
 
     show = sys.stderr.isatty() if progress is None else progress
     points: list[SweepPoint] = []
     backbone_accuracy = 0.0
     try:
-        exit_data = train if live else cached(train)
+        exit_data = train if live else cached(train, "train")
         if calibration is None and isinstance(exit_data, FeatureCache):
             gate_data = exit_data
         else:
-            gate_data = cached(train if calibration is None else calibration)
-        test_data = cached(test)
+            gate_data = cached(train if calibration is None else calibration, "calibration")
+        test_data = cached(test, "test")
         timed_images = _first_images(test, timed) if timed else None
         for seed in seeds:
             network = copy.deepcopy(ee)

@@ -114,12 +114,10 @@ def conditional_program(plan: ExportPlan, device: str = "cpu") -> torch.export.E
         ) from error
 
 
-def check_suffix(path: Path, name: str) -> None:
-    """Raise StorageError if a path does not have the ending that torch insists on."""
+def check_suffix(path: Path) -> None:
+    """Raise StorageError if a path does not have the ending that torch requires."""
     if path.suffix != ".pt2":
-        raise StorageError(
-            f"The name of a file of the format '{name}' must end with '.pt2', got '{path.name}'."
-        )
+        raise StorageError(f"torch reads files whose names end with '.pt2', got '{path.name}'.")
 
 
 def program_runner(program: Callable[..., Any], plan: ExportPlan, device: str = "cpu") -> Runner:

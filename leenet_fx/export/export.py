@@ -91,7 +91,9 @@ def export(
         ee: the network, in evaluation mode and float32. It is not changed.
         path: of the file or folder to write. An earlier export is replaced.
         format: "onnx": one ONNX file with nested conditions; "onnx-stages": a folder with one ONNX
-            file for each stage; both for `leenet_fx.run`. Or another registered format.
+            file for each stage; "openvino": a folder with OpenVINO's files; these for
+            `leenet_fx.run`. "torch-export": a `.pt2` file for `torch.export.load`. Or another
+            registered format.
         images: real images (n, …), as the network expects them, to verify with.
         preprocessing: how images become the network's input, for the description in the file; None
             takes what the library of a timm or torchvision model says.
@@ -106,7 +108,7 @@ def export(
     """
     start = time.perf_counter()
     chosen = get_format(format)()
-    chosen.check_installed()
+    chosen.check_installed(format)
     plan = export_plan(ee)
     sample = _checked_images(plan, images)
     path = Path(path)

@@ -21,7 +21,6 @@ from leenet_fx.run import load
 class OnnxStagesFormat(ExportFormat):
     """`stage0.onnx` to `stageN.onnx`, and `manifest.json`; `leenet_fx.run` composes them."""
 
-    name = "onnx-stages"
     extra = "onnx"
     modules = ("onnx", "onnxscript", "onnxruntime")
     is_folder = True

@@ -16,7 +16,7 @@ from leenet_fx.export.onnx_nested import THRESHOLDS, nest
 from leenet_fx.export.onnx_stages import stage_models
 from leenet_fx.export.stage_modules import ALPHA, ExportPlan
 from leenet_fx.run import load
-from leenet_fx.run.openvino_session import WEIGHTS, XML
+from leenet_fx.run.openvino_session import XML
 
 
 @register_format("openvino")
@@ -26,7 +26,6 @@ class OpenVinoFormat(ExportFormat):
     Thresholds, and α, are inputs without a default; `leenet_fx.run` passes the active ones.
     """
 
-    name = "openvino"
     extra = "openvino"
     modules = ("onnx", "onnxscript", "openvino")
     is_folder = True
@@ -46,7 +45,6 @@ class OpenVinoFormat(ExportFormat):
             ) from error
         path.mkdir()
         openvino.save_model(converted, path / XML, compress_to_fp16=False)
-        assert (path / WEIGHTS).exists()
         write_manifest(path, description)
 
     def open(self, plan: ExportPlan, path: Path) -> Runner:

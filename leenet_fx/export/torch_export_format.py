@@ -27,12 +27,11 @@ DEBUGGING = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "f
 class TorchExportFormat(ExportFormat):
     """A `.pt2` file, without sample inputs and where each node comes from."""
 
-    name = "torch-export"
     extra = ""
     modules = ()
 
     def write(self, plan: ExportPlan, description: Mapping[str, Any], path: Path) -> None:
-        check_suffix(path, self.name)
+        check_suffix(path)
         program = conditional_program(plan)
         _slim(program)
         text = json.dumps(encode(description), ensure_ascii=False, allow_nan=False)

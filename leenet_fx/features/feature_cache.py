@@ -17,6 +17,7 @@ from leenet_fx.features.compute_modes import default_modes
 from leenet_fx.features.feature_batch import FeatureBatch, extract_features
 from leenet_fx.features.feature_store import FeatureStore, TemporaryFolder
 from leenet_fx.features.sample_order import SampleOrder
+from leenet_fx.progress import track
 from leenet_fx.surgery.module import EarlyExitModule
 
 LIMIT = 4 * 2**30
@@ -211,6 +212,7 @@ def cache_features(
     labelled: bool = True,
     limit: int = LIMIT,
     folder: str | Path | None = None,
+    name: str = "images",
 ) -> FeatureCache:
     """Run the frozen backbone once over a data set and cache the features that the exits read.
 
@@ -226,6 +228,7 @@ def cache_features(
         labelled: False for a loader of images alone, for methods that train without labels.
         limit: bytes above which the cache is held in files.
         folder: location of these files; None takes the system's folder for temporary files.
+        name: of the images, where progress is shown.
 
     Raises:
         InputError: the images differ from one reading to the next and `views` is 1; batches that do
@@ -236,7 +239,7 @@ def cache_features(
         raise InputError(f"views must be a whole number from 1, got {views!r}.")
     check_loader(loader, "loader")
     with default_modes(ee, grad=False):
-        return _cache(ee, SampleOrder(loader), views, labelled, limit, folder)
+        return _cache(ee, SampleOrder(loader), views, labelled, limit, folder, name)
 
 
 def _cache(
@@ -246,6 +249,7 @@ def _cache(
     labelled: bool,
     limit: int,
     folder: str | Path | None,
+    name: str,
 ) -> FeatureCache:
     if views == 1:
         order.check_deterministic()
@@ -260,9 +264,8 @@ def _cache(
     try:
         for view in range(views):
             position = 0
-            for images, labels in checked(
-                order.in_order(), "loader", classes, device, labelled=labelled
-            ):
+            read = checked(order.in_order(), "loader", classes, device, labelled=labelled)
+            for images, labels in track(read, f"backbone on {name}", order.num_samples):
                 pooled, final, inputs = extract_features(ee, images)
                 has_inputs &= inputs is not None
                 widths = [len(tensors) for tensors in pooled]

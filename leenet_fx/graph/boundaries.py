@@ -19,7 +19,8 @@ from leenet_fx.graph.blocks import BlockEnd
 from leenet_fx.graph.channels import channel_axis
 from leenet_fx.graph.liveness import Liveness
 from leenet_fx.graph.node_costs import NodeCosts
-from leenet_fx.graph.tracer import IN_PLACE, Trace
+from leenet_fx.graph.proxies import IN_PLACE
+from leenet_fx.graph.tracer import Trace
 
 
 @dataclass(frozen=True)

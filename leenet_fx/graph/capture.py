@@ -16,8 +16,10 @@ from leenet_fx.graph.input_shape import find_input
 from leenet_fx.graph.meta_modules import has_user_hooks, meta_copy
 from leenet_fx.graph.node_costs import NodeCosts, measure, model_operations
 from leenet_fx.graph.operator_costs import Operation
+from leenet_fx.graph.outputs import check_not_probabilities, remove_softmax, select_logits
+from leenet_fx.graph.proxies import IN_PLACE
 from leenet_fx.graph.signature import take_images_only
-from leenet_fx.graph.tracer import IN_PLACE, Trace, clone, trace
+from leenet_fx.graph.tracer import Trace, clone, trace
 
 logger = logging.getLogger("leenet_fx")
 
@@ -102,11 +104,11 @@ def _capture_by_fx(
         meta = meta_copy(root)
         costs = measure(traced.graph, meta, image_shape, dtype)
         if comparable:
-            take_images_only(meta, concrete_args)
+            take_images_only(meta, _on_meta(concrete_args))
             expected = model_operations(meta, image_shape, dtype)
             _check_operations(traced.name, expected, costs.large_log)
         _replace_in_place_arithmetic(traced.graph, costs)
-        return CapturedModel(traced, image_shape, dtype, costs)
+        return _with_logits(traced, image_shape, dtype, costs)
 
     return find_input(root, example_inputs, run)
 
@@ -122,13 +124,34 @@ def _capture_by_export(
     def run(image_shape: tuple[int, ...], dtype: torch.dtype) -> CapturedModel:
         exported = export(root, image_shape, dtype, concrete_args=concrete_args)
         costs = measure(exported.graph, meta_copy(root), image_shape, dtype)
-        return CapturedModel(exported, image_shape, dtype, costs)
+        return _with_logits(exported, image_shape, dtype, costs)
 
     return find_input(root, example_inputs, run)
 
 
+def _with_logits(
+    trace: Trace, image_shape: tuple[int, ...], dtype: torch.dtype, costs: NodeCosts
+) -> CapturedModel:
+    """Return a captured model whose only output is the logits."""
+    trace = select_logits(trace, costs)
+    shorter = remove_softmax(trace, costs)
+    if len(shorter.graph.nodes) != len(costs.order):
+        costs = measure(shorter.graph, meta_copy(shorter.root), image_shape, dtype)
+    check_not_probabilities(shorter, costs, image_shape, dtype)
+    return CapturedModel(shorter, image_shape, dtype, costs)
+
+
+def _on_meta(concrete_args: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {
+        name: value.to("meta") if isinstance(value, torch.Tensor) else value
+        for name, value in (concrete_args or {}).items()
+    }
+
+
 def _check_operations(name: str, expected: list[Operation], executed: list[Operation]) -> None:
     """Raise TraceError unless model and graph have executed the same operators."""
+    # Parts that run without gradients are detached in the graph.
+    expected, executed = ([o for o in log if o.name != "detach"] for log in (expected, executed))
     if expected == executed:
         return
     position = next(

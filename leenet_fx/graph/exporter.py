@@ -14,8 +14,9 @@ from torch.fx.node import map_aggregate
 
 from leenet_fx.errors import TraceError, first_line
 from leenet_fx.graph.batch_dim import PROBE_BATCH_SIZES
-from leenet_fx.graph.signature import replace_forward, select_logits, take_images_only
-from leenet_fx.graph.tracer import CONSTANT, Trace, clone, hoist_shape_queries
+from leenet_fx.graph.shape_queries import hoist_shape_queries
+from leenet_fx.graph.signature import replace_forward, take_images_only
+from leenet_fx.graph.tracer import CONSTANT, Trace, clone
 
 
 def export(
@@ -43,7 +44,7 @@ def export(
     name = type(root).__name__
     scratch = clone(root, "share").eval()
     take_images_only(scratch, concrete_args)
-    _return_logits_only(scratch, name)
+    structure = _return_tensors(scratch)
     tensors = (*root.parameters(), *root.buffers())
     device = tensors[0].device if tensors else torch.device("cpu")
     images = torch.empty(PROBE_BATCH_SIZES[1], *image_shape, dtype=dtype, device=device)
@@ -56,22 +57,43 @@ def export(
             exported = program.module()
     except Exception as error:
         raise TraceError(f"torch.export cannot capture {name}: {first_line(error)}") from error
-    graph = _plain_graph(exported, root)
+    graph = _plain_graph(exported, root, structure)
     hoist_shape_queries(graph)
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
-    return Trace(root, graph, output.args[0], name, tracer="export")
+    return Trace(root, graph, output, name, tracer="export")
 
 
-def _return_logits_only(scratch: nn.Module, name: str) -> None:
+def _return_tensors(scratch: nn.Module) -> list[Any]:
+    """Let a model return a flat tuple of tensors, which torch.export supports.
+
+    Returns:
+        A list whose only item, once the model has run, is its output with the positions of the
+        tensors in their place.
+    """
     forward = scratch.forward
+    structure: list[Any] = []
 
-    def logits_only(self: nn.Module, images: torch.Tensor) -> Any:
-        return select_logits(forward(images), name)
+    def flat(self: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        tensors: list[torch.Tensor] = []
 
-    replace_forward(scratch, logits_only)
+        def position(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: position(item) for name, item in value.items()}
+            if isinstance(value, tuple):
+                return tuple(map(position, value))
+            if not isinstance(value, torch.Tensor):
+                return None
+            tensors.append(value)
+            return len(tensors) - 1
+
+        structure[:] = [position(forward(images))]
+        return tuple(tensors)
+
+    replace_forward(scratch, flat)
+    return structure
 
 
-def _plain_graph(exported: fx.GraphModule, root: nn.Module) -> fx.Graph:
+def _plain_graph(exported: fx.GraphModule, root: nn.Module, structure: list[Any]) -> fx.Graph:
     """Copy an exported graph without guards; move its constants and nested graphs to `root`."""
     modules = dict(root.named_modules(remove_duplicate=False))
     graph = fx.Graph()
@@ -81,8 +103,8 @@ def _plain_graph(exported: fx.GraphModule, root: nn.Module) -> fx.Graph:
         if _is_check(node):
             continue
         if node.op == "output":
-            (logits,) = node.args[0]
-            graph.output(copies[logits])
+            returned = [copies[value] for value in node.args[0]]
+            graph.output(map_aggregate(structure[0], partial(_item, returned)))
             continue
         target = node.target
         if node.op == "get_attr":
@@ -100,6 +122,10 @@ def _plain_graph(exported: fx.GraphModule, root: nn.Module) -> fx.Graph:
             device = graph.call_function(getattr, (copied, "device"))
     graph.eliminate_dead_code()
     return graph
+
+
+def _item(values: list[fx.Node], position: Any) -> fx.Node | None:
+    return None if position is None else values[position]
 
 
 def _replace_device(device: fx.Node | None, value: Any) -> Any:

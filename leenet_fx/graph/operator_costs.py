@@ -63,11 +63,13 @@ class Operation:
         name: name of the operator, without the underscore of its in-place form.
         shape: shape of its first result, None if it returns no tensor.
         batch_statistics: whether it normalises over the samples of the batch.
+        autocast: whether torch.autocast was on.
     """
 
     name: str
     shape: tuple[int, ...] | None
     batch_statistics: bool = False
+    autocast: bool = False
 
 
 class Operations:
@@ -127,7 +129,8 @@ class Operations:
         if logs:
             shape = tuple(tensors[0].shape) if tensors else None
             # A graph may run an in-place operator out of place.
-            self.log.append(Operation(name.rstrip("_"), shape, _over_samples(name, args)))
+            over_samples = _over_samples(name, args)
+            self.log.append(Operation(name.rstrip("_"), shape, over_samples, _autocasts()))
         return result
 
 
@@ -165,6 +168,10 @@ def _storages(values: Iterable[Any]) -> dict[int, Any]:
 def _is_in_place(name: str) -> bool:
     """Return whether ATen's naming marks an operator as in place: a final underscore."""
     return name.endswith("_") and not name.endswith("__")
+
+
+def _autocasts() -> bool:
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
 def _over_samples(name: str, args: Any) -> bool:

@@ -1,10 +1,10 @@
-"""The argument of a model that takes the images, and the output that is the logits."""
+"""The argument of a model that takes the images, and the form of its outputs."""
 
 from __future__ import annotations
 
 import inspect
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ from leenet_fx.errors import TraceError
 from leenet_fx.graph.compat import forward_hooks
 from leenet_fx.registry import unknown_name
 
-logger = logging.getLogger("leenet_fx")
+LOGITS = ("logits", "out")
+"""Names under which models return logits."""
 
 
 def take_images_only(root: nn.Module, concrete_args: Mapping[str, Any] | None = None) -> None:
-    """Replace the `forward` of `root` by one whose only argument is the images.
+    """Replace the `forward` of `root` by one from the images to `plain_output`.
 
     Optional arguments (masks, flags) would be traced as present: they get the value of
     `concrete_args` or keep their default.
@@ -50,7 +51,7 @@ def take_images_only(root: nn.Module, concrete_args: Mapping[str, Any] | None = 
         for hook in hooks.values():
             changed = hook(self, arguments, output)
             output = output if changed is None else changed
-        return output
+        return plain_output(output)
 
     replace_forward(root, images_only)
 
@@ -82,33 +83,19 @@ def _images_argument(root: nn.Module, fixed: Mapping[str, Any]) -> str | None:
     return images if named and images != named[0].name else None
 
 
-def select_logits(value: Any, name: str) -> Any:
-    """Return the logits among a model's outputs: 'logits' or 'out' by name, else the first value.
-
-    Args:
-        value: output of the model.
-        name: name of the model, for messages.
-
-    Raises:
-        TraceError: several outputs under other names, or none.
-    """
-    while not isinstance(value, (fx.Node, fx.Proxy, torch.Tensor)):
-        if isinstance(value, Mapping) and value:
-            key = next((k for k in ("logits", "out") if k in value), None)
-            if key is None and len(value) > 1:
-                raise TraceError(
-                    f"{name} returns {', '.join(map(str, value))}: which are the logits? Wrap it "
-                    "in a module that returns only the logits, or rename them to 'logits'."
-                )
-            value = value[next(iter(value)) if key is None else key]
-        elif isinstance(value, Sequence) and not isinstance(value, str) and value:
-            if len(value) > 1:
-                logger.warning(
-                    "%s returns %d values; the first is used as the logits.", name, len(value)
-                )
-            value = value[0]
-        else:
-            raise TraceError(
-                f"{name} returns {value!r}, expected logits of shape (batch, classes)."
-            )
+def plain_output(value: Any) -> Any:
+    """Return the output of a model with dataclasses, mappings and named tuples as dictionaries."""
+    if isinstance(value, (fx.Proxy, torch.Tensor)):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    elif isinstance(value, tuple) and hasattr(value, "_asdict"):
+        named = value._asdict()
+        value = named if any(name in named for name in LOGITS) else tuple(value)
+    elif hasattr(value, "logits"):
+        value = {"logits": value.logits}
+    if isinstance(value, Mapping):
+        return {name: plain_output(item) for name, item in value.items() if item is not None}
+    if isinstance(value, (tuple, list)):
+        return tuple(plain_output(item) for item in value)
     return value

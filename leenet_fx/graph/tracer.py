@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import operator
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,10 @@ import torchvision
 from torch import fx, nn
 
 from leenet_fx.errors import InputError, TraceError, first_line
-from leenet_fx.graph.signature import select_logits, take_images_only
+from leenet_fx.graph.contexts import Contexts, detach_without_grad
+from leenet_fx.graph.proxies import READ_VALUES, Proxy, TensorProxy
+from leenet_fx.graph.shape_queries import hoist_shape_queries
+from leenet_fx.graph.signature import take_images_only
 
 logger = logging.getLogger("leenet_fx")
 
@@ -33,7 +35,7 @@ class Trace:
     Attributes:
         root: a copy of the model's module tree; the graph's targets are names in it.
         graph: one placeholder (the images) to one output (the logits).
-        logits: the node that computes the logits.
+        logits: the node that computes the logits; until `outputs.select_logits`, the output node.
         name: the model's class name.
         tracer: "fx" (torch.fx) or "export" (torch.export, for evaluation mode and one image size
             only).
@@ -98,10 +100,11 @@ def trace(
     mode_readers: set[str] = set()
     while True:
         scratch, tracer, graph = _trace_once(root, leaves, mode_readers, concrete_args)
-        new_readers = tracer.branched_on_mode - large - mode_readers
-        if not new_readers:
+        new_leaves = (tracer.branched_on_mode | tracer.contexts.autocasts) - large - mode_readers
+        if not new_leaves:
             break
-        mode_readers |= new_readers
+        mode_readers |= new_leaves
+    tracer.contexts.check(name)
     differing = tracer.branched_on_mode & large
     if differing and _same_in_training(root, graph, leaves, mode_readers, concrete_args):
         differing = set()
@@ -116,13 +119,10 @@ def trace(
         if key.startswith(CONSTANT):
             root.register_buffer(key, value, persistent=False)
     _register_plain_tensors(root, graph)
+    detach_without_grad(graph, tracer.contexts.without_grad)
     hoist_shape_queries(graph)
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
-    logits = select_logits(output.args[0], name)
-    if not isinstance(logits, fx.Node):
-        raise TraceError(f"{name} returns {logits!r}, expected logits of shape (batch, classes).")
-    output.args = (logits,)
-    return Trace(root, graph, logits, name)
+    return Trace(root, graph, output, name)
 
 
 def _trace_once(
@@ -157,62 +157,6 @@ def _same_in_training(
     return [n.format_node() for n in graph.nodes] == [n.format_node() for n in other.nodes]
 
 
-class _Proxy(fx.Proxy):
-    """A proxy whose augmented assignments stay in place: other names may refer to the value."""
-
-
-def _augmented(function: Callable[..., Any]) -> Callable[..., Any]:
-    def assign(self: fx.Proxy, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return assign
-
-
-_READ_VALUES = ("item", "tolist", "numpy", "nonzero", "argwhere", "unique", "masked_select")
-"""Operations whose result, or its shape, depends on the values of a tensor."""
-
-IN_PLACE: dict[Callable[..., Any], Callable[..., Any]] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-    operator.ifloordiv: operator.floordiv,
-    operator.ipow: operator.pow,
-}
-"""Augmented assignments, and their counterparts that return a new value."""
-
-for _function in IN_PLACE:
-    setattr(_Proxy, f"__{_function.__name__}__", _augmented(_function))
-
-
-class _TensorProxy(_Proxy):
-    """A proxy of a parameter or buffer: its value is symbolic, its shape is concrete."""
-
-    def __init__(self, node: fx.Node, tracer: fx.Tracer, tensor: torch.Tensor) -> None:
-        super().__init__(node, tracer)
-        self._tensor = tensor
-
-    @property
-    def shape(self) -> torch.Size:
-        return self._tensor.shape
-
-    @property
-    def ndim(self) -> int:
-        return self._tensor.ndim
-
-    def size(self, dim: int | None = None) -> Any:
-        return self._tensor.shape if dim is None else self._tensor.shape[dim]
-
-    def dim(self) -> int:
-        return self._tensor.ndim
-
-    def numel(self) -> int:
-        return self._tensor.numel()
-
-    def nelement(self) -> int:
-        return self._tensor.numel()
-
-
 class _Tracer(fx.Tracer):
     """Keeps `self.training` symbolic, and timm's and the user's leaf modules whole."""
 
@@ -233,13 +177,15 @@ class _Tracer(fx.Tracer):
         self._as_training = as_training
         self._flags: dict[fx.Node, str] = {}
         self.branched_on_mode: set[str] = set()
+        self.contexts = Contexts()
 
     def run(self, root: nn.Module) -> fx.Graph:
         modes = {module: module.training for module in root.modules()}
         self._names = {id(t): name for name, t in root.named_buffers()}
         self._names |= {id(t): name for name, t in root.named_parameters()}
         try:
-            graph = self.trace(root)
+            with self.contexts.record(lambda: next(reversed(self.module_stack.values()), ("",))[0]):
+                graph = self.trace(root)
         finally:
             for module, mode in modes.items():
                 module.__dict__["training"] = mode
@@ -268,12 +214,14 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         name = target if isinstance(target, str) else getattr(target, "__name__", "")
-        if kind in ("call_method", "call_function") and name in _READ_VALUES:
+        if kind in ("call_method", "call_function") and name in READ_VALUES:
             raise ValueError(f"'{name}' makes the graph depend on the values of a tensor")
-        return super().create_node(kind, target, *args, **kwargs)
+        node = super().create_node(kind, target, *args, **kwargs)
+        self.contexts.add(node)
+        return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return Proxy(node, self)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         if obj.node in self._flags:
@@ -291,7 +239,7 @@ class _Tracer(fx.Tracer):
                 name,
                 (),
                 {},
-                proxy_factory_fn=lambda node: _TensorProxy(node, self, attr_val),
+                proxy_factory_fn=lambda node: TensorProxy(node, self, attr_val),
             )
         return parameter_proxy_cache[name]
 
@@ -332,37 +280,6 @@ def _large_modules(root: nn.Module) -> set[str]:
         for path, module in root.named_modules()
         if not path or 2 * sum(p.numel() for p in module.parameters()) > total
     }
-
-
-_ARITHMETIC: frozenset[Any] = frozenset(
-    (operator.add, operator.sub, operator.mul, operator.floordiv, operator.getitem, math.prod)
-).union(IN_PLACE)
-
-
-def hoist_shape_queries(graph: fx.Graph) -> None:
-    """Move queries of a shape to the node that returns the tensor, which shortens its lifetime."""
-    hoisted: set[fx.Node] = set()
-    for node in list(graph.nodes):
-        derived = node.op == "call_function" and node.target in _ARITHMETIC
-        sources = node.all_input_nodes
-        if not sources or not (_is_query(node) or (derived and hoisted.issuperset(sources))):
-            continue
-        latest = max(sources)
-        while latest.next in hoisted and latest.next is not node:
-            latest = latest.next
-        latest.append(node)
-        node.meta["hoisted"] = True
-        hoisted.add(node)
-
-
-def _is_query(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return node.target in ("size", "dim")
-    if node.op != "call_function":
-        return False
-    if node.target is getattr:
-        return node.args[1] in ("shape", "ndim")
-    return node.target is torch.ops.aten.sym_size.int
 
 
 def _explain(name: str, tracer: _Tracer, error: Exception) -> TraceError:

@@ -7,6 +7,7 @@ from leenet_fx.methods import (  # noqa: F401
     diffbranch,
     distilled,
     e2cm,
+    eenet,
     eenets,
     jei_dnn,
     leenet,

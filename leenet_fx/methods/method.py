@@ -13,10 +13,12 @@ from leenet_fx.methods.phases import Phase
 from leenet_fx.policies import Policy
 from leenet_fx.registry import Registry, unknown_name
 
-TradeOff: TypeAlias = Literal["cost_weight", "threshold", "exit_shares", "patience", "alpha"]
+TradeOff: TypeAlias = Literal[
+    "cost_weight", "threshold", "exit_shares", "patience", "alpha", "schedule"
+]
 """Parameter that trades accuracy against cost: the cost weight, for which gates are retrained; one
 threshold for all exits; thresholds per exit, for exponentially distributed exit shares; the
-patience; the α of gates that are conditioned on it."""
+patience; the α of gates that are conditioned on it; EENet's scheduler, fitted for each budget."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Policies: the decision which samples exit early."""
 
-from leenet_fx.policies.apply import exit_indices, policy_scores
+from leenet_fx.policies.apply import evaluated_exits, exit_indices, policy_scores
 from leenet_fx.policies.base import (
     NeverExit,
     Policy,
@@ -11,6 +11,7 @@ from leenet_fx.policies.base import (
     register_policy,
 )
 from leenet_fx.policies.counting import Patience, Vote
+from leenet_fx.policies.learned_score import LearnedScore
 from leenet_fx.policies.threshold import (
     AlphaConditionedGate,
     ClassMeanDistance,
@@ -26,6 +27,7 @@ __all__ = [
     "ClassMeanDistance",
     "Entropy",
     "GateThreshold",
+    "LearnedScore",
     "Margin",
     "MaxProbability",
     "NeverExit",
@@ -33,6 +35,7 @@ __all__ = [
     "Policy",
     "ThresholdPolicy",
     "Vote",
+    "evaluated_exits",
     "exit_indices",
     "get_policy",
     "list_policies",

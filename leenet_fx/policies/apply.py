@@ -24,9 +24,29 @@ def exit_indices(policy: Policy, logits: Sequence[Tensor], gate_logits: Tensor) 
     count = len(logits) - 1
     exit_index = torch.full((len(gate_logits),), count, device=gate_logits.device)
     for index in reversed(range(count)):
+        if policy.disables(index):
+            continue
         scores = policy_scores(policy, index, logits, gate_logits)
         exit_index = torch.where(policy.should_exit(index, scores), index, exit_index)
     return exit_index
+
+
+def evaluated_exits(policy: Policy, reads_previous: Sequence[bool]) -> tuple[bool, ...]:
+    """Return for each exit whether its branch is evaluated in conditional execution.
+
+    A branch is evaluated if samples can exit there, or if a later one that is evaluated, or the
+    decision there, reads its logits.
+
+    Args:
+        policy: decides which samples exit early.
+        reads_previous: N, whether the branch of each exit reads the logits of earlier exits.
+    """
+    evaluated: list[bool] = []
+    is_read = False
+    for index in reversed(range(len(reads_previous))):
+        evaluated.append(is_read or not policy.disables(index))
+        is_read |= evaluated[-1] and (policy.reads == "history" or reads_previous[index])
+    return tuple(reversed(evaluated))
 
 
 def policy_scores(

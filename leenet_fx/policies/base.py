@@ -54,6 +54,14 @@ class Policy(ABC):
             (B,), on the policy's scale.
         """
 
+    def disables(self, index: int) -> bool:
+        """Return whether no sample can exit at exit `index`, whatever its scores.
+
+        Its branch is then evaluated only if a later exit reads its logits.
+        """
+        del index
+        return False
+
     def options(self) -> dict[str, Any]:
         """Return the constructor arguments of this policy, as plain JSON values."""
         return {}
@@ -102,6 +110,9 @@ class NeverExit(Policy):
 
     def should_exit(self, index: int, scores: Tensor) -> Tensor:
         return torch.zeros(scores.shape[0], dtype=torch.bool, device=scores.device)
+
+    def disables(self, index: int) -> bool:
+        return True
 
     def confidence(self, index: int, scores: Tensor) -> Tensor:
         return torch.full((scores.shape[0],), -math.inf, device=scores.device)

@@ -17,6 +17,8 @@ from leenet_fx.policies.base import Policy, register_policy
 class ThresholdPolicy(Policy):
     """Exit iff the confidence reaches a threshold, one per exit or one for all exits.
 
+    An infinite threshold, which no confidence reaches, disables an exit.
+
     Attributes:
         thresholds: N values, or a single one for all exits.
         sign: 1 if a threshold is a lower bound of the confidence; −1 if it is an upper bound of a
@@ -43,6 +45,9 @@ class ThresholdPolicy(Policy):
     def threshold_at(self, index: int) -> float:
         """Return the threshold of exit `index`."""
         return self.thresholds[0] if len(self.thresholds) == 1 else self.thresholds[index]
+
+    def disables(self, index: int) -> bool:
+        return self.sign * self.threshold_at(index) == math.inf
 
     def should_exit(self, index: int, scores: Tensor) -> Tensor:
         return self.confidence(index, scores) >= self.sign * self.threshold_at(index)

@@ -144,7 +144,7 @@ def _styles(count: int) -> list[dict[str, Any]]:
     """Return a style per exit, from light to dark so that the order is visible in grey too."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    ramp = LinearSegmentedColormap.from_list("exits", ["#d3e7f5", BLUE, "#00263d"])
+    ramp = LinearSegmentedColormap.from_list("exits", ["#b5d6ec", BLUE, "#00263d"])
     last = max(count - 1, 1)
     return [
         {

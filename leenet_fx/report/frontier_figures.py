@@ -22,6 +22,9 @@ STYLES: tuple[dict[str, Any], ...] = (
 LARGEST_DROP = 0.1
 """Accuracy drop that figures of frontiers are cut off at."""
 
+MOST_FLOPS = 1.25
+"""Relative FLOPs that figures of frontiers are cut off at."""
+
 LONGEST_METHOD = 25
 """Largest number of letters in the title of a panel."""
 
@@ -152,7 +155,7 @@ def highlights(comparison: Mapping[str, Any], name: str) -> str:
             axes.axhline(backbone_accuracy, color=GREEN, lw=0.8)
             axes.set_title(shorten(label, LONGEST_METHOD), loc="left", fontsize=FONT - 1)
             _set_limits(axes, by_label, backbone_accuracy)
-            axes.set(xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
+            axes.locator_params(axis="x", nbins=4)
             right, bottom = axes.get_xlim()[1], axes.get_ylim()[0]
             corners = zip(band.flops, band.high, strict=True)
             if not any(flops <= right and height >= bottom for flops, height in corners):
@@ -165,11 +168,31 @@ def highlights(comparison: Mapping[str, Any], name: str) -> str:
         return to_svg(figure, "The frontier of each method, with the others in grey")
 
 
-def _set_limits(axes: Any, by_label: Mapping[str, Band], backbone_accuracy: float) -> None:
-    """Set the limits of the axes, cut off at the largest accuracy drop."""
+def limits(
+    by_label: Mapping[str, Band], backbone_accuracy: float
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the ranges of FLOPs and of accuracy in %, cut off at the largest accuracy drop.
+
+    Args:
+        by_label: frontiers.
+        backbone_accuracy: accuracy of the backbone in %.
+    """
     lowest = min([backbone_accuracy, *(value for band in by_label.values() for value in band.low)])
     highest = max([backbone_accuracy, *(band.high[-1] for band in by_label.values())])
     bottom = max(lowest, backbone_accuracy - 100 * LARGEST_DROP)
     margin = max(0.05 * (highest - bottom), 0.1)
-    axes.set(xlim=(0, 1.04), ylim=(bottom - margin, highest + 1.5 * margin))
+    visible = [
+        flops
+        for band in by_label.values()
+        for flops, height in zip(band.flops, band.high, strict=True)
+        if height >= bottom
+    ]
+    left, right = min([1.0, *visible]), min(max([1.0, *visible]), MOST_FLOPS)
+    margin_across = max(0.04 * (right - left), 0.005)
+    return (left - margin_across, right + margin_across), (bottom - margin, highest + 1.5 * margin)
+
+
+def _set_limits(axes: Any, by_label: Mapping[str, Band], backbone_accuracy: float) -> None:
+    across, up = limits(by_label, backbone_accuracy)
+    axes.set(xlim=across, ylim=up)
     axes.grid(alpha=0.3)

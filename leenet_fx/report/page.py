@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from math import isnan
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from leenet_fx.errors import EarlyExitError, InputError
-from leenet_fx.report import exit_figures, frontier_figures, sweep_figures
+from leenet_fx.report import (
+    charts,
+    exit_figures,
+    frontier_figures,
+    reliability_figures,
+    sweep_figures,
+    threshold_figures,
+)
 from leenet_fx.report.record_check import check_record
 from leenet_fx.storage.files import write_atomically
 from leenet_fx.tables import percent, quantity
@@ -29,13 +36,20 @@ MAX_DROP = 0.01
 """Maximum accuracy drop of the operating point that is shown first."""
 
 
-def write_page(path: Path, records: Sequence[dict[str, Any]], title: str) -> None:
+def write_page(
+    path: Path, records: Sequence[dict[str, Any]], title: str, *, interactive: bool = True
+) -> None:
     """Write an HTML page with a section per record.
+
+    The page is one file and reads without scripts. With scripts, the charts of accuracy and cost
+    show the values of the point under the pointer; the library that they need is part of the page,
+    which grows by 1.3 MB. Without Bokeh the page has the static charts alone, and says so.
 
     Args:
         path: file to write.
         records: records of evaluations, sweeps and comparisons, in the order of the sections.
         title: title of the page.
+        interactive: whether charts show values under the pointer.
 
     Raises:
         InputError: there is no record, or a record is not valid.
@@ -56,8 +70,22 @@ def write_page(path: Path, records: Sequence[dict[str, Any]], title: str) -> Non
             if not drawn:
                 figure = exit_figures.network(record["network"], f"network-{number}")
             networks.append(record["network"])
+            if not interactive or not charts.available():
+                section["chart"] = None
+            else:
+                section["chart"] = CHARTS[record["kind"]](record[record["kind"]])
             sections.append({**record, **section, "number": number, "network_figure": figure})
-        page = _templates().get_template("page.html.j2").render(title=title, sections=sections)
+        page = (
+            _templates()
+            .get_template("page.html.j2")
+            .render(
+                title=title,
+                sections=sections,
+                library=charts.library() if any(one["chart"] for one in sections) else None,
+                missing=charts.INSTALL if interactive and not charts.available() else None,
+                level=f"{100 * reliability_figures.LEVEL:g} %",
+            )
+        )
     except INCONSISTENT as error:
         where = f"Record {min(len(sections) + 1, len(records))}"
         if isinstance(error, EarlyExitError):
@@ -72,7 +100,10 @@ def _evaluation(record: Mapping[str, Any], number: int) -> dict[str, Any]:
     drop = backbone_accuracy - evaluation["accuracy"]
     return {
         "heading": f"Evaluation of {record['network']['model']}",
-        "key_figures": _key_figures(evaluation, backbone_accuracy),
+        "key_figures": _key_figures(evaluation, backbone_accuracy, evaluation["samples"]),
+        "point": _operating_point(evaluation),
+        **_threshold_figures(evaluation, number),
+        **_reliability(evaluation, number),
         "lead": f"{evaluation['samples']:,} images. Overall accuracy (adaptive) "
         f"{percent(evaluation['accuracy'])} %, random exiting at the same exit rates "
         f"{percent(evaluation['random_accuracy'])} %, backbone {percent(backbone_accuracy)} %: an "
@@ -86,10 +117,13 @@ def _evaluation(record: Mapping[str, Any], number: int) -> dict[str, Any]:
             {
                 "name": exit_figures.class_name(classes, row["label"]),
                 **row,
+                "interval": _interval(row["accuracy"], row["samples"]),
                 "mean_exit": exit_figures.mean_exit(row),
             }
             for row in sorted(evaluation["classes"], key=exit_figures.mean_exit)
         ],
+        "intervals": [_interval(row["accuracy"], row["count"]) for row in evaluation["exits"]],
+        "interval": _interval(evaluation["accuracy"], evaluation["samples"]),
         "confusions": [
             [
                 (
@@ -118,7 +152,7 @@ def _sweep(record: Mapping[str, Any], number: int) -> dict[str, Any]:
     seeds = max(row["seeds"] for row in rows)
     return {
         "heading": f"Sweep over α of {record['network']['model']}",
-        "key_figures": _key_figures(best, backbone_accuracy),
+        "key_figures": _key_figures(best, backbone_accuracy, sweep["samples"]),
         "lead": f"{sweep['samples']:,} images, {len(rows)} values of α, "
         f"{seeds} seed{'s' * (seeds > 1)}, method {sweep['method']}, cost in {sweep['cost']}. "
         f"The numbers above are those of α = {best['alpha']:g}: {reason}, selected on the test "
@@ -176,15 +210,87 @@ def _comparison(record: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 SECTIONS = {"evaluation": _evaluation, "sweep": _sweep, "comparison": _comparison}
 
+CHARTS: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
+    "evaluation": charts.threshold_chart,
+    "sweep": charts.sweep_chart,
+    "comparison": charts.comparison_chart,
+}
 
-def _key_figures(values: Mapping[str, Any], backbone_accuracy: float) -> list[tuple[str, str, str]]:
+
+def _operating_point(evaluation: Mapping[str, Any]) -> str | None:
+    """Return in words what was asked for at the calibration, and what is promised."""
+    point = evaluation.get("operating_point")
+    if point is None:
+        return None
+    limits = {
+        "max_drop": f"an accuracy drop of at most {100 * point['limit']:g} percentage points",
+        "max_disagreement": f"disagreement with the backbone on at most {100 * point['limit']:g} % "
+        "of the images",
+        "budget": f"a budget of {100 * point['limit']:g} % ({point['cost_kind']})",
+    }
+    promise = "nothing is promised."
+    if point["promised"]:
+        promise = (
+            f"on new images like those of the calibration it holds with a probability of "
+            f"{100 * point['level']:g} %."
+        )
+    return (
+        f"Operating point “{point['name']}”, chosen on {point['samples']:,} calibration images for "
+        f"{limits[point['target']]}: {promise}"
+    )
+
+
+def _threshold_figures(evaluation: Mapping[str, Any], number: int) -> dict[str, Any]:
+    curve = evaluation.get("curve")
+    if curve is None or not any(isfinite(point["threshold"]) for point in curve["points"]):
+        return {"tradeoff": None}
+    return {
+        "tradeoff": threshold_figures.tradeoff_of_thresholds(evaluation, f"tradeoff-{number}"),
+        "over_thresholds": threshold_figures.over_thresholds(evaluation, f"thresholds-{number}"),
+        "drop": threshold_figures.reference(evaluation).drop,
+        "per_exit": len(set(curve["thresholds"])) > 1,
+    }
+
+
+def _reliability(evaluation: Mapping[str, Any], number: int) -> dict[str, Any]:
+    if not evaluation.get("reliability"):
+        return {"reliability": None}
+    last = len(evaluation["exits"]) - 1
+    named = [
+        *((_exit_name(i, evaluation["exits"]), row) for i, row in enumerate(evaluation["exits"])),
+        ("overall", evaluation),
+    ]
+    return {
+        "reliability": reliability_figures.reliability(evaluation, f"reliability-{number}"),
+        "all_diagrams": last + 2 <= reliability_figures.MOST_PANELS,
+        "bins": [
+            (name, [{**row, "interval": reliability_figures.bin_interval(row)} for row in bins])
+            for name, bins in ((name, found["reliability"]) for name, found in named)
+        ],
+    }
+
+
+def _interval(accuracy: float | None, samples: int) -> tuple[float, float] | None:
+    """Return Wilson's interval of an accuracy on a number of images."""
+    if accuracy is None or isnan(accuracy) or not samples:
+        return None
+    return reliability_figures.bin_interval(
+        {"correct": round(accuracy * samples), "count": samples}
+    )
+
+
+def _key_figures(
+    values: Mapping[str, Any], backbone_accuracy: float, samples: int
+) -> list[tuple[str, str, str]]:
     """Return (name, value, remark) of the most important numbers of an operating point."""
+    interval = _interval(values["accuracy"], samples)
+    between = "" if interval is None else f"{percent(interval[0], 1)}–{percent(interval[1], 1)}; "
     timed = values["time_ratio"] is not None and not isnan(values["time_ratio"])
     return [
         (
             "Overall accuracy",
             f"{percent(values['accuracy'])} %",
-            f"backbone {percent(backbone_accuracy)}\u00a0%",
+            f"{between}backbone {percent(backbone_accuracy)}\u00a0%",
         ),
         ("Accuracy drop", _points(backbone_accuracy - values["accuracy"]), "percentage points"),
         ("FLOPs", f"{percent(values['relative_flops'], 1)} %", "of the backbone's"),

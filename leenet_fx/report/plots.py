@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from leenet_fx.errors import DependencyError
 from leenet_fx.registry import unknown_name
+from leenet_fx.report.labels import label_points
 from leenet_fx.storage.files import write_atomically
 from leenet_fx.tables import quantity
 
@@ -138,34 +139,32 @@ def plot_tradeoff(
         axes.plot(flops, [100 * p[key] for p in points], style, color=colour, label=label, ms=5)
     axes.plot([1.0], [100 * backbone_accuracy], "D", color=GREEN, label="backbone", ms=8)
     axes.axhline(100 * backbone_accuracy, color=GREEN, lw=0.8, alpha=0.6)
-    for index, point in enumerate(points):
-        is_selected = point["alpha"] == selected
-        axes.annotate(
-            f"α={point['alpha']:g}",
-            (point["relative_flops"], 100 * point["accuracy"]),
-            textcoords="offset points",
-            xytext=(5, -11) if index % 2 else (-8, 9),
-            fontsize=8,
-            color=ORANGE if is_selected else "black",
-            fontweight="bold" if is_selected else "normal",
+    chosen = [index for index, point in enumerate(points) if point["alpha"] == selected]
+    for index in chosen:
+        axes.plot(
+            [flops[index]],
+            [100 * points[index]["accuracy"]],
+            "o",
+            ms=12,
+            mfc="none",
+            mec=ORANGE,
+            mew=2,
+            label="selected on the validation split",
         )
-        if is_selected:
-            axes.plot(
-                [point["relative_flops"]],
-                [100 * point["accuracy"]],
-                "o",
-                ms=12,
-                mfc="none",
-                mec=ORANGE,
-                mew=2,
-                label="selected on the validation split",
-            )
     axes.set(
         xlabel="mean FLOPs, relative to the backbone", ylabel="accuracy on the validation split, %"
     )
     axes.margins(0.06, 0.1)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
+    others = [index for index in range(len(points)) if index not in chosen]
+    label_points(
+        axes,
+        [(point["relative_flops"], 100 * point["accuracy"]) for point in points],
+        [f"α={point['alpha']:g}" for point in points],
+        order=(*chosen, *others),
+        style={index: {"color": ORANGE, "fontweight": "bold"} for index in chosen},
+    )
     save(figure, path)
 
 

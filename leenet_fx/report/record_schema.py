@@ -46,6 +46,7 @@ class Image:
     label: str
     predicted: str
     correct: bool
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)

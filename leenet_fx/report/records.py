@@ -119,6 +119,7 @@ def sample_images(
                 "label": classes[example.label],
                 "predicted": classes[example.predicted],
                 "correct": example.label == example.predicted,
+                "confidence": example.confidence,
             }
             for example in row.examples
         ]

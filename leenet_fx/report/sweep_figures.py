@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from leenet_fx.report.labels import label_points
 from leenet_fx.report.plots import BLUE, GREEN, GREY
 from leenet_fx.report.svg import FONT, WIDTH, svg_style, to_svg
 
@@ -50,12 +51,18 @@ def tradeoff(sweep: Mapping[str, Any], name: str) -> str:
         axes.set(xlabel="mean FLOPs, relative to the backbone", ylabel="accuracy, %")
         axes.margins(0.12, 0.12)
         axes.grid(alpha=0.3)
-        _label_points(figure, axes, rows)
+        label_points(
+            axes,
+            [*zip(flops, accuracy, strict=True)],
+            [f"α={row['alpha']:g}" for row in rows],
+            order=(0, *range(len(rows) - 1, 0, -1)),
+            extents=[(100 * row["accuracy_low"], 100 * row["accuracy_high"]) for row in rows],
+        )
         return to_svg(figure, "Accuracy against FLOPs for each α, with the backbone")
 
 
 def trends(sweep: Mapping[str, Any], name: str) -> str:
-    """Plot accuracy, mean exit, time and FLOPs over α, with their ranges over the seeds.
+    """Plot accuracy, mean exit, time and FLOPs over α, accuracy and FLOPs with their ranges.
 
     Time is not plotted if it was not measured.
 
@@ -66,13 +73,14 @@ def trends(sweep: Mapping[str, Any], name: str) -> str:
     Raises:
         DependencyError: matplotlib is not installed.
     """
-    rows, points = sweep["medians"], sweep["points"]
+    rows = sweep["medians"]
     panels: list[tuple[str, str, float, float | None]] = [
         ("accuracy", "accuracy, %", 100, 100 * sweep["backbone_accuracy"]),
         ("mean_exit", "mean exit", 1, None),
         ("time_ratio", "time, relative", 1, 1.0),
         ("relative_flops", "FLOPs, relative", 1, 1.0),
     ]
+    ranges = {"accuracy": "accuracy", "relative_flops": "flops"}
     panels = [panel for panel in panels if any(row[panel[0]] is not None for row in rows)]
     with svg_style(name) as plt:
         figure, grid = plt.subplots(
@@ -86,14 +94,12 @@ def trends(sweep: Mapping[str, Any], name: str) -> str:
             measured = [row for row in rows if row[key] is not None]
             alphas = [row["alpha"] for row in measured]
             axes.plot(alphas, [scale * row[key] for row in measured], "o-", color=BLUE, ms=4)
-            if key != "time_ratio":
-                ranges = [
-                    [scale * point[key] for point in points if point["alpha"] == alpha]
-                    for alpha in alphas
+            if key in ranges:
+                ends = [
+                    [scale * row[f"{ranges[key]}_{end}"] for row in measured]
+                    for end in ("low", "high")
                 ]
-                axes.fill_between(
-                    alphas, [*map(min, ranges)], [*map(max, ranges)], color=BLUE, alpha=0.25, lw=0
-                )
+                axes.fill_between(alphas, *ends, color=BLUE, alpha=0.25, lw=0)
             if reference is not None:
                 axes.axhline(reference, color=GREEN, lw=1.2, ls="-.", label="backbone")
             axes.set_title(title, loc="left", fontsize=FONT)
@@ -112,47 +118,3 @@ def _error_bars(
         [scale * (row[middle] - row[f"{ends}_low"]) for row in rows],
         [scale * (row[f"{ends}_high"] - row[middle]) for row in rows],
     ]
-
-
-def _label_points(figure: Any, axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Label points with α, the two ends first, where no line, point or other label is covered."""
-    from matplotlib.transforms import Bbox
-
-    figure.canvas.draw()
-    figure.set_layout_engine("none")
-    lines = [
-        line.get_path().transformed(line.get_transform())
-        for line in axes.lines
-        if line.get_linestyle() != "None"
-    ]
-    occupied = []
-    for row in rows:
-        for keys in (("accuracy_low", "accuracy_high"), ("random_accuracy", "random_accuracy")):
-            ends = [(row["relative_flops"], 100 * row[key]) for key in keys]
-            occupied.append(Bbox(axes.transData.transform(ends)).padded(5))
-    for row in (rows[0], *rows[:0:-1]):
-        for end, offset, horizontal, vertical in (
-            ("high", (0, 6), "center", "bottom"),
-            ("low", (0, -6), "center", "top"),
-            ("high", (-7, 0), "right", "center"),
-            ("low", (7, 0), "left", "center"),
-        ):
-            label = axes.annotate(
-                f"α={row['alpha']:g}",
-                (row["relative_flops"], 100 * row[f"accuracy_{end}"]),
-                offset,
-                textcoords="offset points",
-                ha=horizontal,
-                va=vertical,
-            )
-            box = label.get_window_extent()
-            free = (
-                axes.bbox.x0 < box.x0
-                and box.x1 < axes.bbox.x1
-                and not any(box.overlaps(other) for other in occupied)
-                and not any(line.intersects_bbox(box, filled=False) for line in lines)
-            )
-            if free:
-                occupied.append(box.padded(2))
-                break
-            label.remove()

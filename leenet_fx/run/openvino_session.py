@@ -11,7 +11,7 @@ import numpy as np
 from .errors import DependencyError, StorageError
 
 XML, WEIGHTS = "network.xml", "network.bin"
-"""Names of OpenVINO's two files."""
+"""Names of the two files of OpenVINO."""
 
 
 class OpenVinoSession:

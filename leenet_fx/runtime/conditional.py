@@ -57,7 +57,7 @@ def run(controller: ExitController, images: Tensor) -> list[ExitedSamples]:
 
 
 def run_stage(controller: ExitController, index: int, active: ActiveBatch) -> ExitedSamples | None:
-    """Run a stage and the exit behind it; synchronises with the device once.
+    """Run a stage and the exit behind it; synchronises with the device once if it is evaluated.
 
     Args:
         controller: decides which samples exit.
@@ -70,7 +70,9 @@ def run_stage(controller: ExitController, index: int, active: ActiveBatch) -> Ex
     Raises:
         InputError: at this image size a value that the exit reads does not follow the batch.
     """
-    exits = controller.decide(index, active)
+    exits = controller.run(index, active)
+    if exits is None:
+        return None
     count, cut = active.count, controller.stage_plan.cuts[index]
     for position in cut.features:
         check_samples(active.live[position], cut.batch_dims[position], count)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from leenet_fx.parts.branches import Branch
-from leenet_fx.policies import Policy
+from leenet_fx.policies import Policy, evaluated_exits
 from leenet_fx.runtime.active_batch import ActiveBatch, append_logits, take
 from leenet_fx.runtime.fused_stage import DecisionSpec
 from leenet_fx.runtime.stage_plan import StagePlan
@@ -22,16 +22,41 @@ class ExitController(ABC):
         network: the module whose weights are read.
         stage_plan: its stages.
         branches: N, one behind each stage but the last.
-        passes_logits: whether any branch reads the logits of earlier exits.
+        evaluated: N, whether each branch is evaluated.
+        passes_logits: whether any branch that is evaluated reads the logits of earlier exits.
     """
 
     def __init__(
-        self, network: nn.Module, stage_plan: StagePlan, branches: Sequence[Branch]
+        self,
+        network: nn.Module,
+        stage_plan: StagePlan,
+        branches: Sequence[Branch],
+        evaluated: Sequence[bool],
     ) -> None:
         self.network = network
         self.stage_plan = stage_plan
         self.branches = branches
-        self.passes_logits = any(branch.reads_previous_logits for branch in branches)
+        self.evaluated = tuple(evaluated)
+        self.passes_logits = any(
+            branch.reads_previous_logits
+            for branch, used in zip(branches, evaluated, strict=True)
+            if used
+        )
+
+    def run(self, index: int, active: ActiveBatch) -> Tensor | None:
+        """Run a stage, and decide at the exit behind it if it is evaluated.
+
+        Args:
+            index: index of stage and exit.
+            active: the remaining samples; its values become those at the cut behind the stage.
+
+        Returns:
+            (B,) bool or integers 0 and 1: which samples exit; None if the exit is not evaluated.
+        """
+        if self.evaluated[index]:
+            return self.decide(index, active)
+        active.live = self.stage_plan.runs[index](self.network, *active.live)
+        return None
 
     @abstractmethod
     def decide(self, index: int, active: ActiveBatch) -> Tensor:
@@ -65,7 +90,8 @@ class PolicyController(ExitController):
     def __init__(
         self, network: nn.Module, stage_plan: StagePlan, branches: Sequence[Branch], policy: Policy
     ) -> None:
-        super().__init__(network, stage_plan, branches)
+        evaluated = evaluated_exits(policy, [branch.reads_previous_logits for branch in branches])
+        super().__init__(network, stage_plan, branches, evaluated)
         self.policy = policy
         self.by_gate = policy.reads == "gate"
         self.reads_history = policy.reads == "history"
@@ -102,7 +128,7 @@ class ForcedController(ExitController):
         branches: Sequence[Branch],
         exit_index: Tensor,
     ) -> None:
-        super().__init__(network, stage_plan, branches)
+        super().__init__(network, stage_plan, branches, [True] * len(branches))
         self.exit_index = exit_index
 
     def decide(self, index: int, active: ActiveBatch) -> Tensor:

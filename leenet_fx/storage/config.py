@@ -13,6 +13,7 @@ from pydantic import Field
 from leenet_fx.errors import InputError, StorageError
 from leenet_fx.methods import MethodConfig
 from leenet_fx.policies import policy_to_dict
+from leenet_fx.storage.arguments import encode_arguments
 from leenet_fx.storage.fingerprint import backbone_digest, fingerprint
 from leenet_fx.storage.json_files import read_json, to_json, validated
 from leenet_fx.storage.upgrade import upgrade_config
@@ -59,6 +60,9 @@ class ExitConfig:
         operating_points: what `leenet_fx.calibrate` found.
         tracer: what captured the backbone.
         blocks: patterns of the modules that are blocks; None for the default rule.
+        concrete_args: values of the arguments of the model's forward other than the images; tensors
+            and other objects by `leenet_fx.storage.arguments.encode_arguments`.
+        leaf_modules: classes that were not traced into, as `module.Class`.
         method: the method of the last training, or that the exits were attached for.
         costs: `CostTable.to_dict()`, for readers of the file.
         fit: the record of the training run; None if there was none.
@@ -84,6 +88,8 @@ class ExitConfig:
     operating_points: tuple[OperatingPoint, ...] = ()
     tracer: Literal["fx", "export"] = "fx"
     blocks: tuple[str, ...] | None = None
+    concrete_args: dict[str, Any] = field(default_factory=dict)
+    leaf_modules: tuple[str, ...] = ()
     method: MethodConfig | None = None
     costs: dict[str, Any] = field(default_factory=dict)
     fit: dict[str, Any] | None = None
@@ -128,6 +134,8 @@ def describe(
         operating_points=spec.operating_points,
         tracer=spec.tracer,
         blocks=spec.blocks,
+        concrete_args=encode_arguments(spec.concrete_args),
+        leaf_modules=spec.leaf_modules,
         method=spec.method,
         costs=ee.costs.to_dict(),
         fit=dict(fit) if fit else None,

@@ -21,11 +21,15 @@ from torch import Tensor, nn
 from leenet_fx.errors import EarlyExitError, InputError, StorageError, UnknownNameError, first_line
 from leenet_fx.graph.catalog import create_model
 from leenet_fx.policies import Policy, policy_from_dict
+from leenet_fx.storage.arguments import decode_arguments, encode_arguments, find_classes
 from leenet_fx.storage.config import CONFIG, ExitConfig, describe, encode_config, read_config
-from leenet_fx.storage.files import make_folder, write_atomically
+from leenet_fx.storage.files import make_folder, rename, write_atomically
 from leenet_fx.storage.fingerprint import backbone_digest, changed_entries, fingerprint
+from leenet_fx.storage.hub import download, is_hub_name
+from leenet_fx.storage.model_card import FOLDER, write_card
 from leenet_fx.storage.upgrade import upgrade_state_dict
 from leenet_fx.storage.weights import (
+    NEXT_WEIGHTS,
     WEIGHTS,
     check_shapes,
     check_sharing,
@@ -52,8 +56,10 @@ def save(
     *,
     backbone: bool = False,
     fit: Mapping[str, Any] | None = None,
+    license: str | None = None,
+    overwrite: bool = False,
 ) -> None:
-    """Write `exits.safetensors` and `exit_config.json`.
+    """Write `exits.safetensors`, `exit_config.json` and a model card, `README.md`.
 
     Weights and buffers of the backbone that were changed since `attach`, by `fit`, by your own loop
     or by `load_state_dict`, are written with the exits, so that `load` with the original model
@@ -61,16 +67,42 @@ def save(
 
     Args:
         ee: the network.
-        folder: created if needed. Files of these names are replaced.
+        folder: created if needed. A `README.md` that was written by hand stays as it is.
         backbone: whether to include all weights of the backbone.
         fit: record of the training run, `FitResult.to_dict()`.
+        overwrite: whether to replace a network that is saved in the folder. It is replaced as a
+            whole: whenever the process is killed, `load` returns the old network or the new one.
+        license: licence of the weights, for the card; None takes what timm says of the backbone.
 
     Raises:
-        StorageError: the folder cannot be written to.
+        StorageError: the folder holds a saved network and `overwrite` is False; or it cannot be
+            written to, which leaves a saved network as it was.
         InputError: an option of the branches or of the method cannot be written as JSON; a changed
             entry is no tensor; or what was changed is not known.
     """
-    folder = Path(folder)
+    check_no_network(Path(folder), overwrite)
+    write_files(ee, Path(folder), backbone=backbone, fit=fit, license=license)
+
+
+def write_files(
+    ee: EarlyExitModule,
+    folder: Path,
+    *,
+    backbone: bool,
+    fit: Mapping[str, Any] | None,
+    license: str | None,
+    place: str = FOLDER,
+) -> None:
+    """Write the files of a network; see `save`.
+
+    Args:
+        ee: the network.
+        folder: created if needed.
+        backbone: whether to include all weights of the backbone.
+        fit: record of the training run.
+        license: licence of the weights.
+        place: what the card says that `load` takes.
+    """
     unknown = backbone and ee.spec.checksums is None
     changed = ee.spec.changed if unknown else changed_entries(ee)
     weights = encode_weights(weights_of(ee, changed, backbone))
@@ -83,8 +115,31 @@ def save(
     )
     text = encode_config(config)
     make_folder(folder)
-    write_atomically(folder / WEIGHTS, weights)
-    write_atomically(folder / CONFIG, text)
+    if (folder / WEIGHTS).exists():
+        # The description names the digest of its weights, and `read_weights` finds them by it in
+        # either of two files, so that the old pair is complete until the description is replaced.
+        write_atomically(folder / NEXT_WEIGHTS, weights)
+        write_atomically(folder / CONFIG, text)
+        rename(folder / NEXT_WEIGHTS, folder / WEIGHTS)
+    else:
+        write_atomically(folder / WEIGHTS, weights)
+        write_atomically(folder / CONFIG, text)
+    write_card(config, folder, license, place)
+
+
+def check_no_network(folder: Path, overwrite: bool) -> None:
+    """Raise StorageError if a folder holds a saved network that must not be overwritten.
+
+    Args:
+        folder: to save in.
+        overwrite: whether it may be.
+    """
+    present = [name for name in (CONFIG, WEIGHTS) if (folder / name).exists()]
+    if present and not overwrite:
+        raise StorageError(
+            f"'{folder}' holds '{present[0]}' of a saved network: choose another folder, or pass "
+            "overwrite=True to replace it."
+        )
 
 
 def load(
@@ -93,7 +148,8 @@ def load(
     """Return the network that `save` wrote.
 
     Args:
-        folder: of `exits.safetensors` and `exit_config.json`, of schema 1 or 2.
+        folder: of `exits.safetensors` and `exit_config.json`, of schema 1 or 2; or
+            "hf:owner/name" or "hf:owner/name@revision" of the Hugging Face hub.
         model: the backbone; or a network with exits, attached as the saved one was, which receives
             the weights and is returned; or None for the timm or torchvision model of the saved
             name, with the library's pretrained weights unless the file holds the backbone.
@@ -106,10 +162,10 @@ def load(
         InputError: no `model`, and the saved name is not that of a library model.
         UnknownNameError: the branch or the policy is not registered.
     """
-    folder = Path(folder)
+    folder = download(folder) if is_hub_name(folder) else Path(folder)
     path = folder / CONFIG
     config = read_config(folder)
-    weights = read_weights(folder / WEIGHTS, config.weights_sha256)
+    weights = read_weights(folder, config.weights_sha256)
     if config.upgraded_from == 1:
         weights = upgrade_state_dict(weights)
     policy = _policy(config, path)
@@ -186,9 +242,11 @@ def _attach_saved(
             branch_options=config.branch_options,
             num_classes=config.num_classes if holds_classifier else None,
             blocks=config.blocks,
+            concrete_args=decode_arguments(config.concrete_args, path),
+            leaf_modules=find_classes(config.leaf_modules, model, path),
             name=config.model,
         )
-    except UnknownNameError:
+    except (UnknownNameError, StorageError):
         raise
     except (EarlyExitError, *DAMAGE) as error:
         raise StorageError(
@@ -210,6 +268,11 @@ def _check_description(config: ExitConfig, ee: EarlyExitModule, path: Path) -> N
         expected, found = getattr(config, key), getattr(ee.spec, key)
         if expected != found:
             raise StorageError(f"'{path}': {key}: expected {expected}, found {found}.")
+    arguments = encode_arguments(ee.spec.concrete_args)
+    if config.concrete_args != arguments:
+        raise StorageError(
+            f"'{path}': concrete_args: expected {config.concrete_args}, found {arguments}."
+        )
     names = ee.spec.placement.names
     if config.placement.names != names:
         raise StorageError(

@@ -43,6 +43,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise
 
 
+def rename(path: Path, target: Path) -> None:
+    """Rename a file atomically, replacing the target.
+
+    Raises:
+        StorageError: it cannot be renamed.
+    """
+    try:
+        path.replace(target)
+    except OSError as error:
+        raise _storage_error(target, error) from error
+
+
 def make_folder(path: Path) -> None:
     """Create a folder and check that files can be written to it.
 

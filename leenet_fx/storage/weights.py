@@ -18,6 +18,9 @@ from leenet_fx.storage.fingerprint import is_new
 from leenet_fx.surgery.module import EarlyExitModule
 
 WEIGHTS = "exits.safetensors"
+NEXT_WEIGHTS = "exits.safetensors.next"
+"""The weights of a network that is about to replace the saved one."""
+
 POLICY = "exits.thresholds"
 """Entry of the state dict that holds thresholds, which `exit_config.json` has with the policy."""
 
@@ -63,21 +66,26 @@ def encode_weights(weights: Mapping[str, Tensor]) -> bytes:
         raise InputError(f"The weights cannot be saved: {first_line(error)}") from error
 
 
-def read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file; reading it runs no code from the file.
+def read_weights(folder: Path, sha256: str) -> dict[str, Tensor]:
+    """Return the tensors of a saved network; reading them runs no code from the file.
 
     Args:
-        path: of the file.
+        folder: of the file `WEIGHTS`, or `NEXT_WEIGHTS` if `save` was interrupted after it had
+            replaced the description.
         sha256: expected digest of the file, in hexadecimal.
 
     Raises:
         StorageError: the file is missing, damaged, or has another digest.
     """
+    path = folder / WEIGHTS
     try:
         data = path.read_bytes()
     except OSError as error:
         raise StorageError(f"Cannot read '{path}': {error.strerror or error}.") from error
     digest = hashlib.sha256(data).hexdigest()
+    if sha256 != digest and (folder / NEXT_WEIGHTS).exists():
+        data = (folder / NEXT_WEIGHTS).read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
     if sha256 != digest:
         raise StorageError(
             f"'{path}' does not belong to the exit_config.json beside it: expected sha256 "

@@ -97,6 +97,7 @@ def attach(
     check_module(model)
     if blocks is not None and not isinstance(blocks, str):
         blocks = tuple(blocks)
+    leaf_modules = tuple(leaf_modules)
     if isinstance(model, EarlyExitModule):
         raise InputError("This model has exits already; attach to the original model.")
     if isinstance(strategy, str):
@@ -150,10 +151,17 @@ def attach(
         branch_options=options,
         shares_weights=not copy,
         blocks=tuple(patterns) or None,
+        concrete_args=concrete_args,
+        leaf_modules=tuple(map(class_name, leaf_modules)),
         method=None if method is None else as_method(method).config,
     )
     ee.spec = replace(ee.spec, checksums=_backbone_checksums(ee))
     return ee
+
+
+def class_name(cls: type) -> str:
+    """Return `module.Class`."""
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _backbone_checksums(ee: EarlyExitModule) -> dict[str, str]:

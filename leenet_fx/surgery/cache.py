@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from leenet_fx.cost.cost_table import CostTable, Reads
+from leenet_fx.cost.cost_table import CostTable
 from leenet_fx.runtime.controller import ExitController
 from leenet_fx.runtime.stage_plan import StagePlan
 
@@ -19,11 +19,11 @@ class Cache:
     Attributes:
         stage_plan: the stages.
         controller: the last controller, with the values that it was built from.
-        costs: cost tables.
+        costs: cost tables, by what they depend on.
         images: shape without the batch axis, and dtype, of the last images that were checked.
     """
 
     stage_plan: StagePlan | None = None
     controller: tuple[tuple[Any, ...], ExitController] | None = None
-    costs: dict[Reads, CostTable] = field(default_factory=dict)
+    costs: dict[Any, CostTable] = field(default_factory=dict)
     images: tuple[torch.Size, torch.dtype] | None = None

@@ -34,6 +34,8 @@ def insert_exits(
     branch_options: Mapping[str, Any],
     shares_weights: bool,
     blocks: tuple[str, ...] | None = None,
+    concrete_args: Mapping[str, Any] | None = None,
+    leaf_modules: tuple[str, ...] = (),
     method: MethodConfig | None = None,
 ) -> EarlyExitModule:
     """Insert exits into a traced model, whose graph is edited in place.
@@ -46,6 +48,8 @@ def insert_exits(
         branch_options: its options.
         shares_weights: whether the backbone's tensors are those of the original model.
         blocks: patterns of the modules that are blocks.
+        concrete_args: values of the arguments of the model's forward other than the images.
+        leaf_modules: classes that were not traced into, as `module.Class`.
         method: the method that the exits are attached for.
     """
     graph = traced.trace.graph
@@ -82,6 +86,8 @@ def insert_exits(
         shares_weights=shares_weights,
         tracer=traced.trace.tracer,
         blocks=blocks,
+        concrete_args=dict(concrete_args or {}),
+        leaf_modules=leaf_modules,
         changed=_replaced(traced),
         method=method,
     )

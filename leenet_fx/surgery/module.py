@@ -13,7 +13,7 @@ from leenet_fx.cost.cost_table import CostTable, cost_table, reads_of
 from leenet_fx.cost.latency import Latency
 from leenet_fx.errors import InputError, ModeError
 from leenet_fx.graph import compat
-from leenet_fx.policies import Policy
+from leenet_fx.policies import Policy, evaluated_exits
 from leenet_fx.registry import unknown_name
 from leenet_fx.runtime import conditional, outputs
 from leenet_fx.runtime.active_batch import ExitedSamples
@@ -79,8 +79,9 @@ class EarlyExitModule(ExitGraphModule):
     ) -> Prediction:
         """Run conditionally; returns logits, and the exit and cost of each sample.
 
-        The cost of a sample is that of its exit's row in `costs`. If early exits are disabled, no
-        branch runs, and the cost is 1.
+        The cost of a sample is that of its exit's row in `costs`. The branch of an exit whose
+        threshold is infinite does not run; if early exits are disabled, none does and the cost is
+        1.
 
         Args:
             images: (B, …).
@@ -259,20 +260,30 @@ class EarlyExitModule(ExitGraphModule):
         """`costs_for` the present policy."""
         return self.costs_for(self.policy)
 
-    def costs_for(self, policy: Policy) -> CostTable:
+    def costs_for(self, policy: Policy, *, enabled: bool = False) -> CostTable:
         """Return N+1 rows: the cost of a sample that exits at each exit, and of one that does not.
 
+        Branches that the policy does not evaluate, since their thresholds are infinite, are counted
+        for samples that are made to exit there, and not for those that pass.
+
         Args:
-            policy: determines whether gate or class logits decide; `NeverExit` is counted as gates.
+            policy: determines whether gate or class logits decide; `NeverExit` is counted as gates
+                with all exits enabled.
+            enabled: whether to count all exits as enabled, whatever the thresholds.
         """
         reads = reads_of(policy)
+        exits = cast(Exits, self._modules["exits"])
+        if enabled or policy.reads == "nothing":
+            evaluated = (True,) * len(exits)
+        else:
+            evaluated = evaluated_exits(policy, [b.reads_previous_logits for b in exits.branches()])
         tables = self._cached.costs
-        if reads not in tables:
+        if (reads, evaluated) not in tables:
             spec = self.spec
-            tables[reads] = cost_table(
-                spec.profile, spec.placement, spec.branch_costs, reads, self.latency
+            tables[reads, evaluated] = cost_table(
+                spec.profile, spec.placement, spec.branch_costs, reads, self.latency, evaluated
             )
-        return tables[reads]
+        return tables[reads, evaluated]
 
     @property
     def latency(self) -> Latency | None:

@@ -57,6 +57,8 @@ class OperatingPoint:
         backbone_accuracy: None without labels.
         drop: accuracy of the backbone minus that with early exits; None without labels.
         fingerprint: of the weights.
+        savings: for each exit, by how much the mean cost would be higher without it; 0 for exits
+            that are not used. Empty if it was not computed.
     """
 
     name: str
@@ -77,6 +79,7 @@ class OperatingPoint:
     backbone_accuracy: float | None
     drop: Interval | None
     fingerprint: str
+    savings: tuple[float, ...] = ()
 
     def build_policy(self) -> Policy:
         """Return the policy of this point."""
@@ -105,7 +108,10 @@ class OperatingPoint:
             lines += [f"drop       {self.drop}"]
         lines += [f"disagrees  {self.disagreement}", f"cost       {self.cost} ({self.cost_kind})"]
         shares = ", ".join(f"{share:.3f}" for share in self.exit_shares)
-        return "\n".join([*lines, f"exits      {shares}"])
+        lines.append(f"exits      {shares}")
+        if self.savings:
+            lines.append(f"saved by   {', '.join(f'{saved:.3f}' for saved in self.savings)}")
+        return "\n".join(lines)
 
 
 def weights_fingerprint(network: nn.Module) -> str:

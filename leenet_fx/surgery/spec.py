@@ -32,6 +32,8 @@ class ExitSpec:
         shares_weights: whether the backbone's tensors are those of the original model.
         tracer: "fx", or "export": such a backbone takes images of one size and does not train.
         blocks: patterns of the modules that are blocks; None for the default rule.
+        concrete_args: values of the arguments of the model's forward other than the images.
+        leaf_modules: classes that were not traced into, as `module.Class`.
         changed: names of the original's modules whose weights are no longer the original's.
         method: the method that the exits were attached for, or trained by last; None if none was
             named.
@@ -56,6 +58,8 @@ class ExitSpec:
     shares_weights: bool
     tracer: Literal["fx", "export"]
     blocks: tuple[str, ...] | None = None
+    concrete_args: dict[str, Any] = field(default_factory=dict)
+    leaf_modules: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     method: MethodConfig | None = None
     class_names: tuple[str, ...] | None = None

@@ -84,6 +84,21 @@ def check_same_run(path: Path, expected: Mapping[str, Any], found: Mapping[str, 
             )
 
 
+def is_lengthened(expected: Sequence[int], found: Sequence[int]) -> bool:
+    """Return whether phases of a run have more epochs than those of a run to resume, and none less.
+
+    Args:
+        expected: number of epochs of each phase of this run.
+        found: of the run to resume.
+    """
+    pairs = list(zip(expected, found, strict=False))
+    return (
+        len(expected) == len(found)
+        and list(expected) != list(found)
+        and all(more >= fewer for more, fewer in pairs)
+    )
+
+
 def check_same_network(
     path: Path, expected: Sequence[Mapping[str, str]], found: Sequence[Mapping[str, str]]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +18,7 @@ from leenet_fx.features.compute_modes import default_modes
 from leenet_fx.features.feature_cache import FeatureCache, cache_features
 from leenet_fx.keywords import check_keywords
 from leenet_fx.methods import Method
+from leenet_fx.progress import progress_display, shows_progress
 from leenet_fx.storage.config import CONFIG, read_config
 from leenet_fx.storage.exits import load, save
 from leenet_fx.storage.files import make_folder, remove_leftovers
@@ -32,9 +34,10 @@ from leenet_fx.training.parameters import (
     trained_state,
 )
 from leenet_fx.training.plan import Plan, choose_method, make_plan
-from leenet_fx.training.progress import shows_progress
 from leenet_fx.training.sanity import warn_if_untrained
 from leenet_fx.training.worker import Worker
+
+logger = logging.getLogger("leenet_fx")
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ def fit(
     cache: bool = False,
     out: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     tensorboard: bool = False,
     accelerator: str | None = None,
     devices: int | str | list[int] = 1,
@@ -129,6 +133,9 @@ def fit(
         resume: whether to resume from the checkpoint in `out`, if there is one. An interrupted run
             then ends with the weights of an uninterrupted one, provided that the order of `train`
             comes from its own generators or from the global ones of torch, numpy or Python.
+            `epochs` may be higher than in the run to resume; a log message explains what changes.
+        overwrite: whether to replace a run in `out`. Its network is replaced at the end of this
+            one, its checkpoint at the first epoch.
         tensorboard: whether to write TensorBoard events to `out`.
         accelerator: Lightning Fabric's: "cpu", "cuda", …; None takes the device of `ee`.
         devices: Fabric's: how many, or which. Each batch is shared among their processes, so the
@@ -136,7 +143,8 @@ def fit(
             trained, and objectives on batch means, are computed on each process's share.
         precision: "32-true", "bf16-mixed" or "16-mixed".
         seed: of everything random.
-        progress: whether to show progress bars; None shows them on a terminal.
+        progress: whether to show progress on stderr, as bars on a terminal and else as lines;
+            None shows it on a terminal.
 
     Returns:
         The record of the run, which is also saved in `out`.
@@ -170,6 +178,7 @@ def fit(
             cache=cache,
             out=out,
             resume=resume,
+            overwrite=overwrite,
             tensorboard=tensorboard,
             accelerator=accelerator,
             devices=devices,
@@ -187,6 +196,7 @@ def _run(
     cache: bool,
     out: str | Path | None,
     resume: bool,
+    overwrite: bool,
     tensorboard: bool,
     accelerator: str | None,
     devices: int | str | list[int],
@@ -195,7 +205,7 @@ def _run(
 ) -> FitResult:
     """Carry out a plan; see `fit`."""
     backbone = "backbone" in plan.parameter_groups
-    folder = _make_folder(out, resume, tensorboard)
+    folder = _make_folder(out, resume, overwrite, tensorboard)
     if folder is not None and resume:
         finished = _finished_run(ee, folder, plan, class_names)
         if finished is not None:
@@ -206,7 +216,8 @@ def _run(
     if not plan.trains_final:
         warn_if_untrained(ee, plan.method.name)
     costs = _costs(ee, plan, torch.device("cpu"))
-    with _restored_on_error(ee, final, backbone):
+    show = shows_progress(progress)
+    with progress_display(show), _restored_on_error(ee, final, backbone):
         if cache and backbone:
             raise InputError(
                 f"Method '{plan.method.name}' trains the backbone: cache=True needs a frozen one."
@@ -214,19 +225,18 @@ def _run(
         fixed = evaluation_modules(ee)
         ee.eval()
         with _cached(ee, data, cache, labelled=plan.labelled) as sources:
-            show = shows_progress(progress)
             work = Worker(sources, plan, costs, folder, resume, tensorboard, show, fixed)
             distributed.run(fabric, ee, plan.final_path, work, result.history, backbone)
         _record(ee, plan, class_names)
     if folder is not None and fabric.is_global_zero:
-        save(ee, folder, fit={**result.to_dict(), "plan": plan.to_dict()})
+        save(ee, folder, fit={**result.to_dict(), "plan": plan.to_dict()}, overwrite=True)
         (folder / checkpoint.FILE).unlink(missing_ok=True)
     return result
 
 
 def _costs(ee: EarlyExitModule, plan: Plan, device: torch.device) -> torch.Tensor:
     """Return the relative cost of each exit (N+1,) under the method's policy."""
-    costs = ee.costs_for(plan.method.policy_for(ee.num_exits))
+    costs = ee.costs_for(plan.method.policy_for(ee.num_exits), enabled=True)
     return torch.tensor(costs.relative(plan.cost), device=device)
 
 
@@ -252,7 +262,9 @@ def _record(ee: EarlyExitModule, plan: Plan, class_names: Names | None) -> None:
     )
 
 
-def _make_folder(out: str | Path | None, resume: bool, tensorboard: bool) -> Path | None:
+def _make_folder(
+    out: str | Path | None, resume: bool, overwrite: bool, tensorboard: bool
+) -> Path | None:
     """Make the output folder, if any.
 
     Raises:
@@ -260,25 +272,29 @@ def _make_folder(out: str | Path | None, resume: bool, tensorboard: bool) -> Pat
         StorageError: it cannot be written to.
     """
     if out is None:
-        if resume or tensorboard:
-            raise InputError("resume and tensorboard need out=, the folder to write to.")
+        if resume or overwrite or tensorboard:
+            raise InputError("resume, overwrite and tensorboard need out=, the folder to write to.")
         return None
+    if resume and overwrite:
+        raise InputError("resume=True goes on with a run, and overwrite=True replaces it.")
     folder = Path(out)
     present = [name for name in (CONFIG, checkpoint.FILE) if (folder / name).exists()]
-    if present and not resume:
+    if present and not resume and not overwrite:
         raise InputError(
-            f"'{folder}' holds '{present[0]}' of another run: pass resume=True, or choose another "
-            "folder."
+            f"'{folder}' holds '{present[0]}' of another run: pass resume=True or overwrite=True, "
+            "or choose another folder."
         )
     make_folder(folder)
     remove_leftovers(folder)
+    if overwrite:
+        (folder / checkpoint.FILE).unlink(missing_ok=True)
     return folder
 
 
 def _finished_run(
     ee: EarlyExitModule, folder: Path, plan: Plan, class_names: Names | None
 ) -> FitResult | None:
-    """Load the weights and return the record of a finished run; None if there is none.
+    """Load the weights and return the record of a finished run; None if there is training to do.
 
     Raises:
         InputError: the folder is not of `fit`, or of a run with other arguments.
@@ -290,9 +306,22 @@ def _finished_run(
     if record is None or not isinstance(record.get("plan"), dict):
         raise InputError(f"'{folder}' was not written by fit: choose another folder.")
     result = validated(FitResult, record, folder / CONFIG, "fit")
-    checkpoint.check_same_run(folder, plan.to_dict(), record["plan"])
+    former, own = record["plan"], plan.to_dict()
+    lengthened = checkpoint.is_lengthened(plan.epochs, former.get("epochs", ()))
+    if lengthened:
+        former = {**former, "epochs": own["epochs"]}
+    checkpoint.check_same_run(folder, own, former)
     if config.class_names is not None and class_names is not None:
         compare_class_names(config.class_names, class_names, f"'{folder}'", "train")
+    if lengthened:
+        logger.warning(
+            "The run in '%s' is finished, with %s epochs. Learning rates depend on the number of "
+            "epochs, so all %s are trained from the start; the network in it is replaced then.",
+            folder,
+            record["plan"]["epochs"],
+            own["epochs"],
+        )
+        return None
     load(folder, ee).eval()
     return result
 
@@ -304,16 +333,16 @@ def _cached(
     """Yield the data with loaders replaced by feature caches, if requested."""
     made: list[FeatureCache] = []
 
-    def cached(source: Data | None) -> Data | None:
+    def cached(source: Data | None, name: str) -> Data | None:
         if not cache or source is None or isinstance(source, FeatureCache):
             return source
-        made.append(cache_features(ee, source, labelled=labelled))
+        made.append(cache_features(ee, source, labelled=labelled, name=f"{name} images"))
         return made[-1]
 
     try:
-        train = cached(data.train)
+        train = cached(data.train, "train")
         assert train is not None
-        yield FitData(train, cached(data.val), cached(data.calibration))
+        yield FitData(train, cached(data.val, "val"), cached(data.calibration, "calibration"))
     finally:
         for one in made:
             one.close()

@@ -25,6 +25,7 @@ from leenet_fx.errors import TrainingError
 from leenet_fx.features.feature_batch import FeatureBatch
 from leenet_fx.features.feature_cache import FeatureCache
 from leenet_fx.methods.phases import Phase
+from leenet_fx.progress import report
 from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training.collectives import sum_gradients, sum_over_processes
 from leenet_fx.training.feature_source import FeatureSource
@@ -265,6 +266,12 @@ class PhaseTrainer:
                 for scheduler in schedulers:
                     scheduler.step()
             self.seen += 1
+            if batches is not None and index + 1 < batches:
+                report(
+                    f"training {self.phase.name}",
+                    f"epoch {self.done + 1} of {self.epochs}, batch {index + 1} of {batches}",
+                    (self.done + (index + 1) / batches) / self.epochs,
+                )
         return mean.value
 
     @torch.no_grad()

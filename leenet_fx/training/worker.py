@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,15 +14,17 @@ from torch import Tensor, nn
 
 from leenet_fx.calibration.cached_outputs import batch_outputs, cached_exit_indices
 from leenet_fx.features.feature_batch import FeatureBatch
+from leenet_fx.progress import progress_display, report
 from leenet_fx.storage.fingerprint import fingerprint
 from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training import checkpoint
 from leenet_fx.training.feature_source import FeatureSource, FitData
 from leenet_fx.training.metrics import Epoch, scalars, tensorboard_logger, write_metrics
 from leenet_fx.training.plan import Plan
-from leenet_fx.training.progress import progress_bars
 from leenet_fx.training.sanity import warn_if_at_chance, warn_if_one_exit
 from leenet_fx.training.trainer import PhaseTrainer
+
+logger = logging.getLogger("leenet_fx")
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Worker:
         folder: for metrics and checkpoints, if any.
         resume: whether to resume from the checkpoint in `folder`.
         tensorboard: whether to write TensorBoard events to `folder`.
-        show_progress: whether to show progress bars.
+        show_progress: whether to show progress.
         evaluation_modules: names of modules that stay in evaluation mode.
     """
 
@@ -71,7 +74,7 @@ class Worker:
         folder = self.folder if fabric.is_global_zero else None
         board = tensorboard_logger(folder) if folder is not None and self.tensorboard else None
         samples: FeatureBatch | None = None
-        with progress_bars(self.show_progress and fabric.is_global_zero) as bar:
+        with progress_display(self.show_progress and fabric.is_global_zero):
             for index, (phase, epochs) in enumerate(zip(plan.phases, plan.epochs, strict=True)):
                 if not epochs or index < first:
                     continue
@@ -99,8 +102,12 @@ class Worker:
 
                 def after_epoch(index: int = index, trainer: PhaseTrainer = trainer) -> None:
                     epoch = history[-1]
-                    completed = epoch.epoch / trainer.epochs
-                    bar(epoch.phase, f"loss {epoch.train_loss:.4f}", completed)
+                    report(
+                        f"training {epoch.phase}",
+                        f"epoch {epoch.epoch} of {trainer.epochs}, loss {epoch.train_loss:.4f}"
+                        + ("" if epoch.val_loss is None else f", val {epoch.val_loss:.4f}"),
+                        epoch.epoch / trainer.epochs,
+                    )
                     if folder is None:
                         return
                     state = self._state(ee, index, trainer, generator, history)
@@ -154,7 +161,10 @@ class Worker:
         if state is None:
             return 0, None
         path = self.folder / checkpoint.FILE
-        checkpoint.check_same_run(path, self._identity(), state["run"])
+        former, own = state["run"], self._identity()
+        if self._lengthens(former, state["phase"], state["trainer"]["done"]):
+            former = {**former, "epochs": own["epochs"]}
+        checkpoint.check_same_run(path, own, former)
         checkpoint.check_same_network(path, state["graph"], fingerprint(ee))
         history[:] = [Epoch(**epoch) for epoch in state["history"]]
         generator.set_state(state["generator"])
@@ -162,6 +172,28 @@ class Worker:
         for cache, epochs_read in zip(self.data.caches(), state["epochs_read"], strict=True):
             cache.epochs_read = epochs_read
         return state["phase"], state["trainer"]
+
+    def _lengthens(self, former: Mapping[str, Any], phase: int, done: int) -> bool:
+        """Return whether this run adds epochs to phases that are not complete, and log a warning.
+
+        Args:
+            former: identity of the run to resume.
+            phase: index of its last phase.
+            done: number of epochs of that phase.
+        """
+        epochs, before = self.plan.epochs, former.get("epochs", ())
+        if not checkpoint.is_lengthened(epochs, before) or list(epochs[:phase]) != before[:phase]:
+            return False
+        if epochs[phase] != before[phase]:
+            logger.warning(
+                "Phase '%s' goes on to %d epochs: its first %d had the learning rates of a run of "
+                "%d, so the result is not that of an uninterrupted run.",
+                self.plan.phases[phase].name,
+                epochs[phase],
+                done,
+                before[phase],
+            )
+        return True
 
     def _identity(self) -> Mapping[str, Any]:
         """Return what a run must share with one to resume."""

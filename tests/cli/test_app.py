@@ -157,3 +157,16 @@ def test_help_does_not_import_torch():
     )
     assert "inspect" in result.stdout
     assert result.stdout.strip().endswith("[]")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("demo.json", ("demo", "--output")), ("a.png", ("inspect", "resnet18", "--plot"))],
+)
+def test_files_are_not_replaced_without_being_asked(tmp_path, capsys, monkeypatch, name, arguments):
+    (tmp_path / name).write_text("mine")
+    target = tmp_path if name == "demo.json" else tmp_path / name
+    code, error = fails(capsys, monkeypatch, *arguments, str(target))
+    assert code == 1
+    assert f"{name}' exists already; --overwrite replaces it" in error
+    assert (tmp_path / name).read_text() == "mine"

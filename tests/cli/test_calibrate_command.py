@@ -66,7 +66,8 @@ def test_points_are_kept_in_the_folder_and_evaluated(base):
     [
         ((), 2, "give one of --max-drop, --max-disagreement and --budget"),
         (("--max-drop", "1", "--budget", "50"), 2, "give one of"),
-        (("--max-drop", "0"), 1, "max_drop must be a fraction above 0"),
+        (("--max-drop", "0"), 1, "--max-drop must be a percentage above 0"),
+        (("--budget", "170"), 1, "--budget must be a percentage above 0 and at most 100, got 170"),
         (("--budget", "50", "--split", "test"), 1, "split 'calibration'"),
         (("--max-drop", "1", "--split", "train"), 1, "was fitted to the split 'train'"),
         (("--budget", "50", "--split", "calibrat"), 2, "'calibration'"),

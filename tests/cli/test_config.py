@@ -1,5 +1,6 @@
 """Options read from run.yaml."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -9,7 +10,17 @@ import yaml
 from typer.testing import CliRunner
 
 from leenet_fx.cli import app
-from leenet_fx.cli.config import ConfigOption, command_line, load_config, resolved, write_config
+from leenet_fx.cli.config import (
+    ConfigOption,
+    begin_run,
+    command_line,
+    load_config,
+    next_command,
+    read_options,
+    resolved,
+    resume_command,
+    write_config,
+)
 from leenet_fx.errors import InputError, StorageError, UnknownNameError
 
 STORED = Path(__file__).parents[1] / "stored" / "schema1" / "run.yaml"
@@ -102,5 +113,33 @@ def test_the_options_and_the_command_of_a_call_reproduce_it(tmp_path):
     assert options == {"name": "a model", "alpha": 0.7, "at": ["x"], "joint": True}
     write_config(tmp_path, options)
     assert called("a model", "--config", str(tmp_path / "run.yaml"))[:3] == tuple(values)
-    with pytest.raises(StorageError, match="exists already"):
-        write_config(tmp_path, options)
+
+
+def test_a_run_begins_with_its_options_and_spares_results_of_another(tmp_path):
+    begin_run(tmp_path / "new", {"epochs": 1})
+    (tmp_path / "new" / "transform.json").write_text("{}")
+    begin_run(tmp_path / "new", {"epochs": 2})
+    assert read_options(tmp_path / "new" / "run.yaml") == {"epochs": 2}
+    (tmp_path / "new" / "sweep.json").write_text("{}")
+    with pytest.raises(StorageError, match=r"holds 'sweep.json' of another run.*--overwrite"):
+        begin_run(tmp_path / "new", {"epochs": 3})
+    assert read_options(tmp_path / "new" / "run.yaml") == {"epochs": 2}
+    begin_run(tmp_path / "new", {"epochs": 3}, overwrite=True)
+    assert read_options(tmp_path / "new" / "run.yaml") == {"epochs": 3}
+
+
+def test_the_next_command_works_as_printed(tmp_path):
+    folder = tmp_path / "my runs"
+    folder.mkdir()
+    factory = "nets/my net.py:small"
+    printed = next_command("evaluate", folder, "evaluation.json", factory)
+    assert shlex.split(printed) == [
+        *("Next:", "leenet-fx", "evaluate", str(folder)),
+        *("--model", factory),
+    ]
+    (folder / "evaluation.json").write_text("{}")
+    printed = next_command("evaluate", folder, "evaluation.json", "timm/resnet18")
+    assert shlex.split(printed)[1:] == ["leenet-fx", "evaluate", str(folder), "--overwrite"]
+    assert shlex.split(resume_command("fit", folder)) == [
+        *("leenet-fx", "fit", "--config", str(folder / "run.yaml"), "--resume")
+    ]

@@ -26,12 +26,13 @@ LAST = ("config", "format", "json", "help")
 VERBS = {
     "inspect": (
         *(*PLACEMENT, *BRANCH, *SHAPES, "cost", "latency", "device", "batch-size", "plot"),
+        "overwrite",
         *LAST[1:],
     ),
     "fit": (
         *("out", *IMAGES, *WEIGHTS, *PLACEMENT, *BRANCH, *SHAPES, "method", "option", "alpha"),
         *("cost", "epochs", "gate-epochs", "lr", "patience", "augment", *LOADER, "accelerator"),
-        *("devices", "precision", "tensorboard", *TARGET, "resume", "seed", *LAST),
+        *("devices", "precision", "tensorboard", *TARGET, "resume", "overwrite", "seed", *LAST),
     ),
     "calibrate": (
         *("model", *IMAGES, "weights", "split", *LOADER, *TARGET, "name", "seed"),
@@ -48,7 +49,7 @@ VERBS = {
     ),
     "compare": (
         *("out", "methods", "joint", "seeds", "seed", *IMAGES, *WEIGHTS, *PLACEMENT, *SHAPES),
-        *("epochs", "augment", "precision", *LOADER, *LAST),
+        *("epochs", "augment", "precision", *LOADER, "overwrite", *LAST),
     ),
 }
 

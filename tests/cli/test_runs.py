@@ -224,7 +224,6 @@ def test_compare_skips_unsupported_methods_unless_they_are_named(workspace, tmp_
     assert [run["label"] for run in found["runs"]] == ["distilled", "pabee", "shallow-deep"]
     result = compares(workspace, tmp_path / "one", "--methods", "pabee,pteenet", factory="tokens")
     assert isinstance(result.exception, InputError)
-    assert not (tmp_path / "one" / "run.yaml").exists()
 
 
 @pytest.mark.parametrize(
@@ -243,9 +242,12 @@ def test_compare_skips_unsupported_methods_unless_they_are_named(workspace, tmp_
         (("compare", "resnet18", "--out", "{workspace}/x", "--methods", "ztw,ztw"), 1, "each once"),
         (("compare", "resnet18", "--out", "{workspace}/x", "--augment"), 1, "add --joint"),
         (
-            ("compare", "resnet18", "--out", "{workspace}/run"),
+            (
+                *("compare", "{workspace}/net.py:small", "--out", "{workspace}/run"),
+                *("--data", "{workspace}/images"),
+            ),
             1,
-            "run.yaml' belongs to another run",
+            "of another run: choose another folder, or pass --overwrite",
         ),
         (
             ("evaluate", "{workspace}/run", "--overwrite"),

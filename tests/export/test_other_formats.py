@@ -1,16 +1,19 @@
 """Formats other than ONNX: exits and logits of what was written are those of `predict`."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
+import torch
 from export_helpers import small
 from networks import images
 
 import leenet_fx
 import leenet_fx.run
-from leenet_fx import Entropy, MaxProbability, NeverExit, Patience
+from leenet_fx import MaxProbability
 from leenet_fx.errors import StorageError
+from leenet_fx.policies import AlphaConditionedGate
 
 
 def predict(ee, batch, thresholds):
@@ -68,14 +71,53 @@ class TestOpenVino:
             with pytest.raises(StorageError, match="damaged"):
                 leenet_fx.run.load(folder)
 
-    @pytest.mark.parametrize(
-        "policy", [NeverExit(), Entropy([1.55, 1.5]), Patience(1)], ids=lambda p: p.name
-    )
-    def test_policies(self, policy, tmp_path):
+    def test_gates_that_are_conditioned_on_a_cost_weight(self, tmp_path):
         pytest.importorskip("openvino", reason="openvino is not installed")
-        ee = small()
-        ee.policy = policy
+        ee = small([1], branch_options={"gate": "alpha"})
+        ee.policy = AlphaConditionedGate(0.3, [0.0])
         leenet_fx.export(ee, tmp_path / "net", "openvino")
         batch = images(7, 3, 16, 16)
-        found = leenet_fx.run.load(tmp_path / "net", threads=1).predict(batch.numpy())
-        assert found.exit_index.tolist() == ee.predict(batch).exit_index.tolist()
+        network = leenet_fx.run.load(tmp_path / "net", threads=1)
+        for alpha in (0.0, 0.3, 1.0):
+            found = network.predict(batch.numpy(), alpha=alpha)
+            expected = ee.predict(batch, alpha=alpha)
+            assert found.exit_index.tolist() == expected.exit_index.tolist()
+
+
+class TestTorchExport:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def exported(cls, tmp_path_factory):
+        ee = small()
+        ee.policy = MaxProbability([0.25, 0.24])
+        path = tmp_path_factory.mktemp("pt2") / "net.pt2"
+        return ee, path, leenet_fx.export(ee, path, "torch-export")
+
+    @pytest.mark.parametrize("size", [0, 1, 9])
+    def test_a_loaded_program_predicts_what_the_network_does(self, exported, size):
+        ee, path, _ = exported
+        program = torch.export.load(path).module()
+        batch = images(size, 3, 16, 16, seed=size)
+        for thresholds in THRESHOLDS:
+            logits, exits, confidence = program(batch, torch.tensor(thresholds))
+            expected = predict(ee, batch, thresholds)
+            assert torch.equal(exits, expected.exit_index)
+            assert torch.allclose(logits, expected.logits, atol=1e-6)
+            assert torch.allclose(confidence, expected.confidence, atol=1e-6)
+
+    def test_the_file_has_the_description_and_no_debugging_data(self, exported):
+        _, path, result = exported
+        extra = {"leenet_fx.json": ""}
+        program = torch.export.load(path, extra_files=extra)
+        description = json.loads(extra["leenet_fx.json"])
+        assert description["policy"]["thresholds"] == [0.25, 0.24]
+        assert description["exits"] == ["blocks.0", "blocks.2"]
+        assert program.example_inputs is None
+        content = path.read_bytes()
+        assert b"stack_trace" not in content
+        assert result.verification.largest_error <= 1e-5
+
+    def test_names_that_torch_does_not_read_are_refused(self, exported, tmp_path):
+        with pytest.raises(StorageError, match=r"end with '.pt2', got 'net.onnx'"):
+            leenet_fx.export(exported[0], tmp_path / "net.onnx", "torch-export")
+        assert not list(tmp_path.iterdir())

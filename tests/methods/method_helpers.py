@@ -30,6 +30,7 @@ PRESETS = {
     "diffbranch": (["joint"], GateThreshold(0.0)),
     "distilled": (["exits"], MaxProbability(0.9)),
     "e2cm": (["means"], MaxProbability(0.5)),
+    "eenet": (["exits"], MaxProbability(0.9)),
     "eenets": (["exits", "gates"], GateThreshold(0.0)),
     "jei-dnn": (["exits", "alternating"], GateThreshold(0.0)),
     "leenet": (["exits", "gates"], GateThreshold(0.0)),

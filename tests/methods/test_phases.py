@@ -104,6 +104,7 @@ RECIPES = {
     "branchynet": (["exits"], ["joint"], ["exits", "joint"]),
     "diffbranch": (["exits", "joint"], ["joint"], ["exits", "joint"]),
     "distilled": (["exits"], ["joint"], ["exits", "joint"]),
+    "eenet": (["exits"], ["joint"], ["exits", "joint"]),
     "eenets": (["exits", "gates"], ["exits", "gates"], ["exits", "joint exits", "joint gates"]),
     "msdnet": (["exits"], ["joint"], ["exits", "joint"]),
     "pabee": (["exits"], ["joint"], ["exits", "joint"]),

@@ -34,6 +34,14 @@ PIXEL = (
 )
 
 
+def wilson(successes, n, z=1.959964):
+    """Wilson's score interval at 95 %, from its formula."""
+    share = successes / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+    return middle - half, middle + half
+
+
 def labelled(n, classes):
     """Images of every class, most of which are classified wrongly."""
     return DataLoader(
@@ -66,7 +74,13 @@ def evaluated(classes=5, n=64, names=NAMES, pictures=None):
 def evaluation():
     def row(index):
         return [
-            {"src": PIXEL, "label": NAMES[1], "predicted": NAMES[1], "correct": True},
+            {
+                "src": PIXEL,
+                "label": NAMES[1],
+                "predicted": NAMES[1],
+                "correct": True,
+                "confidence": 0.876,
+            },
             {"src": PIXEL, "label": NAMES[1], "predicted": NAMES[index % 5], "correct": False},
         ]
 
@@ -94,10 +108,14 @@ def compared():
     return json.loads(json.dumps(record))
 
 
-def page(folder, *records, title="Report"):
+def page(folder, *records, title="Report", interactive=False):
     path = folder / "report.html"
-    write_page(path, list(records), title)
+    write_page(path, list(records), title, interactive=interactive)
     return path.read_text(encoding="utf-8")
+
+
+def scripts(reader):
+    return [attributes for tag, attributes in reader.tags if tag == "script"]
 
 
 class Reader(HTMLParser):
@@ -121,7 +139,7 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if not {"style", "svg"} & set(self.open):
+        if not {"style", "svg", "script"} & set(self.open):
             self.words.append(data)
 
     @property
@@ -130,14 +148,15 @@ class Reader(HTMLParser):
 
 
 def test_page_is_self_contained(tmp_path, swept, evaluation, compared):
-    text = page(tmp_path, compared, swept, evaluation)
+    text = page(tmp_path, compared, swept, evaluation, interactive=True)
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     reader = Reader(text)
-    assert "script" not in {tag for tag, _ in reader.tags}
+    assert all(set(attributes) <= {"type", "data-chart"} for attributes in scripts(reader))
     for _, attributes in reader.tags:
         for name in ("src", "href", "xlink:href"):
             assert (attributes.get(name) or "#").startswith(("#", "data:image/"))
         assert not any(name.startswith("on") for name in attributes)
+    text = re.sub(r"<script.*?</script>", "", text, flags=re.S)
     assert not re.search(r"@import|url\((?!#)", text)
     ids = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -147,15 +166,21 @@ def test_page_is_self_contained(tmp_path, swept, evaluation, compared):
 
 def test_figures_are_well_formed_and_described(tmp_path, swept, evaluation):
     found = drawings(page(tmp_path, swept, evaluation))
-    # Trade-off, trends, network; all images, classes. The shared network is drawn once.
-    assert len(found) == 5
+    # Trade-off, trends, network; thresholds, all images, classes, reliability. The shared network
+    # is drawn once.
+    assert len(found) == 8
     assert all(svg.get("role") == "img" and svg.get("aria-label") for svg in found)
-    tradeoff, trends, network, _, by_class = map(drawn_words, found)
+    tradeoff, trends, network, frontier, thresholds, _, by_class, reliability = map(
+        drawn_words, found
+    )
     assert {"α=0", "α=1"} & set(tradeoff)
     assert "random exiting at the same exit rates" in tradeoff
     assert "time, relative" in trends
     assert any(word.startswith("1: blocks.1, ") for word in network)
     assert "cost in $ and $" in by_class
+    assert {"one threshold for all exits", "in use", "backbone"} <= set(frontier)
+    assert {"accuracy, %", "FLOPs, relative"} <= set(thresholds)
+    assert {"exit 0", "final", "overall (adaptive)", "confidence"} <= set(reliability)
 
 
 def test_time_is_not_plotted_if_not_measured(tmp_path, swept):
@@ -168,7 +193,9 @@ def test_time_is_not_plotted_if_not_measured(tmp_path, swept):
 
 
 def test_evaluation_section_has_its_numbers(tmp_path, evaluation):
-    text = Reader(page(tmp_path, evaluation)).text
+    content = page(tmp_path, evaluation)
+    words = [word for svg in drawings(content) for word in drawn_words(svg)]
+    text = Reader(content).text
     found = evaluation["evaluation"]
     for key in ("accuracy", "backbone_accuracy", "random_accuracy", "auroc", "calibration_error"):
         assert f"{100 * found[key]:.2f}" in text
@@ -182,6 +209,11 @@ def test_evaluation_section_has_its_numbers(tmp_path, evaluation):
         for label, predicted, count in row["confusion"][:1]:
             assert f"{NAMES[label]} → {NAMES[predicted]}: {count}" in text
     assert "Overall accuracy (adaptive)" in text
+    assert text.count("confidence 88 %") == 4
+    low, high = wilson(found["accuracy"] * 64, 64)
+    assert f"{100 * found['accuracy']:.2f} ({100 * low:.1f}–{100 * high:.1f})" in text
+    for row in (*found["exits"], found):
+        assert f"ECE {100 * row['calibration_error']:.1f} %" in " ".join(words)
     for phrase in ("✓ correct", "✗ wrong", '"seed": 7', "leenet-fx evaluate <run>", "blocks.2"):
         assert phrase in text
     assert evaluation["environment"]["torch"] in text
@@ -267,7 +299,7 @@ def test_names_are_escaped(tmp_path, evaluation):
 def test_earliest_and_latest_of_many_classes_are_drawn(tmp_path):
     names = [f"kind {i}" for i in range(30)]
     text = page(tmp_path, evaluated(30, n=300, names=names))
-    by_class = drawn_words(drawings(text)[1])
+    by_class = drawn_words(drawings(text)[3])
     assert sum(word.startswith("kind ") for word in by_class) == 20
     assert "10 earliest and 10 latest of 30 classes" in by_class
     assert all(f">{name}</th>" in text for name in names)

@@ -120,7 +120,7 @@ def test_only_what_changed_is_written(tmp_path):
     config = json.loads((tmp_path / "exit_config.json").read_text())
     assert config["changed"] == ["blocks.2.bn.running_mean"]
     statistics_only(ee)
-    leenet_fx.save(ee, tmp_path)
+    leenet_fx.save(ee, tmp_path, overwrite=True)
     names = ("running_mean", "running_var", "num_batches_tracked")
     assert written(tmp_path) == {f"blocks.{i}.bn.{name}" for i in range(4) for name in names}
 
@@ -264,4 +264,4 @@ def test_exits_of_a_quantised_backbone_are_kept_and_another_one_is_refused(tmp_p
     assert torch.equal(leenet_fx.load(tmp_path, quantised())(X), ee(X))
     ee.fc = quantised(seed=4).fc
     with pytest.raises(InputError, match=r"'fc._packed_params.* cannot be saved"):
-        leenet_fx.save(ee, tmp_path)
+        leenet_fx.save(ee, tmp_path / "other")

@@ -37,7 +37,8 @@ def test_a_loaded_network_predicts_as_the_saved_one(tmp_path, branch):
     ee = fitted(branch=branch)
     ee.policy = MaxProbability([0.5, 0.6, 0.7, 0.8])
     leenet_fx.save(ee, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"exits.safetensors", "exit_config.json"}
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"exits.safetensors", "exit_config.json", "README.md"}
     base = tiny()
     before = {key: value.clone() for key, value in base.state_dict().items()}
     loaded = leenet_fx.load(tmp_path, base)

@@ -192,8 +192,11 @@ def test_several_outputs():
     first = Several(lambda logits, x: (logits, x)).eval()
     ee = leenet_fx.attach(first, "every", example_inputs=EXAMPLE)
     assert torch.equal(ee(x), first(x)[0])
-    unclear = Several(lambda logits, x: {"features": x, "scores": logits})
-    with pytest.raises(TraceError, match="features, scores: which are the logits"):
+    named = Several(lambda logits, x: {"features": x, "scores": logits}).eval()
+    ee = leenet_fx.attach(named, "every", example_inputs=EXAMPLE)
+    assert torch.equal(ee(x), named(x)["scores"])
+    unclear = Several(lambda logits, x: {"colours": x.mean((2, 3)), "scores": logits})
+    with pytest.raises(TraceError, match="colours, scores: which are the logits"):
         leenet_fx.attach(unclear, "every", example_inputs=EXAMPLE)
 
 
