@@ -23,12 +23,13 @@ class OnnxStagesFormat(ExportFormat):
 
     extra = "onnx"
     modules = ("onnx", "onnxscript", "onnxruntime")
+    can_quantize = True
     is_folder = True
 
     def write(self, plan: ExportPlan, description: Mapping[str, Any], path: Path) -> None:
         path.mkdir()
         stages = []
-        for stage, model in zip(plan.stages, stage_models(plan), strict=True):
+        for stage, model in zip(plan.stages, self.models or stage_models(plan), strict=True):
             name = f"stage{stage.index}.onnx"
             (path / name).write_bytes(encoded(model))
             stages.append(
