@@ -10,17 +10,42 @@ from typing import Any
 from torch import Tensor
 
 from leenet_fx.data.transforms import TransformConfig
-from leenet_fx.errors import InputError, StorageError
-from leenet_fx.export import onnx_format, onnx_stages_format
+from leenet_fx.errors import ExportError, InputError, StorageError
+from leenet_fx.export import (
+    aoti_format,
+    onnx_format,
+    onnx_stages_format,
+    openvino_format,
+    torch_export_format,
+)
 from leenet_fx.export.description import describe
-from leenet_fx.export.formats import get_format
+from leenet_fx.export.formats import ExportFormat, get_format
+from leenet_fx.export.onnx_stages import stage_models
 from leenet_fx.export.placing import add_checksums, check_place, place, working_folder
+from leenet_fx.export.quantize import (
+    QuantizationReport,
+    QuantizedReference,
+    compare_quantized,
+    quantize_stages,
+)
 from leenet_fx.export.stage_modules import ExportPlan, export_plan
-from leenet_fx.export.verify import Verification, verify
+from leenet_fx.export.verify import TOLERANCE, Verification, verify
 from leenet_fx.keywords import check_keywords
 from leenet_fx.surgery.module import EarlyExitModule
 
-__all__ = ["ExportResult", "export", "onnx_format", "onnx_stages_format"]
+__all__ = [
+    "ExportResult",
+    "aoti_format",
+    "export",
+    "onnx_format",
+    "onnx_stages_format",
+    "openvino_format",
+    "torch_export_format",
+]
+
+
+QUANTIZED_TOLERANCE = 0.02
+"""As `TOLERANCE`: the last bit of a float decides now and then which integer it is rounded to."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +58,7 @@ class ExportResult:
         size: bytes, without checksums.
         seconds: time of writing and verification.
         verification: what was compared with the network.
+        quantization: predictions and exits before and after it.
     """
 
     path: Path
@@ -40,6 +66,7 @@ class ExportResult:
     size: int
     seconds: float
     verification: Verification
+    quantization: QuantizationReport | None = None
 
     def __str__(self) -> str:
         found = self.verification
@@ -58,6 +85,7 @@ class ExportResult:
             "batches": self.verification.batches,
             "unreachable": self.verification.unreachable,
             "largest_error": self.verification.largest_error,
+            "quantization": None if self.quantization is None else self.quantization.to_dict(),
         }
 
 
@@ -68,6 +96,8 @@ def export(
     format: str = "onnx",
     *,
     images: Tensor | None = None,
+    labels: Tensor | None = None,
+    quantize: str | None = None,
     preprocessing: TransformConfig | None = None,
 ) -> ExportResult:
     """Write a network for a runtime without torch, and verify what was written.
@@ -87,8 +117,16 @@ def export(
         ee: the network, in evaluation mode and float32. It is not changed.
         path: of the file or folder to write. An earlier export is replaced.
         format: "onnx": one ONNX file with nested conditions; "onnx-stages": a folder with one ONNX
-            file for each stage; both for `leenet_fx.run`. Or another registered format.
-        images: real images (n, …), as the network expects them, to verify with.
+            file for each stage; "openvino": a folder with OpenVINO's files; these for
+            `leenet_fx.run`. "torch-export": a `.pt2` file for `torch.export.load`. Or another
+            registered format.
+        images: real images (n, …), as the network expects them, to verify with, and to calibrate
+            8-bit integers on.
+        labels: (n,) their classes, to report the accuracy after quantization.
+        quantize: "int8" for weights and activations in 8-bit integers, of the formats "onnx" and
+            "onnx-stages". Ranges are calibrated on every second image, stage by stage; predictions
+            and exits before and after are compared on the others, and reported in the result and
+            in the file's description. The file is verified against the quantized stages.
         preprocessing: how images become the network's input, for the description in the file; None
             takes what the library of a timm or torchvision model says.
 
@@ -105,21 +143,36 @@ def export(
     chosen.check_installed(format)
     plan = export_plan(ee)
     sample = _checked_images(plan, images)
+    if quantize is not None:
+        _check_quantize(quantize, format, chosen, sample, labels)
     path = Path(path)
     if not path.name:
         raise StorageError(f"'{path}' has no name: choose the path of a file.")
     check_place(path, is_folder=chosen.is_folder)
     description = describe(plan, format, preprocessing)
+    report, reference, tolerance = None, None, TOLERANCE
+    if quantize is not None:
+        assert sample is not None
+        chosen.models = quantize_stages(plan, stage_models(plan), sample[::2])
+        reference, tolerance = QuantizedReference(plan, chosen.models), QUANTIZED_TOLERANCE
+        held_out = None if labels is None else labels[1::2]
+        report = compare_quantized(plan, reference, sample[1::2], held_out, len(sample[::2]))
+        description |= {"quantization": {"kind": quantize, **report.to_dict()}}
     with working_folder(path) as folder:
         written = folder / path.name
         chosen.write(plan, description, written)
         add_checksums(written)
         found = verify(
-            plan, chosen.open(plan, written), images=sample, batch_sizes=chosen.batch_sizes
+            plan,
+            chosen.open(plan, written),
+            images=sample,
+            batch_sizes=chosen.batch_sizes,
+            tolerance=tolerance,
+            reference=reference,
         )
         size = _size(written)
         place(written, path)
-    return ExportResult(path, format, size, time.perf_counter() - start, found)
+    return ExportResult(path, format, size, time.perf_counter() - start, found, report)
 
 
 def _checked_images(plan: ExportPlan, images: Tensor | None) -> Tensor | None:
@@ -132,6 +185,25 @@ def _checked_images(plan: ExportPlan, images: Tensor | None) -> Tensor | None:
             f"{tuple(images.shape[1:])}: attach with example_inputs of that size."
         )
     return images.detach().cpu() if len(images) else None
+
+
+def _check_quantize(
+    quantize: str,
+    format: str,
+    chosen: ExportFormat,
+    images: Tensor | None,
+    labels: Tensor | None,
+) -> None:
+    if quantize != "int8":
+        raise InputError(f"quantize must be 'int8' or None, got {quantize!r}.")
+    if not chosen.can_quantize:
+        raise ExportError(
+            f"The format '{format}' cannot be quantized here: 'onnx' and 'onnx-stages' can."
+        )
+    if images is None or len(images) < 2:
+        raise InputError("quantize needs images: pass some hundred real ones, at least two.")
+    if labels is not None and labels.shape != images.shape[:1]:
+        raise InputError(f"Expected {len(images)} labels, got shape {tuple(labels.shape)}.")
 
 
 def _size(path: Path) -> int:

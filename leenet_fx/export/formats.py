@@ -34,12 +34,18 @@ class ExportFormat(ABC):
         modules: names of the modules that it imports.
         is_folder: whether it writes a folder.
         batch_sizes: batch sizes that the file accepts, if not all.
+        can_quantize: whether it writes `models` if there are any.
+        models: ONNX models of the stages, instead of those that `stage_models` returns.
     """
 
     extra: ClassVar[str]
     modules: ClassVar[tuple[str, ...]]
     is_folder: ClassVar[bool] = False
     batch_sizes: ClassVar[tuple[int, ...] | None] = None
+    can_quantize: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self.models: Sequence[Any] | None = None
 
     @abstractmethod
     def write(self, plan: ExportPlan, description: Mapping[str, Any], path: Path) -> None:

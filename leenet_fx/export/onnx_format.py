@@ -31,9 +31,10 @@ class OnnxFormat(ExportFormat):
 
     extra = "onnx"
     modules = ("onnx", "onnxscript", "onnxruntime")
+    can_quantize = True
 
     def write(self, plan: ExportPlan, description: Mapping[str, Any], path: Path) -> None:
-        model = nest(stage_models(plan), plan)
+        model = nest(self.models or stage_models(plan), plan)
         add_metadata(model, description)
         path.write_bytes(encoded(model))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ import torch
 
 from leenet_fx.export.description import tensor_list
 from leenet_fx.export.formats import ExportFormat, Runner, register_format
+from leenet_fx.export.manifest import write_manifest
 from leenet_fx.export.onnx_format import encoded
 from leenet_fx.export.onnx_stages import stage_models
 from leenet_fx.export.stage_modules import ExportPlan
 from leenet_fx.run import load
-from leenet_fx.run.files import MANIFEST
-from leenet_fx.storage.json_files import encode
 
 
 @register_format("onnx-stages")
@@ -25,12 +23,13 @@ class OnnxStagesFormat(ExportFormat):
 
     extra = "onnx"
     modules = ("onnx", "onnxscript", "onnxruntime")
+    can_quantize = True
     is_folder = True
 
     def write(self, plan: ExportPlan, description: Mapping[str, Any], path: Path) -> None:
         path.mkdir()
         stages = []
-        for stage, model in zip(plan.stages, stage_models(plan), strict=True):
+        for stage, model in zip(plan.stages, self.models or stage_models(plan), strict=True):
             name = f"stage{stage.index}.onnx"
             (path / name).write_bytes(encoded(model))
             stages.append(
@@ -40,9 +39,7 @@ class OnnxStagesFormat(ExportFormat):
                     "outputs": tensor_list(stage.outputs),
                 }
             )
-        content = encode({**description, "stages": stages})
-        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-        (path / MANIFEST).write_text(f"{text}\n", encoding="utf-8")
+        write_manifest(path, {**description, "stages": stages})
 
     def open(self, plan: ExportPlan, path: Path) -> Runner:
         network = load(path, threads=torch.get_num_threads())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from leenet_fx.errors import EarlyExitError, ExportError, InputError, first_line
 from leenet_fx.export.formats import Runner
 from leenet_fx.export.stage_modules import ExportPlan
-from leenet_fx.policies import AlphaConditionedGate, ThresholdPolicy, policy_scores
+from leenet_fx.policies import AlphaConditionedGate, Policy, ThresholdPolicy, policy_scores
 
 MARGIN = 1e-6
 """Least distance between a confidence and a threshold."""
@@ -51,6 +52,50 @@ class Verification:
     largest_error: float = 0.0
 
 
+class Reference(Protocol):
+    """What an exported network must compute."""
+
+    def confidences(self, policy: ThresholdPolicy, images: Tensor) -> Tensor:
+        """Return the confidences of a batch at every exit, (N, B) float64."""
+
+    def predict(self, policy: Policy, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (B, classes) and exits (B,)."""
+
+
+class NetworkReference:
+    """The network itself."""
+
+    def __init__(self, plan: ExportPlan) -> None:
+        self._plan = plan
+
+    @torch.inference_mode()
+    def predict(self, policy: Policy, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (B, classes) and exits (B,)."""
+        return self._plan.ee.run_with(images, policy)
+
+    @torch.inference_mode()
+    def confidences(self, policy: ThresholdPolicy, images: Tensor) -> Tensor:
+        """Return the confidences of a batch at every exit, (N, B) float64."""
+        ee = self._plan.ee
+        if policy.alpha is None:
+            outputs = ee.all_exits(images)
+            scores = [
+                policy_scores(policy, index, outputs.logits, outputs.gate_logits)
+                for index in range(ee.num_exits)
+            ]
+            found = [policy.confidence(i, s) for i, s in enumerate(scores)]
+        else:
+            # `all_exits` has no α: the stages have.
+            found = []
+            tensors: tuple[Tensor, ...] = (images,)
+            alpha = torch.tensor(policy.alpha)
+            for stage in self._plan.stages[:-1]:
+                _, confidence, *passed = stage(*tensors, alpha)
+                found.append(confidence)
+                tensors = tuple(passed)
+        return torch.stack(found).double()
+
+
 def verify(
     plan: ExportPlan,
     run: Runner,
@@ -58,6 +103,7 @@ def verify(
     images: Tensor | None = None,
     batch_sizes: Sequence[int] | None = None,
     tolerance: float = TOLERANCE,
+    reference: Reference | None = None,
 ) -> Verification:
     """Compare an exported network with the network.
 
@@ -72,11 +118,12 @@ def verify(
         images: real images (n, …), n ≥ 1.
         batch_sizes: those that the file accepts; None for all.
         tolerance: largest accepted difference of logits, relative to the largest logit.
+        reference: what the exported network is compared with; None for the network.
 
     Raises:
         ExportError: exits or logits differ, or the runtime fails.
     """
-    comparison = _Comparison(plan, run, tolerance)
+    comparison = _Comparison(plan, run, tolerance, reference or NetworkReference(plan))
     accepted = (*BATCH_SIZES, LARGE_BATCH, 0) if batch_sizes is None else tuple(batch_sizes)
     generator = torch.Generator().manual_seed(1)
     shape = plan.image_shape
@@ -109,13 +156,17 @@ def thresholds_for(
     policy = plan.ee.policy
     if not isinstance(policy, ThresholdPolicy):
         return None
-    found = _policy_for(policy, _confidences(plan, policy, images), counts)
+    confidences = NetworkReference(plan).confidences(policy, images)
+    found = _policy_for(policy, confidences, counts)
     return None if found is None else found.thresholds
 
 
 class _Comparison:
-    def __init__(self, plan: ExportPlan, run: Runner, tolerance: float) -> None:
+    def __init__(
+        self, plan: ExportPlan, run: Runner, tolerance: float, reference: Reference
+    ) -> None:
         self.plan = plan
+        self.reference = reference
         self.run = run
         self.tolerance = tolerance
         self.result = Verification()
@@ -126,7 +177,7 @@ class _Comparison:
         if not isinstance(policy, ThresholdPolicy):
             self._check(sources[0], None, None)
             return
-        confidences = [_confidences(self.plan, policy, images) for images in sources]
+        confidences = [self.reference.confidences(policy, images) for images in sources]
         for counts in _chosen(len(sources[0]), self.plan.num_exits + 1):
             for images, values in zip(sources, confidences, strict=True):
                 found = _policy_for(policy, values, counts)
@@ -143,7 +194,7 @@ class _Comparison:
         if isinstance(policy, ThresholdPolicy):
             share, rest = divmod(len(images), self.plan.num_exits + 1)
             counts = [share] * self.plan.num_exits + [share + rest]
-            found = _policy_for(policy, _confidences(self.plan, policy, images), counts)
+            found = _policy_for(policy, self.reference.confidences(policy, images), counts)
         self._check(images, found, None)
 
     def check_active(self, images: Tensor) -> None:
@@ -168,10 +219,9 @@ class _Comparison:
         expected_policy = active if policy is None else policy
         if alpha is not None:
             expected_policy = expected_policy.with_alpha(alpha)
-        if policy is None and not _is_decided(self.plan, expected_policy, images):
+        if policy is None and not self._is_decided(expected_policy, images):
             return
-        with torch.inference_mode():
-            logits, exits = self.plan.ee.run_with(images, expected_policy)
+        logits, exits = self.reference.predict(expected_policy, images)
         thresholds = None
         if policy is not None:
             thresholds = [policy.threshold_at(index) for index in range(self.plan.num_exits)]
@@ -199,6 +249,15 @@ class _Comparison:
             largest_error=max(self.result.largest_error, error),
         )
 
+    def _is_decided(self, policy: Policy, images: Tensor) -> bool:
+        """Return whether no confidence is closer than `MARGIN` to its threshold."""
+        if not isinstance(policy, ThresholdPolicy):
+            return True
+        bounds = [policy.sign * policy.threshold_at(index) for index in range(self.plan.num_exits)]
+        confidences = self.reference.confidences(policy, images)
+        distances = confidences - torch.tensor(bounds).double().unsqueeze(1)
+        return bool((distances.abs() >= MARGIN).all())
+
     def _outputs(
         self, images: Tensor, thresholds: Sequence[float] | None, alpha: float | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -212,38 +271,6 @@ class _Comparison:
                 f"The runtime cannot run the exported network on a batch of {len(images)}: "
                 f"{first_line(error)}"
             ) from error
-
-
-def _confidences(plan: ExportPlan, policy: ThresholdPolicy, images: Tensor) -> Tensor:
-    """Return the confidences of a batch at every exit, (N, B) float64."""
-    ee = plan.ee
-    with torch.inference_mode():
-        if policy.alpha is None:
-            outputs = ee.all_exits(images)
-            scores = [
-                policy_scores(policy, index, outputs.logits, outputs.gate_logits)
-                for index in range(ee.num_exits)
-            ]
-            confidences = [policy.confidence(i, s) for i, s in enumerate(scores)]
-        else:
-            # `all_exits` has no α: the stages have.
-            confidences = []
-            tensors: tuple[Tensor, ...] = (images,)
-            alpha = torch.tensor(policy.alpha)
-            for stage in plan.stages[:-1]:
-                _, confidence, *passed = stage(*tensors, alpha)
-                confidences.append(confidence)
-                tensors = tuple(passed)
-    return torch.stack(confidences).double()
-
-
-def _is_decided(plan: ExportPlan, policy: object, images: Tensor) -> bool:
-    """Return whether no confidence is closer than `MARGIN` to its threshold."""
-    if not isinstance(policy, ThresholdPolicy):
-        return True
-    bounds = [policy.sign * policy.threshold_at(index) for index in range(plan.num_exits)]
-    distances = _confidences(plan, policy, images) - torch.tensor(bounds).double().unsqueeze(1)
-    return bool((distances.abs() >= MARGIN).all())
 
 
 def _policy_for(

@@ -1,11 +1,11 @@
-"""Exported networks with exits on ONNX Runtime; needs numpy and onnxruntime only.
+"""Exported networks with exits on ONNX Runtime, or OpenVINO; needs numpy and that runtime only.
 
     network = leenet_fx.run.load("network.onnx")
     prediction = network.predict(images)
 
 This folder can be copied to a machine that has neither torch nor leenet_fx, and imported there as
-`run`. It reads what `leenet_fx.export` writes in the formats "onnx" and "onnx-stages", and runs no
-code from these files.
+`run`. It reads what `leenet_fx.export` writes in the formats "onnx", "onnx-stages" and
+"openvino", and runs no code from these files.
 """
 
 from .network import ExportedNetwork, load

@@ -1,4 +1,4 @@
-"""An exported network on ONNX Runtime."""
+"""An exported network on ONNX Runtime or OpenVINO."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .errors import DependencyError, InputError, StorageError, UnknownNameError
 from .files import MANIFEST, PREFIX, check_schema, read_file, read_folder, read_json
+from .openvino_session import WEIGHTS, XML, OpenVinoSession
 from .queues import Prediction, Queues, Setting, prediction_of
 
 
@@ -21,18 +22,29 @@ def load(path: str | Path, *, threads: int | None = None) -> ExportedNetwork:
     """Open an exported network.
 
     Args:
-        path: a file of format "onnx" or a folder of format "onnx-stages".
-        threads: number of threads of each operator; None leaves it to ONNX Runtime.
+        path: a file of format "onnx", or a folder of format "onnx-stages" or "openvino".
+        threads: number of threads of each operator; None leaves it to the runtime.
 
     Raises:
         StorageError: a file is missing, damaged, of a newer schema, or was not written by
             `leenet_fx.export`.
-        DependencyError: onnxruntime is missing.
+        DependencyError: onnxruntime, or openvino, is missing.
     """
     path = Path(path)
+    try:
+        return _load(path, threads)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StorageError(f"'{path}' lacks a part of its description: {error!r}.") from error
+
+
+def _load(path: Path, threads: int | None) -> ExportedNetwork:
     if path.is_dir():
         content = read_folder(path)
         description = read_json(content[MANIFEST], path / MANIFEST)
+        check_schema(description, path)
+        if description["format"] == "openvino":
+            session = OpenVinoSession(content[XML], content[WEIGHTS], threads)
+            return ExportedNetwork(path, description, [session])
     else:
         content = {path.name: read_file(path)}
         description = {}
@@ -41,23 +53,19 @@ def load(path: str | Path, *, threads: int | None = None) -> ExportedNetwork:
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
-    try:
-        if path.is_dir():
-            check_schema(description, path)
-            names = [stage["file"] for stage in description["stages"]]
-            sessions = [_session(runtime, content[name], options) for name in names]
-        else:
-            sessions = [_session(runtime, content[path.name], options)]
-            properties = sessions[0].get_modelmeta().custom_metadata_map
-            description = {
-                key.removeprefix(PREFIX): read_json(value, path)
-                for key, value in properties.items()
-                if key.startswith(PREFIX)
-            }
-            check_schema(description, path)
-        return ExportedNetwork(path, description, sessions)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise StorageError(f"'{path}' lacks a part of its description: {error!r}.") from error
+    if path.is_dir():
+        names = [stage["file"] for stage in description["stages"]]
+        sessions = [_session(runtime, content[name], options) for name in names]
+    else:
+        sessions = [_session(runtime, content[path.name], options)]
+        properties = sessions[0].get_modelmeta().custom_metadata_map
+        description = {
+            key.removeprefix(PREFIX): read_json(value, path)
+            for key, value in properties.items()
+            if key.startswith(PREFIX)
+        }
+        check_schema(description, path)
+    return ExportedNetwork(path, description, sessions)
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class ExportedNetwork:
     Attributes:
         path: of the file or folder.
         description: what the network is: model, classes, preprocessing, policy, operating points.
-        sessions: of ONNX Runtime, one for each file.
+        sessions: of the runtime, one for each file.
     """
 
     path: Path
