@@ -29,6 +29,8 @@ class Latency:
         stage_and_exit: N, a stage with the deciding part of the branch behind it.
         classification: N, the class logits of exiting samples.
         regrouping: N, selecting the remaining samples and copying their values.
+        backbone_quartiles: for each batch size, between which half of the times of the backbone
+            lie; empty if not recorded.
     """
 
     device: str
@@ -43,6 +45,7 @@ class Latency:
     stage_and_exit: tuple[tuple[float, ...], ...]
     classification: tuple[tuple[float, ...], ...]
     regrouping: tuple[tuple[float, ...], ...]
+    backbone_quartiles: tuple[tuple[float, float], ...] = ()
 
     @property
     def num_exits(self) -> int:
@@ -175,6 +178,10 @@ class Latency:
                 times = self.classification[index]
                 table.add_row(f"exit {index}: classification", *map(_milliseconds, times))
         table.add_row("backbone", *map(_milliseconds, self.backbone))
+        for name, index in (("backbone: quarter below", 0), ("backbone: quarter above", 1)):
+            if self.backbone_quartiles:
+                values = [quartiles[index] for quartiles in self.backbone_quartiles]
+                table.add_row(name, *map(_milliseconds, values))
         return tables.render(table)
 
     def to_dict(self) -> dict[str, Any]:

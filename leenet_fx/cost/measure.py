@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from leenet_fx.cost.cost_table import reads_of
 from leenet_fx.cost.latency import Latency
+from leenet_fx.cost.page_faults import page_faults, warn_if_memory_is_returned
 from leenet_fx.environment import device_name
 from leenet_fx.errors import InputError, ModeError
 from leenet_fx.policies import GateThreshold, Policy
@@ -48,9 +49,10 @@ def profile(
 
     The network runs as a whole, part after part, with the clock of torch.utils.benchmark, which
     waits for a GPU, between parts: a part that is repeated by itself would find its weights in the
-    cache. Medians are stored. `ee.costs.latency` has them, and `cost="seconds"` is counted by them
-    from then on. They remain stored if the network is moved to another device or dtype or loads
-    other weights, and are dropped by `ee.recompile()`.
+    cache. Medians are stored, and the backbone's quartiles. `ee.costs.latency` has them, and
+    `cost="seconds"` is counted by the medians from then on. They remain stored if the network is
+    moved to another device or dtype or loads other weights, and are dropped by `ee.recompile()`.
+    A warning is logged if times depend on memory that glibc hands back to the system.
 
     Args:
         ee: the network (`EarlyExitModule`), in evaluation mode; its policy determines whether gate
@@ -77,15 +79,18 @@ def profile(
     if ee.device.type == "meta":
         raise ModeError("profile needs weights, and these are on the meta device.")
     dtype = next(p.dtype for p in network.parameters() if p.is_floating_point())
-    medians = {}
+    measured: dict[int, dict[str, list[float]]] = {}
     with torch.inference_mode():
         for size in sizes:
             generator = torch.Generator().manual_seed(size)
             images = torch.randn(size, *ee.spec.image_shape, generator=generator)
-            medians[size] = _measure(_ExitRound(ee, images.to(ee.device, dtype)), seconds)
+            measured[size] = _measure(_ExitRound(ee, images.to(ee.device, dtype)), seconds)
+
+    def medians(name: str) -> tuple[float, ...]:
+        return tuple(statistics.median(measured[size][name]) for size in sizes)
 
     def times(name: str, count: int) -> tuple[tuple[float, ...], ...]:
-        return tuple(tuple(medians[size][f"{name} {i}"] for size in sizes) for i in range(count))
+        return tuple(medians(f"{name} {i}") for i in range(count))
 
     latency = Latency(
         device=device_name(ee.device),
@@ -95,11 +100,12 @@ def profile(
         compiled=ee.is_compiled,
         batch_sizes=sizes,
         reference=reference,
-        backbone=tuple(medians[size]["backbone"] for size in sizes),
+        backbone=medians("backbone"),
         stages=times("stage", ee.num_exits + 1),
         stage_and_exit=times("stage and exit", ee.num_exits),
         classification=times("classification", ee.num_exits),
         regrouping=times("regrouping", ee.num_exits),
+        backbone_quartiles=tuple(_quartiles(measured[size]["backbone"]) for size in sizes),
     )
     ee.latency = latency
     return latency
@@ -120,8 +126,8 @@ def stage_seconds(
         seconds: duration of the measurement.
     """
     with torch.inference_mode():
-        medians = _measure(_StageRound(network, stages, images), seconds)
-    return [medians[f"stage {index}"] for index in range(len(stages))]
+        measured = _measure(_StageRound(network, stages, images), seconds)
+    return [statistics.median(measured[f"stage {index}"]) for index in range(len(stages))]
 
 
 def _as_module(ee: MeasuredNetwork) -> nn.Module:
@@ -232,16 +238,26 @@ class _Undecided(Policy):
         return self.confidence(index, scores) > math.inf
 
 
-def _measure(run: _StageRound, seconds: float) -> dict[str, float]:
-    """Return median seconds by name; a fast network runs several times in a row, as in use."""
+def _quartiles(times: Sequence[float]) -> tuple[float, float]:
+    low, _, high = statistics.quantiles(times, n=4, method="inclusive")
+    return low, high
+
+
+def _measure(run: _StageRound, seconds: float) -> dict[str, list[float]]:
+    """Return seconds by name; a fast network runs several times in a row, as in use."""
     run(1)
     start = run.now()
     run.run_stages()
     repeats = max(1, math.ceil(MIN_SECONDS / (run.now() - start)))
     run.times.clear()
+    device = run.images.device
+    faults = page_faults(device)
     start = run.now()
     for rounds in range(1, MAX_ROUNDS + 1):
         run(repeats)
         if rounds >= MIN_ROUNDS and run.now() - start > seconds:
             break
-    return {name: statistics.median(times) for name, times in run.times.items()}
+    found = page_faults(device)
+    if faults is not None and found is not None:
+        warn_if_memory_is_returned(found - faults, run.now() - start)
+    return dict(run.times)

@@ -52,6 +52,9 @@ def test_profile_measures_every_part_for_the_cost_table(options):
     assert copy.deepcopy(ee).latency == pickle.loads(pickle.dumps(ee)).latency == found
     assert json.loads(json.dumps(ee.costs.to_dict()))["latency"]["device"] == found.device
     assert "stage 4" in found.summary()
+    assert "quarter below" in found.summary()
+    for (low, high), median in zip(found.backbone_quartiles, found.backbone, strict=True):
+        assert 0 < low <= median <= high
 
 
 def test_profile_rejects_what_cannot_be_measured():
