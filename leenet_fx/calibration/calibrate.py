@@ -13,6 +13,7 @@ from torch import Tensor
 
 from leenet_fx.calibration.bounds import check_level
 from leenet_fx.calibration.budgets import (
+    backbone_cost,
     budget_thresholds,
     policy_with_thresholds,
 )
@@ -40,6 +41,7 @@ from leenet_fx.calibration.searched import (
     searched_budget,
     searched_path,
 )
+from leenet_fx.calibration.seen_images import image_statistics, warn_if_evaluated
 from leenet_fx.data.class_names import check_class_names
 from leenet_fx.errors import InputError
 from leenet_fx.features.batches import check_loader, split_batch
@@ -47,7 +49,10 @@ from leenet_fx.features.feature_cache import FeatureCache
 from leenet_fx.policies import NeverExit, Policy, ThresholdPolicy, policy_to_dict
 from leenet_fx.policies.counting import CountingPolicy
 from leenet_fx.surgery.module import EarlyExitModule
-from leenet_fx.surgery.operating_point import OperatingPoint, weights_fingerprint
+from leenet_fx.surgery.operating_point import (
+    OperatingPoint,
+    weights_fingerprint,
+)
 
 logger = logging.getLogger("leenet_fx")
 
@@ -134,7 +139,7 @@ def calibrate(
             cannot be chosen.
         UnknownNameError: no such solver, cost or exit.
     """
-    target, limit = _target(max_drop, max_disagreement, budget)
+    target, limit = _target(max_drop, max_disagreement, budget, ee, cost)
     check_level(confidence)
     if per_class and target != "max_drop":
         raise InputError(f"per_class=True is for max_drop, got {target}={limit!r}.")
@@ -144,6 +149,8 @@ def calibrate(
     costs = SubsetCosts(ee, policy, cost)
     outputs = _outputs(ee, data, labelled=target == "max_drop")
     _check_outputs(outputs, target)
+    images = image_statistics(outputs.logits[-1].float().softmax(1).amax(1))
+    warn_if_evaluated(ee, images)
     scores = confidences(ee, policy, outputs)
     _check_scores(scores)
     question = Question(name or f"{target}={limit:g}", target, limit, confidence, solver, cost)
@@ -174,6 +181,7 @@ def calibrate(
         ee.costs_for(chosen).relative(cost),
         _savings(replace(problem, policy=policy, outputs=outputs), thresholds),
         weights_fingerprint(ee),
+        images,
     )
     if certificate is not None and not certificate.certified:
         logger.warning("%s", not_certified(certificate, target))
@@ -184,7 +192,11 @@ def calibrate(
 
 
 def _target(
-    max_drop: float | None, max_disagreement: float | None, budget: float | None
+    max_drop: float | None,
+    max_disagreement: float | None,
+    budget: float | None,
+    ee: EarlyExitModule,
+    cost: str,
 ) -> tuple[Target, float]:
     """Return name and value of the one target that was given."""
     given: dict[Target, float | None] = {
@@ -202,6 +214,8 @@ def _target(
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 < value <= 1:
         hint = " One percentage point is 0.01." if name == "max_drop" else ""
+        if name == "budget":
+            hint = f" It is a share of the backbone's cost{backbone_cost(ee, cost)}."
         raise InputError(f"{name} must be a fraction above 0 and at most 1, got {value!r}.{hint}")
     return name, float(value)
 
@@ -229,11 +243,15 @@ def _check_outputs(outputs: CachedOutputs, target: Target) -> None:
     samples = len(outputs.labels)
     if samples < FEWEST:
         raise InputError(f"Expected at least {FEWEST} calibration images, got {samples}.")
-    if target == "max_drop" and len(outputs.labels.unique()) < 2:
-        raise InputError(
-            f"All {samples} calibration images have the label {int(outputs.labels[0])}: calibrate "
-            "on images of all classes, as the network will meet them."
+    first = int(outputs.labels[0])
+    if first >= 0 and len(outputs.labels.unique()) < 2:
+        message = (
+            f"All {samples} calibration images have the label {first}: calibrate on images of all "
+            "classes, as the network will meet them."
         )
+        if target == "max_drop":
+            raise InputError(message)
+        logger.warning("%s", message)
 
 
 def _check_scores(scores: Tensor) -> None:

@@ -237,6 +237,23 @@ class TargetOptions:
 
 
 @dataclass(frozen=True)
+class KeepOptions:
+    """Which network to keep of several."""
+
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="Save the network chosen on the val split by the next two in a folder."),
+    ] = None
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="The cheapest within this accuracy drop in percentage points."),
+    ] = None
+    budget: Annotated[
+        float | None, typer.Option(help="The most accurate within this % of the FLOPs.")
+    ] = None
+
+
+@dataclass(frozen=True)
 class LoaderOptions:
     """How images are read."""
 

@@ -41,6 +41,13 @@ class ExportResult:
     seconds: float
     verification: Verification
 
+    def __str__(self) -> str:
+        found = self.verification
+        return (
+            f"{self.path}: {self.format}, {self.size / 1e6:.1f} MB, verified on {found.batches} "
+            f"batches; logits differ by at most {found.largest_error:.1e} of the largest"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {
@@ -95,7 +102,7 @@ def export(
     """
     start = time.perf_counter()
     chosen = get_format(format)()
-    chosen.check_installed()
+    chosen.check_installed(format)
     plan = export_plan(ee)
     sample = _checked_images(plan, images)
     path = Path(path)

@@ -30,14 +30,12 @@ class ExportFormat(ABC):
     verifies what was written, adds checksums, and moves it to its place.
 
     Attributes:
-        name: registered name.
         extra: the extra of leenet-fx that installs its libraries.
         modules: names of the modules that it imports.
         is_folder: whether it writes a folder.
         batch_sizes: batch sizes that the file accepts, if not all.
     """
 
-    name: ClassVar[str]
     extra: ClassVar[str]
     modules: ClassVar[tuple[str, ...]]
     is_folder: ClassVar[bool] = False
@@ -65,12 +63,12 @@ class ExportFormat(ABC):
             path: of the file or folder; checksums are there.
         """
 
-    def check_installed(self) -> None:
-        """Raise DependencyError if a library is missing."""
-        missing = [name for name in self.modules if importlib.util.find_spec(name) is None]
+    def check_installed(self, name: str) -> None:
+        """Raise DependencyError if a library of the format of this name is missing."""
+        missing = [m for m in self.modules if importlib.util.find_spec(m) is None]
         if missing:
             raise DependencyError(
-                f"The format '{self.name}' needs {' and '.join(missing)}: pip install "
+                f"The format '{name}' needs {' and '.join(missing)}: pip install "
                 f"'leenet-fx[{self.extra}]'."
             )
 

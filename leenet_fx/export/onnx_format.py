@@ -29,7 +29,6 @@ LARGEST = 2**31 - 2**20
 class OnnxFormat(ExportFormat):
     """One ONNX file: see `leenet_fx.export.onnx_nested`."""
 
-    name = "onnx"
     extra = "onnx"
     modules = ("onnx", "onnxscript", "onnxruntime")
 

@@ -23,7 +23,6 @@ from leenet_fx.storage.json_files import encode
 class OnnxStagesFormat(ExportFormat):
     """`stage0.onnx` to `stageN.onnx`, and `manifest.json`; `leenet_fx.run` composes them."""
 
-    name = "onnx-stages"
     extra = "onnx"
     modules = ("onnx", "onnxscript", "onnxruntime")
     is_folder = True

@@ -93,6 +93,26 @@ def verify(
     return comparison.result
 
 
+def thresholds_for(
+    plan: ExportPlan, images: Tensor, counts: Sequence[int]
+) -> tuple[float, ...] | None:
+    """Return thresholds under which given numbers of samples exit at each exit.
+
+    Args:
+        plan: the network.
+        images: (B, …).
+        counts: N+1 numbers, whose sum is B.
+
+    Returns:
+        N thresholds on the policy's scale; None if there are none.
+    """
+    policy = plan.ee.policy
+    if not isinstance(policy, ThresholdPolicy):
+        return None
+    found = _policy_for(policy, _confidences(plan, policy, images), counts)
+    return None if found is None else found.thresholds
+
+
 class _Comparison:
     def __init__(self, plan: ExportPlan, run: Runner, tolerance: float) -> None:
         self.plan = plan

@@ -13,8 +13,9 @@ from torch import nn
 from leenet_fx.digest import checksum, entries
 from leenet_fx.errors import InputError, PlacementError, placement_errors
 from leenet_fx.graph.catalog import library_name
+from leenet_fx.graph.checks import check_module
+from leenet_fx.graph.hf_models import class_names
 from leenet_fx.graph.traced_model import TracedModel, trace_model
-from leenet_fx.graph.tracer import check_module
 from leenet_fx.keywords import check_keywords
 from leenet_fx.methods import Method, as_method
 from leenet_fx.parts.branches import Branch, BranchFactory, ExitSite, get_branch, make_branch
@@ -156,7 +157,9 @@ def attach(
         leaf_modules=tuple(map(class_name, leaf_modules)),
         method=None if method is None else as_method(method).config,
     )
-    ee.spec = replace(ee.spec, checksums=_backbone_checksums(ee))
+    names = class_names(model)
+    known = names if names is not None and len(names) == traced.num_classes else None
+    ee.spec = replace(ee.spec, checksums=_backbone_checksums(ee), class_names=known)
     return ee
 
 

@@ -22,6 +22,7 @@ IMAGES = (
 WEIGHTS = ("weights", "pretrained")
 LOADER = ("batch-size", "workers")
 TARGET = ("max-drop", "max-disagreement", "budget", "confidence", "per-class", "solver")
+KEEP = ("keep", "max-drop", "budget")
 LAST = ("config", "format", "json", "help")
 VERBS = {
     "inspect": (
@@ -45,12 +46,17 @@ VERBS = {
     "sweep": (
         *("out", "alphas", "seeds", "seed", *IMAGES, *WEIGHTS, *PLACEMENT, *BRANCH, *SHAPES),
         *("method", "option", "cost", "epochs", "gate-epochs", "lr", *LOADER, "timed"),
-        *("overwrite", *LAST),
+        *(*KEEP, "overwrite", *LAST),
     ),
     "compare": (
         *("out", "methods", "joint", "seeds", "seed", *IMAGES, *WEIGHTS, *PLACEMENT, *SHAPES),
-        *("epochs", "augment", "precision", *LOADER, "overwrite", *LAST),
+        *("epochs", "augment", "precision", *LOADER, *KEEP, "overwrite", *LAST),
     ),
+    "export": (
+        *("format", "point", "backbone", "model", *IMAGES, "weights", "split", "config"),
+        *("json", "help"),
+    ),
+    "run": ("data", "point", "backbone", "batch-size", "threads", "limit", *LAST[1:]),
 }
 
 

@@ -1,0 +1,226 @@
+"""Time, size and coverage of exported networks.
+
+    python benchmarks/export.py [--part time|coverage] [--format NAME]… [--limit N]
+
+Part `time`: a ResNet-18 at 224 px with exits after layer1, layer2 and layer3, on one thread, beside
+the backbone exported to the same runtime. Each cell runs both in turn; its ratio is that of the
+medians of CPU times, which other load on the machine affects less than times of the clock. Part
+`coverage`: the smallest model of each family of torchvision and timm, at the smallest image size it
+accepts, is exported to `onnx` with one exit in the middle and verified.
+
+Rows are added to benchmarks/results/export.json one by one; those that are there are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from coverage import SIZES, _attach, _channels, _enliven, build_small
+
+import leenet_fx
+from leenet_fx import EarlyExitModule, MaxProbability, NeverExit
+from leenet_fx.environment import environment
+from leenet_fx.export.formats import Runner, get_format
+from leenet_fx.export.stage_modules import export_plan
+from leenet_fx.export.verify import thresholds_for
+from leenet_fx.report.results import Criterion, Result
+
+RESULT = Path(__file__).parent / "results" / "export.json"
+COVERAGE = RESULT.with_name("coverage.json")
+COMMAND = "python benchmarks/export.py"
+FORMATS = ("onnx", "onnx-stages")
+ROUNDS = 30
+NEVER = (0, 0, 0)
+CELLS = {
+    "nobody exits early, batch 1": (1, NEVER),
+    "nobody exits early, batch 8": (8, NEVER),
+    "all at exit 1, batch 1": (1, (1, 0, 0)),
+    "all at exit 1, batch 8": (8, (8, 0, 0)),
+    "25 % at exit 1, batch 8": (8, (2, 0, 0)),
+    "50 % at exit 1, batch 8": (8, (4, 0, 0)),
+    "75 % at exit 1, batch 8": (8, (6, 0, 0)),
+}
+"""Batch size, and the number of samples that exit at each exit."""
+
+
+def network() -> EarlyExitModule:
+    """Return the ResNet-18 of part `time`, with random weights."""
+    torch.manual_seed(0)
+    model = leenet_fx.create_model("torchvision/resnet18").eval()
+    ee = leenet_fx.attach(model, ["layer1.1", "layer2.1", "layer3.1"])
+    ee.policy = MaxProbability(0.5)
+    return ee
+
+
+def export_both(ee: EarlyExitModule, name: str, folder: Path) -> tuple[Runner, Runner, Any]:
+    """Export a network and its backbone; returns how to run them, and the result of the export."""
+    result = leenet_fx.export(ee, folder / "network", name)
+    chosen = get_format(name)()
+    plain = copy.deepcopy(ee)
+    plain.policy = NeverExit()
+    leenet_fx.export(plain, folder / "backbone", name)
+    run = chosen.open(export_plan(ee), folder / "network")
+    return run, chosen.open(export_plan(plain), folder / "backbone"), result
+
+
+def seconds(run: Runner, *arguments: Any) -> float:
+    """Return the CPU time of a call."""
+    start = time.process_time()
+    run(*arguments)
+    return time.process_time() - start
+
+
+def time_rows(name: str, present: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Yield a row for each cell of a format but those that are present."""
+    ee = network()
+    plan = export_plan(ee)
+    shares = ee.costs.relative("flops")
+    weights = 4 * sum(p.numel() for p in ee.parameters())
+    with tempfile.TemporaryDirectory() as folder:
+        run, backbone, result = export_both(ee, name, Path(folder))
+        for cell, (size, counts) in CELLS.items():
+            if cell in present:
+                continue
+            batch = torch.randn(size, 3, 224, 224, generator=torch.Generator().manual_seed(3))
+            thresholds = thresholds_for(plan, batch, (*counts, size - sum(counts)))
+            assert thresholds is not None
+            images = batch.numpy()
+            exits = run(images, thresholds, None).exit_index.tolist()
+            times: tuple[list[float], list[float]] = [], []
+            for _ in range(ROUNDS):
+                times[0].append(seconds(run, images, thresholds, None))
+                times[1].append(seconds(backbone, images, None, None))
+            first, second = map(statistics.median, times)
+            flops = sum(shares[index] for index in exits) / size
+            yield {
+                "part": "time",
+                "format": name,
+                "cell": cell,
+                "FLOPs": round(flops, 4),
+                "time": round(first / second, 4),
+                "backbone, ms": round(1000 * second, 2),
+                "size / weights": round(result.size / weights, 4),
+                "export, s": round(result.seconds, 1),
+                "largest error": result.verification.largest_error,
+                "batches": result.verification.batches,
+                "unreachable": result.verification.unreachable,
+            }
+
+
+def families() -> list[dict[str, Any]]:
+    """Return one small model of each family, from the results of coverage.py, smallest first."""
+    rows = json.loads(COVERAGE.read_text(encoding="utf-8"))["rows"]
+    found: dict[str, dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: row["params"]):
+        found.setdefault(row["family"], row)
+    return list(found.values())
+
+
+def coverage_row(model: dict[str, Any]) -> dict[str, Any]:
+    """Export a model, and return what was found."""
+    name = model["name"]
+    row: dict[str, Any] = {"part": "coverage", "family": model["family"], "model": name}
+    start = time.process_time()
+    try:
+        backbone, size = build_small(name, SIZES[1:])
+        images = torch.randn(
+            2, _channels(backbone), size, size, generator=torch.Generator().manual_seed(0)
+        )
+        _enliven(backbone, images)
+        ee = _attach(backbone, [0.5], example_inputs=images[:1])
+        ee.policy = MaxProbability(0.5)
+        weights = 4 * sum(p.numel() for p in ee.parameters())
+        row |= {"image": size, "tensors at the cut": len(ee.spec.cuts[0].live)}
+        with tempfile.TemporaryDirectory() as folder:
+            result = leenet_fx.export(ee, Path(folder) / "network.onnx")
+        row |= {
+            "size / weights": round(result.size / weights, 4),
+            "largest error": result.verification.largest_error,
+            "batches": result.verification.batches,
+            "unreachable": result.verification.unreachable,
+        }
+    except Exception as error:
+        row["failure"] = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+    row["verified"] = "failure" not in row
+    row["export, s"] = round(time.process_time() - start, 1)
+    return row
+
+
+def criteria(rows: Sequence[dict[str, Any]]) -> list[Criterion]:
+    """Return the values that have targets."""
+    found = []
+    for row in (row for row in rows if row["part"] == "time"):
+        never = row["cell"].startswith("nobody")
+        room = 0.03 if row["cell"].startswith("all") else 0.05
+        limit = 1.05 if never else row["FLOPs"] + room
+        target = "≤ 1.05" if never else f"≤ {limit:.3f}, FLOPs + {room:g}"
+        name = f"{row['format']}: {row['cell']}"
+        found.append(Criterion(name, row["time"], "of the backbone", target, row["time"] <= limit))
+    for row in {row["format"]: row for row in rows if row["part"] == "time"}.values():
+        name = row["format"]
+        size, error, spent = row["size / weights"], row["largest error"], row["export, s"]
+        found.append(Criterion(f"{name}: size", size, "of the weights", "≤ 1.01", size <= 1.01))
+        found.append(
+            Criterion(f"{name}: largest error", error, "relative", "≤ 1e-5", error <= 1e-5)
+        )
+        found.append(Criterion(f"{name}: export", spent, "s", "≤ 60", spent <= 60))
+    covered = [row for row in rows if row["part"] == "coverage"]
+    for library, least in (("torchvision", 1), ("timm", 40)):
+        of_it = [row for row in covered if row["family"].startswith(library)]
+        if of_it:
+            verified = sum(row["verified"] for row in of_it)
+            target = "all" if library == "torchvision" else f"≥ {least}"
+            met = verified == len(of_it) if library == "torchvision" else verified >= least
+            found.append(
+                Criterion(f"families of {library}", verified, f"of {len(of_it)}", target, met)
+            )
+    return found
+
+
+def write(rows: Sequence[dict[str, Any]]) -> None:
+    """Write JSON and Markdown."""
+    timed = [row for row in rows if row["part"] == "time"]
+    covered = [row for row in rows if row["part"] == "coverage"]
+    ordered = [*timed, *sorted(covered, key=lambda row: row["family"])]
+    result = Result(COMMAND, ordered, criteria(ordered), environment())
+    table = [{k: v for k, v in row.items() if k != "part"} for row in ordered]
+    result.write(RESULT, "Exported networks: time, size and coverage", table)
+
+
+def main() -> None:
+    """Measure what is not in the results, and write them after each row."""
+    parser = argparse.ArgumentParser(description="Time, size and coverage of exported networks.")
+    parser.add_argument("--part", choices=("time", "coverage"))
+    parser.add_argument("--format", action="append", help="of part `time`; default: all")
+    parser.add_argument("--limit", type=int, help="number of families")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if RESULT.exists() else []
+    if options.part != "coverage":
+        for name in options.format or FORMATS:
+            done = {row["cell"] for row in rows if row.get("format") == name}
+            for row in time_rows(name, done) if done != set(CELLS) else ():
+                rows.append(row)
+                print(row, file=sys.stderr)
+                write(rows)
+    if options.part != "time":
+        present = {row.get("family") for row in rows}
+        for model in families()[: options.limit]:
+            if model["family"] not in present:
+                rows.append(coverage_row(model))
+                print(rows[-1], file=sys.stderr)
+                write(rows)
+
+
+if __name__ == "__main__":
+    main()
