@@ -26,7 +26,10 @@ def export(
     out: Annotated[Path, typer.Argument(help="File or folder to write.")],
     *,
     format: Annotated[
-        str, typer.Option(help="onnx: one file; onnx-stages: a folder with a file for each stage.")
+        str,
+        typer.Option(
+            help="onnx: one file; onnx-stages: a file for each stage; openvino; torch-export; aoti."
+        ),
     ] = "onnx",
     point: Annotated[
         str | None, typer.Option(help="Operating point to use; default: the last calibrated.")
