@@ -29,7 +29,9 @@ def check_module(model: object) -> None:
             "from which it was made."
         )
     for path, module in model.named_modules():
-        if type(module).__module__.startswith(_STATIC):
+        # Dynamically quantised layers hold their weights in a module of the static ones.
+        is_weights = type(module).__name__.endswith("PackedParams")
+        if type(module).__module__.startswith(_STATIC) and not is_weights:
             raise InputError(
                 f"Module '{path}' of {name} is statically quantised, and cannot be traced: attach "
                 "exits to the model in floating point, and quantise the result."

@@ -157,6 +157,7 @@ def fit(
     chosen = choose_method(ee, method)
     data = FitData(train, val, calibration)
     class_names = check_class_names(ee, *data.named())
+    _check_precision(ee, accelerator)
     plan = make_plan(
         ee,
         data,
@@ -184,6 +185,15 @@ def fit(
             devices=devices,
             precision=precision,
             progress=progress,
+        )
+
+
+def _check_precision(ee: EarlyExitModule, accelerator: str | None) -> None:
+    on_cpu = accelerator == "cpu" or (accelerator is None and ee.device.type == "cpu")
+    if on_cpu and any(parameter.dtype == torch.float16 for parameter in ee.exits.parameters()):
+        raise InputError(
+            "Training in float16 is not supported on the CPU, where losses overflow: call "
+            "ee.float(), or ee.bfloat16()."
         )
 
 

@@ -83,7 +83,7 @@ class Quantised(TinyNet):
         self.stem = torch.ao.nn.quantized.Conv2d(3, 8, 3, padding=1)
 
 
-@pytest.mark.filterwarnings("ignore:.*jit")
+@pytest.mark.filterwarnings("ignore")
 def test_modules_that_cannot_be_traced_are_named():
     with pytest.raises(InputError, match=r"pass model\._orig_mod"):
         leenet_fx.attach(torch.compile(tiny()), example_inputs=EXAMPLE)
@@ -165,3 +165,17 @@ def test_hooks_on_blocks_warn_at_registration(caplog):
     assert not caplog.text
     ee(EXAMPLE)
     assert seen
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_dynamic_quantisation_over_the_batch_is_said(caplog):
+    model = torch.ao.quantization.quantize_dynamic(tiny(), {nn.Linear})
+    leenet_fx.attach(model, "every", example_inputs=EXAMPLE)
+    assert "depends on the others in its batch" in caplog.text
+
+
+def test_half_precision_is_not_trained_on_the_cpu():
+    ee = leenet_fx.attach(tiny(), "every", example_inputs=EXAMPLE).half()
+    batches = [(images(4, 3, 16, 16).half(), torch.arange(4) % 5)]
+    with pytest.raises(InputError, match="float16 is not supported on the CPU"):
+        leenet_fx.fit(ee, batches, epochs=1)
