@@ -101,7 +101,7 @@ def _quantized(
     import onnx
     from onnxruntime import quantization
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+    class Reader(quantization.CalibrationDataReader):
         def __init__(self) -> None:
             self._batches: Iterator[dict[str, Any]] = iter(batches)
 
