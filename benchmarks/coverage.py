@@ -1,7 +1,8 @@
-"""Check exits in every torchvision and timm classifier.
+"""Check exits in every torchvision and timm classifier, and every architecture of transformers.
 
 `python benchmarks/coverage.py` renews benchmarks/results/coverage.json and resumes an interrupted
-run. `--names 'timm/vit*'` checks some models and writes nothing.
+run. `--names 'timm/vit*'` checks some models and writes nothing; with `--update`, their rows
+replace those of the results. Architectures of transformers are checked at small configurations.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import leenet_fx
 from leenet_fx import EarlyExitModule
 from leenet_fx.environment import environment
+from leenet_fx.graph.hf_models import image_shape
 from leenet_fx.report.results import Criterion, Result
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
@@ -52,6 +54,13 @@ LARGE = 50_000_000
 """Number of parameters of a large model."""
 MAX_PARAMS = 250_000_000
 """Of a larger model the smallest of the same class is run: two must fit in 8 GiB."""
+SMALL = {
+    "num_hidden_layers": 4,
+    "hidden_size": 96,
+    "intermediate_size": 192,
+    "num_attention_heads": 4,
+}
+"""Options of small configurations of transformers, where the architecture has them."""
 TASKS = 100
 """Number of models after which a process is replaced."""
 SAME, ORACLE, ORACLE64 = 1e-5, 2e-4, 1e-6
@@ -91,7 +100,47 @@ def _family(name: str, model: nn.Module) -> str:
     return f"{name.partition('/')[0]}/{type(model).__module__.rpartition('.')[2]}"
 
 
+@cache
+def small_configuration(name: str) -> dict[str, Any]:
+    """Return options of a small configuration of an architecture of transformers."""
+    from transformers import CONFIG_MAPPING
+
+    config = CONFIG_MAPPING[name.partition("/")[2]]()
+    vision = getattr(config, "vision_config", None)
+    options = _smaller(config)
+    if hasattr(vision, "to_dict"):
+        options["vision_config"] = {**vision.to_dict(), **_smaller(vision)}
+    return {**options, "num_labels": CLASSES}
+
+
+def _smaller(config: Any) -> dict[str, Any]:
+    depths = getattr(config, "depths", None)
+    if isinstance(depths, (list, tuple)):
+        return {"depths": [min(depth, 2) for depth in depths]}
+    values = config.to_dict()
+    return {key: size for key, size in SMALL.items() if isinstance(values.get(key), int)}
+
+
+def transformers_blocks(model: nn.Module) -> list[str]:
+    """Return the items, with two weights or more each, of the innermost lists of such modules."""
+    lists: dict[str, list[str]] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module):
+            own = not any(type(item).__module__.startswith("torch.nn") for item in module)
+            weights = [sum(p.ndim >= 2 for p in item.parameters()) for item in module]
+            if own and len({type(item) for item in module}) == 1 and min(weights) >= 2:
+                lists[path] = [f"{path}.{i}" for i in range(len(module))]
+    return [
+        block
+        for path, blocks in lists.items()
+        if not any(other.startswith(f"{path}.") for other in lists)
+        for block in blocks
+    ]
+
+
 def _on_meta(name: str, **options: Any) -> nn.Module:
+    if name.startswith("hf/"):
+        options = small_configuration(name)
     try:
         model = leenet_fx.create_model(name, device="meta", **options)
     except (RuntimeError, NotImplementedError):
@@ -132,6 +181,8 @@ def _inspect(name: str, model: nn.Module) -> dict[str, Any]:
     if len(names) < 2:
         raise RuntimeError(f"{len(names)} boundaries, rejected: {ee.spec.rejected}")
     blocks = timm_blocks(model) if name.startswith("timm/") else []
+    if name.startswith("hf/"):
+        blocks = transformers_blocks(model)
     covered = [_has_boundary(block, names) for block in blocks]
     first = covered.index(True) if True in covered else 0
     # Blocks before the first boundary belong to the stem.
@@ -216,6 +267,9 @@ def _run(name: str, params: int) -> dict[str, Any]:
 
 
 def _channels(model: nn.Module) -> int:
+    configured = image_shape(model)
+    if configured is not None:
+        return configured[0]
     config = getattr(model, "default_cfg", None) or {}
     return int(config.get("input_size", (3,))[0])
 
@@ -237,6 +291,10 @@ def _siblings(stem: str) -> list[tuple[int, str, type]]:
 
 def build_small(name: str, sizes: Sequence[int]) -> tuple[nn.Module, int]:
     """Return the model with weights, and the smallest of `sizes`, or its default, it accepts."""
+    if name.startswith("hf/"):
+        model = leenet_fx.create_model(name, **small_configuration(name)).eval()
+        configured = image_shape(model)
+        return model, 224 if configured is None else configured[1]
     default = getattr(_on_meta(name), "default_cfg", {}).get("input_size", (3, 224, 224))[-1]
     for size in (*(s for s in sizes if s < default), default):
         for options in ({"img_size": size}, {"image_size": size}, {}):
@@ -543,12 +601,16 @@ def _span(values: Sequence[int]) -> str:
 def figures(rows: Sequence[dict[str, Any]]) -> list[Criterion]:
     """Return the criteria and whether they are met."""
     criteria = []
-    for library, required in (("torchvision", 1.0), ("timm", 0.995)):
+    for library, required in (("torchvision", 1.0), ("timm", 0.995), ("hf", 0.95)):
         ours = [row["verified"] for row in rows if row["name"].startswith(library)]
         share = sum(ours) / max(len(ours), 1)
         target = f"{100 * required:g} % of {len(ours)}"
         name = f"{library} verified: {sum(ours)}"
         criteria.append(Criterion(name, 100 * share, "%", target, share >= required))
+    theirs = [_tracer(row) == "fx" for row in rows if row["name"].startswith("hf/")]
+    if theirs:
+        share = sum(theirs) / len(theirs)
+        criteria.append(Criterion("hf by torch.fx", 100 * share, "%", "90 %", share >= 0.9))
     attach = [row["attach_s"] for row in rows if "attach_s" in row]
     median, worst = statistics.median(attach), max(attach)
     criteria.append(
@@ -560,17 +622,34 @@ def figures(rows: Sequence[dict[str, Any]]) -> list[Criterion]:
     return criteria
 
 
+def update(rows: Sequence[dict[str, Any]]) -> None:
+    """Replace rows of the committed results, or add them."""
+    committed = json.loads(RESULTS.read_text())["rows"]
+    merged = {row["name"]: row for row in (*committed, *rows)}
+    _write([merged[name] for name in sorted(merged, key=lambda n: (n.startswith("hf/"), n))])
+
+
+def _write(rows: Sequence[dict[str, Any]]) -> None:
+    result = Result("python benchmarks/coverage.py", rows, figures(rows), environment())
+    title = "Coverage: every torchvision and timm classifier, and transformers"
+    result.write(RESULTS, title, summarise(rows))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the sweep; return 1 if a model named on the command line is not verified."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--names", nargs="*", help="patterns, such as 'timm/vit*'")
     parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--fresh", action="store_true", help="do not resume an interrupted run")
+    parser.add_argument("--update", action="store_true", help="with --names, keep other rows")
     options = parser.parse_args(arguments)
-    names = leenet_fx.list_models()
+    names = [*leenet_fx.list_models(), *leenet_fx.list_models("hf/*")]
     if options.names:
         names = [name for name in names if any(fnmatch(name, p) for p in options.names)]
-        rows = sweep(names, options.jobs, None)
+        rows = sweep(names, options.jobs, PARTIAL if options.update else None)
+        if options.update:
+            update(rows)
+            PARTIAL.unlink()
         print(json.dumps(rows, indent=2))
         return 0 if all(row["verified"] for row in rows) else 1
     if options.fresh:
@@ -578,8 +657,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     rows = sweep(names, options.jobs, PARTIAL)
     hours = (time.perf_counter() - start) / 3600
-    result = Result("python benchmarks/coverage.py", rows, figures(rows), environment())
-    result.write(RESULTS, "Coverage: every torchvision and timm classifier", summarise(rows))
+    _write(rows)
     PARTIAL.unlink(missing_ok=True)
     print(f"{sum(row['verified'] for row in rows)} of {len(rows)} verified, {hours:.1f} h")
     return 0

@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,8 @@ def network() -> EarlyExitModule:
 
 def export_both(ee: EarlyExitModule, name: str, folder: Path) -> tuple[Runner, Runner, Any]:
     """Export a network and its backbone; returns how to run them, and the result of the export."""
-    chosen = get_format(name)()
     result = leenet_fx.export(ee, folder / "network", name)
+    chosen = get_format(name)()
     plain = copy.deepcopy(ee)
     plain.policy = NeverExit()
     leenet_fx.export(plain, folder / "backbone", name)
@@ -80,16 +80,17 @@ def seconds(run: Runner, *arguments: Any) -> float:
     return time.process_time() - start
 
 
-def time_rows(name: str) -> list[dict[str, Any]]:
-    """Return a row for each cell of a format."""
+def time_rows(name: str, present: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Yield a row for each cell of a format but those that are present."""
     ee = network()
     plan = export_plan(ee)
     shares = ee.costs.relative("flops")
     weights = 4 * sum(p.numel() for p in ee.parameters())
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         run, backbone, result = export_both(ee, name, Path(folder))
         for cell, (size, counts) in CELLS.items():
+            if cell in present:
+                continue
             batch = torch.randn(size, 3, 224, 224, generator=torch.Generator().manual_seed(3))
             thresholds = thresholds_for(plan, batch, (*counts, size - sum(counts)))
             assert thresholds is not None
@@ -101,7 +102,7 @@ def time_rows(name: str) -> list[dict[str, Any]]:
                 times[1].append(seconds(backbone, images, None, None))
             first, second = map(statistics.median, times)
             flops = sum(shares[index] for index in exits) / size
-            row = {
+            yield {
                 "part": "time",
                 "format": name,
                 "cell": cell,
@@ -114,9 +115,6 @@ def time_rows(name: str) -> list[dict[str, Any]]:
                 "batches": result.verification.batches,
                 "unreachable": result.verification.unreachable,
             }
-            print(row, file=sys.stderr)
-            rows.append(row)
-    return rows
 
 
 def families() -> list[dict[str, Any]]:
@@ -210,8 +208,10 @@ def main() -> None:
     rows = json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if RESULT.exists() else []
     if options.part != "coverage":
         for name in options.format or FORMATS:
-            if not any(row.get("format") == name for row in rows):
-                rows += time_rows(name)
+            done = {row["cell"] for row in rows if row.get("format") == name}
+            for row in time_rows(name, done) if done != set(CELLS) else ():
+                rows.append(row)
+                print(row, file=sys.stderr)
                 write(rows)
     if options.part != "time":
         present = {row.get("family") for row in rows}

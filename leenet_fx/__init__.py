@@ -2,7 +2,7 @@
 
 `attach` puts exits into a model, `fit` trains them, `evaluate` measures what they save:
 
-    ee = leenet_fx.attach(model, strategy="fine")
+    ee = leenet_fx.attach(model)
     leenet_fx.fit(ee, train_loader)
     logits = ee(images)
 

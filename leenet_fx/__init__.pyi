@@ -3,6 +3,7 @@
 from . import run as run
 from .calibration.budgets import set_budget as set_budget
 from .calibration.calibrate import calibrate as calibrate
+from .calibration.drift import DriftMonitor as DriftMonitor
 from .calibration.selection import select_exits as select_exits
 from .cost.measure import profile as profile
 from .data.splits import open_data as open_data

@@ -138,6 +138,11 @@ def track(batches: Iterable[B], task: str, total: int | None) -> Iterator[B]:
         total: number of all images; None if it is unknown.
     """
     start, done = time.monotonic(), 0
+    report(
+        task,
+        "first batch" if total is None else f"0 of {total} images",
+        None if total is None else 0.0,
+    )
     for batch in batches:
         yield batch
         if _display.get() is None:

@@ -58,6 +58,14 @@ def test_ten_minutes_run_as_written(tmp_path, monkeypatch):
     assert (tmp_path / "my-exits" / "exits.safetensors").exists()
 
 
+def test_deployment_shows_what_is_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = [(printed, output) for printed, output in run("deployment.md") if output is not None]
+    assert len(shown) == 3
+    for printed, output in shown:
+        assert printed == output
+
+
 def test_methods_lists_every_method_and_its_options(monkeypatch):
     text = (DOCS / "pages" / "methods.md").read_text()
     row = r"^\| `([\w-]+)` \|(?:[^|\n]*\|){4}([^|\n]*)\|[^|\n]*\|[^|\n]*\|$"

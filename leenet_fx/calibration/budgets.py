@@ -99,11 +99,31 @@ def set_budget(
         raise InputError(f"The policy {policy!r} has no thresholds: fit first.")
     get_solver(solver)
     costs = monotone_costs(ee, cost)
+    if isinstance(budget, (int, float)) and budget > 1.01 * max(1.0, costs[-1]):
+        raise InputError(
+            f"The budget is {budget!r}, but it is a share of the backbone's cost"
+            f"{backbone_cost(ee, cost)}, at most 1."
+        )
     outputs = outputs_of_data(ee, data, labelled=False)
     confidence = confidences(ee, policy, outputs)
     thresholds = budget_thresholds(policy, confidence, costs, budget, solver)
     ee.policy = policy.with_confidence(thresholds)
     return ee.policy
+
+
+def backbone_cost(ee: EarlyExitModule, cost: str) -> str:
+    """Return what a budget is relative to, such as " of 3.6 GFLOPs per image", for messages.
+
+    Args:
+        ee: the network.
+        cost: cost kind; for seconds that were not measured, and unknown kinds, the text is empty.
+    """
+    backbone = ee.costs.backbone
+    if cost == "seconds":
+        seconds = None if ee.latency is None else ee.latency.backbone_seconds()
+        return "" if seconds is None else f" of {seconds:.3g} s per image"
+    units = {"flops": "FLOPs per image", "params": "parameters", "bytes": "bytes per image"}
+    return f" of {getattr(backbone, cost):.3g} {units[cost]}" if cost in units else ""
 
 
 def budget_thresholds(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from leenet_fx.digest import weights_digest
+from leenet_fx.errors import InputError
 from leenet_fx.features.feature_batch import FeatureBatch
 from leenet_fx.features.feature_cache import FeatureCache, cache_features
 from leenet_fx.parts.branches import Branch, run_branches
@@ -123,18 +124,28 @@ def compute_outputs(ee: EarlyExitModule, cache: FeatureCache) -> CachedOutputs:
 
 
 def outputs_of_data(
-    ee: EarlyExitModule, data: Iterable[Any] | FeatureCache, *, labelled: bool
+    ee: EarlyExitModule, data: Iterable[Any] | FeatureCache | CachedOutputs, *, labelled: bool
 ) -> CachedOutputs:
     """Return the outputs for images of a loader, or of a feature cache.
 
     Args:
         ee: the network.
-        data: the images.
+        data: the images; or their outputs, which are returned as they are.
         labelled: whether labels of a loader are read.
 
     Raises:
-        InputError: as `cache_features` and `compute_outputs` raise.
+        InputError: as `cache_features` and `compute_outputs` raise; outputs of a network with other
+            exits or classes.
     """
+    if isinstance(data, CachedOutputs):
+        shapes = {tuple(logits.shape) for logits in data.logits}
+        expected = (len(data.labels), ee.spec.num_classes)
+        if len(data.logits) != ee.num_exits + 1 or shapes != {expected}:
+            raise InputError(
+                f"Expected outputs of {ee.num_exits} exits and the final classifier, each "
+                f"{expected}, got {len(data.logits)} of shapes {sorted(shapes)}."
+            )
+        return data
     if isinstance(data, FeatureCache):
         return compute_outputs(ee, data)
     with cache_features(ee, data, labelled=labelled, name="calibration images") as cache:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from leenet_fx.calibration.bounds import check_level
 from leenet_fx.calibration.budgets import (
+    backbone_cost,
     budget_thresholds,
     policy_with_thresholds,
 )
@@ -21,6 +22,14 @@ from leenet_fx.calibration.cached_outputs import (
     cached_exit_indices,
     confidences,
     outputs_of_data,
+)
+from leenet_fx.calibration.exit_subsets import (
+    SubsetCosts,
+    given_exits,
+    savings,
+    selected_for_budget,
+    selected_for_risk,
+    spread,
 )
 from leenet_fx.calibration.expectation import Question, Target, describe, not_certified
 from leenet_fx.calibration.risk_control import RiskCertificate, budget_path, control_risk
@@ -32,14 +41,7 @@ from leenet_fx.calibration.searched import (
     searched_budget,
     searched_path,
 )
-from leenet_fx.calibration.selection import (
-    SubsetCosts,
-    can_select,
-    savings,
-    selected_for_budget,
-    selected_for_risk,
-    spread,
-)
+from leenet_fx.calibration.seen_images import image_statistics, warn_if_evaluated
 from leenet_fx.data.class_names import check_class_names
 from leenet_fx.errors import InputError
 from leenet_fx.features.batches import check_loader, split_batch
@@ -47,8 +49,10 @@ from leenet_fx.features.feature_cache import FeatureCache
 from leenet_fx.policies import NeverExit, Policy, ThresholdPolicy, policy_to_dict
 from leenet_fx.policies.counting import CountingPolicy
 from leenet_fx.surgery.module import EarlyExitModule
-from leenet_fx.surgery.operating_point import OperatingPoint, weights_fingerprint
-from leenet_fx.surgery.prune import named_exits
+from leenet_fx.surgery.operating_point import (
+    OperatingPoint,
+    weights_fingerprint,
+)
 
 logger = logging.getLogger("leenet_fx")
 
@@ -71,7 +75,7 @@ FEWEST = 10
 
 def calibrate(
     ee: EarlyExitModule,
-    data: Iterable[Any] | FeatureCache,
+    data: Iterable[Any] | FeatureCache | CachedOutputs,
     *,
     max_drop: float | None = None,
     max_disagreement: float | None = None,
@@ -98,12 +102,15 @@ def calibrate(
 
     An exit that is not used has an infinite threshold, and its branch does not run. Exits are
     chosen on a tenth of the images, and the promise is tested on the others, so it holds whatever
-    the choice; see `leenet_fx.calibration.selection`.
+    the choice; see
+    `leenet_fx.calibration.exit_subsets`.
 
     Args:
         ee: a fitted network.
         data: images and labels on which nothing was fitted, in any order; or a feature cache of
-            them. `max_disagreement` and `budget` take images alone too.
+            them; or their outputs (`leenet_fx.calibration.cached_outputs.outputs_of_data`), from
+            which many points are found without running the network again. `max_disagreement` and
+            `budget` take images alone too.
         max_drop: highest accepted loss of accuracy, as a fraction: 0.01 is one percentage point.
         max_disagreement: highest accepted share of images whose predicted class differs from the
             backbone's, as a fraction. It bounds the drop too.
@@ -111,7 +118,7 @@ def calibrate(
         confidence: confidence level of the promise and of the intervals, in (0, 1).
         per_class: whether `max_drop` is promised for the images of each class.
         exits: the exits to use: "all"; some of them, by index or by the name of the block before;
-            "auto", the fewest with which the mean cost is at most 0.5 % of the backbone's above
+            "auto", the fewest with which the mean cost is at most 0.1 % of the backbone's above
             that of all. None takes "auto" for networks attached with strategy="auto", and for
             others "all"; and "all" where the decision at an exit depends on other exits.
         solver: "common", one threshold for all exits; "exponential", shares of samples ∝ ρᵏ;
@@ -132,16 +139,18 @@ def calibrate(
             cannot be chosen.
         UnknownNameError: no such solver, cost or exit.
     """
-    target, limit = _target(max_drop, max_disagreement, budget)
+    target, limit = _target(max_drop, max_disagreement, budget, ee, cost)
     check_level(confidence)
     if per_class and target != "max_drop":
         raise InputError(f"per_class=True is for max_drop, got {target}={limit!r}.")
     policy = policy_with_thresholds(ee)
     check_solver(solver, policy)
-    kept = _given_exits(ee, policy, exits, solver)
+    kept = given_exits(ee, policy, exits, solver)
     costs = SubsetCosts(ee, policy, cost)
     outputs = _outputs(ee, data, labelled=target == "max_drop")
     _check_outputs(outputs, target)
+    images = image_statistics(outputs.logits[-1].float().softmax(1).amax(1))
+    warn_if_evaluated(ee, images)
     scores = confidences(ee, policy, outputs)
     _check_scores(scores)
     question = Question(name or f"{target}={limit:g}", target, limit, confidence, solver, cost)
@@ -162,8 +171,6 @@ def calibrate(
         found = budget_thresholds(policy, scores[:, kept], costs.monotone(kept), limit, solver)
         thresholds = spread(found, kept, ee.num_exits)
     disabled = all(value == math.inf for value in thresholds)
-    if policy is not problem.policy:
-        scores, costs = confidences(ee, policy, problem.outputs), SubsetCosts(ee, policy, cost)
     chosen: Policy = NeverExit() if disabled else policy.with_confidence(thresholds)
     point = describe(
         question,
@@ -172,8 +179,9 @@ def calibrate(
         outputs,
         cached_exit_indices(ee, chosen, outputs),
         ee.costs_for(chosen).relative(cost),
-        savings(scores, thresholds, costs),
+        _savings(replace(problem, policy=policy, outputs=outputs), thresholds),
         weights_fingerprint(ee),
+        images,
     )
     if certificate is not None and not certificate.certified:
         logger.warning("%s", not_certified(certificate, target))
@@ -184,7 +192,11 @@ def calibrate(
 
 
 def _target(
-    max_drop: float | None, max_disagreement: float | None, budget: float | None
+    max_drop: float | None,
+    max_disagreement: float | None,
+    budget: float | None,
+    ee: EarlyExitModule,
+    cost: str,
 ) -> tuple[Target, float]:
     """Return name and value of the one target that was given."""
     given: dict[Target, float | None] = {
@@ -202,42 +214,17 @@ def _target(
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 < value <= 1:
         hint = " One percentage point is 0.01." if name == "max_drop" else ""
+        if name == "budget":
+            hint = f" It is a share of the backbone's cost{backbone_cost(ee, cost)}."
         raise InputError(f"{name} must be a fraction above 0 and at most 1, got {value!r}.{hint}")
     return name, float(value)
 
 
-def _given_exits(
-    ee: EarlyExitModule,
-    policy: ThresholdPolicy,
-    exits: str | Sequence[int | str] | None,
-    solver: str,
-) -> list[int] | None:
-    """Return the exits to use; None if they are to be chosen."""
-    if solver in SEARCHED:
-        if exits not in (None, "all"):
-            raise InputError(
-                f"The solver '{solver}' decides itself which exits are used: take exits=None or "
-                f"solver='common', got exits={exits!r}."
-            )
-        exits = "all"
-    selectable = can_select(ee, policy)
-    if exits is None:
-        exits = "auto" if selectable and ee.spec.placement.strategy == "auto" else "all"
-    if exits == "auto":
-        if not selectable:
-            raise InputError(
-                f"exits='auto' needs exits whose decisions are independent of each other; with "
-                f"{policy!r} and branches of '{ee.spec.branch}' they are not: take exits='all'."
-            )
-        return None
-    return list(range(ee.num_exits)) if exits == "all" else named_exits(ee, exits)
-
-
 def _outputs(
-    ee: EarlyExitModule, data: Iterable[Any] | FeatureCache, labelled: bool
+    ee: EarlyExitModule, data: Iterable[Any] | FeatureCache | CachedOutputs, labelled: bool
 ) -> CachedOutputs:
     """Return the outputs of all exits for the calibration images."""
-    if not isinstance(data, FeatureCache):
+    if not isinstance(data, (FeatureCache, CachedOutputs)):
         check_class_names(ee, ("calibration", data))
         labelled = labelled or _has_labels(data, ee.spec.num_classes)
     return outputs_of_data(ee, data, labelled=labelled)
@@ -256,11 +243,15 @@ def _check_outputs(outputs: CachedOutputs, target: Target) -> None:
     samples = len(outputs.labels)
     if samples < FEWEST:
         raise InputError(f"Expected at least {FEWEST} calibration images, got {samples}.")
-    if target == "max_drop" and len(outputs.labels.unique()) < 2:
-        raise InputError(
-            f"All {samples} calibration images have the label {int(outputs.labels[0])}: calibrate "
-            "on images of all classes, as the network will meet them."
+    first = int(outputs.labels[0])
+    if first >= 0 and len(outputs.labels.unique()) < 2:
+        message = (
+            f"All {samples} calibration images have the label {first}: calibrate on images of all "
+            "classes, as the network will meet them."
         )
+        if target == "max_drop":
+            raise InputError(message)
+        logger.warning("%s", message)
 
 
 def _check_scores(scores: Tensor) -> None:
@@ -333,3 +324,8 @@ def certify(
     strictest = min(found, key=lambda one: -1 if one.index is None else one.index)
     for_all = replace(strictest, level=question.level, bound=question.limit, samples=len(tested))
     return policy, for_all
+
+
+def _savings(problem: Problem, thresholds: Sequence[float]) -> tuple[float, ...]:
+    scores = confidences(problem.ee, problem.policy, problem.outputs)
+    return savings(scores, thresholds, SubsetCosts(problem.ee, problem.policy, problem.cost))

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from leenet_fx.calibration.cached_outputs import CachedOutputs
 from leenet_fx.calibration.intervals import mean_interval, share_interval
-from leenet_fx.calibration.risk_control import RiskCertificate
+from leenet_fx.calibration.risk_control import MAX_SAMPLES, RiskCertificate
 from leenet_fx.policies import NeverExit
-from leenet_fx.surgery.operating_point import OperatingPoint
+from leenet_fx.surgery.operating_point import ImageStatistics, OperatingPoint
 
 Target = Literal["max_drop", "max_disagreement", "budget"]
 
@@ -38,6 +38,7 @@ def describe(
     costs: tuple[float, ...],
     saved: tuple[float, ...],
     fingerprint: str,
+    images: ImageStatistics | None,
 ) -> OperatingPoint:
     """Return the operating point with estimates from all calibration images."""
     samples, level = len(exits), question.level
@@ -74,6 +75,7 @@ def describe(
         drop=drop,
         fingerprint=fingerprint,
         savings=saved,
+        images=images,
     )
 
 
@@ -83,7 +85,8 @@ def not_certified(certificate: RiskCertificate, target: Target) -> str:
     enough = (
         f"about {needed} images would certify a first one"
         if needed is not None
-        else "more images would not help: exits disagree with the backbone where they are surest"
+        else f"nor would {MAX_SAMPLES:,} images certify one: accept more, or fit exits that agree "
+        "with the backbone where they are surest"
     )
     return (
         f"No early exit is certified for {target}={certificate.target:g} with "

@@ -17,6 +17,7 @@ from leenet_fx.cli.config import (
     resolved,
 )
 from leenet_fx.cli.interrupts import on_interrupt
+from leenet_fx.cli.keep import check_keep, make_keeper, save_choice
 from leenet_fx.cli.output import print_json
 from leenet_fx.errors import InputError
 from leenet_fx.progress import progress_display
@@ -60,6 +61,7 @@ def compare(
     ] = False,
     precision: o.PrecisionOption = None,
     loading: o.LoaderOptions,
+    keep: o.KeepOptions,
     overwrite: o.OverwriteOption = False,
     config: ConfigOption = None,
     output: o.OutputOptions,
@@ -78,6 +80,7 @@ def compare(
     from leenet_fx.report.records import make_metadata
 
     specs = parse_methods(methods, joint)
+    check_keep(keep, overwrite)
     if augment and not joint:
         raise InputError("--augment needs recipes that train the backbone: add --joint.")
     options, command = resolved(ctx), command_line("compare", ctx)
@@ -91,6 +94,7 @@ def compare(
             (out / FILE).unlink(missing_ok=True)
         ee, images = run.ee, run.images
         loaders = run.loaders(loading, seed, augment=augment)
+        keeper = make_keeper(keep, loaders["val"])
         comparison = run_comparison(
             run.backbone,
             specs,
@@ -110,12 +114,14 @@ def compare(
             skip_unfit=methods == ALL,
             out=out,
             metadata=make_metadata(ee, command=command, config=options, classes=images.classes),
+            on_point=keeper,
             progress=True,
         )
     if output.is_json:
         print_json(comparison.to_dict())
     else:
         print(comparison.summary())
+    save_choice(keep, keeper, options, run.config, images.classes, overwrite)
     typer.echo(f"Wrote {out / FILE}. {next_command('report', out, PAGE)}", err=True)
 
 

@@ -132,7 +132,7 @@ class BackboneOptions:
 class PlacementOptions:
     """Where exits are placed."""
 
-    strategy: Annotated[str, typer.Option(help="Placement strategy; see 'strategies'.")] = "fine"
+    strategy: Annotated[str, typer.Option(help="Placement strategy; see 'strategies'.")] = "auto"
     num_exits: Annotated[
         int | None, typer.Option(help="Number of exits; default: √(number of blocks).")
     ] = None
@@ -234,6 +234,23 @@ class TargetOptions:
             help="common: one threshold; exponential, per-exit: one for each exit; eenet."
         ),
     ] = "common"
+
+
+@dataclass(frozen=True)
+class KeepOptions:
+    """Which network to keep of several."""
+
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="Save the network chosen on the val split by the next two in a folder."),
+    ] = None
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="The cheapest within this accuracy drop in percentage points."),
+    ] = None
+    budget: Annotated[
+        float | None, typer.Option(help="The most accurate within this % of the FLOPs.")
+    ] = None
 
 
 @dataclass(frozen=True)

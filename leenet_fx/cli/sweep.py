@@ -17,6 +17,7 @@ from leenet_fx.cli.config import (
     resolved,
 )
 from leenet_fx.cli.interrupts import on_interrupt
+from leenet_fx.cli.keep import check_keep, make_keeper, save_choice
 from leenet_fx.cli.output import print_json
 from leenet_fx.errors import InputError
 from leenet_fx.progress import progress_display
@@ -49,6 +50,7 @@ def sweep(
     timed: Annotated[
         int, typer.Option(min=0, help="Number of test images to time both networks on at each α.")
     ] = 256,
+    keep: o.KeepOptions,
     overwrite: o.OverwriteOption = False,
     config: ConfigOption = None,
     output: o.OutputOptions,
@@ -64,6 +66,7 @@ def sweep(
     from leenet_fx.storage.files import check_free
 
     values = parse_alphas(alphas)
+    check_keep(keep, overwrite)
     check_free(out / FILES["sweep"], overwrite)
     method = method_with_options(training)
     options = resolved(ctx)
@@ -85,6 +88,7 @@ def sweep(
         ee = run.ee
         measure_if_timed(ee, cost)
         loaders = run.loaders(loading, seed)
+        keeper = make_keeper(keep, loaders["val"])
         result = run_sweep(
             ee,
             loaders["train"],
@@ -97,6 +101,7 @@ def sweep(
             epochs=phase_epochs(ee, method, length),
             lr=length.lr,
             timed=timed,
+            on_point=keeper,
             progress=True,
         )
     record = make_record(
@@ -111,6 +116,7 @@ def sweep(
         print_json(result.to_dict())
     else:
         print(result.summary())
+    save_choice(keep, keeper, options, run.config, run.images.classes, overwrite)
     typer.echo(f"Wrote {path}. {next_command('report', out, PAGE)}", err=True)
 
 

@@ -21,6 +21,7 @@ from leenet_fx.evaluation.comparison import Comparison, MethodSpec
 from leenet_fx.evaluation.comparison_file import FILE, ComparisonFile
 from leenet_fx.evaluation.frontier import MethodRun
 from leenet_fx.evaluation.method_run import (
+    OnPoint,
     RunSettings,
     Splits,
     load_classifiers,
@@ -61,6 +62,7 @@ def compare(
     skip_unfit: bool = False,
     out: str | Path | None = None,
     metadata: Mapping[str, Any] | None = None,
+    on_point: OnPoint | None = None,
     progress: bool | None = None,
 ) -> Comparison:
     """Fit several methods on the same backbone and images, and measure the frontier of each.
@@ -93,6 +95,8 @@ def compare(
             refitted. Runs of other specs remain in the file, but not in the result.
         metadata: further entries of that file, for the report page: `command`, `environment`,
             `config`, `network`, `classes`.
+        on_point: called with each point and the network of it, such as a `NetworkKeeper`; runs of
+            which `out` has results are then fitted again, since it has no networks.
         progress: whether to print each run to stderr; None prints on a terminal.
 
     Raises:
@@ -145,10 +149,12 @@ def compare(
             if spec.label in skipped:
                 continue
             settings = common.settings(spec, seed, splits)
-            run = None if file is None else file.runs.get((spec.label, seed))
+            run = None
+            if file is not None and on_point is None:
+                run = file.runs.get((spec.label, seed))
             if run is None or run.key != settings.key:
                 try:
-                    run = run_method(common.attach_for(model, settings), settings, splits)
+                    run = run_method(common.attach_for(model, settings), settings, splits, on_point)
                 except (InputError, TrainingError) as error:
                     if not skip_unfit:
                         raise

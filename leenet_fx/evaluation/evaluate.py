@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from leenet_fx import tables
+from leenet_fx.calibration.seen_images import (
+    image_statistics,
+    remember_evaluation,
+    warn_if_calibrated,
+    warn_if_fitted,
+)
 from leenet_fx.data.class_names import check_class_names
 from leenet_fx.errors import InputError, ModeError
 from leenet_fx.evaluation.exit_statistics import (
@@ -18,6 +25,7 @@ from leenet_fx.evaluation.exit_statistics import (
     class_statistics,
     exit_statistics,
 )
+from leenet_fx.evaluation.intervals import Intervals, find_intervals
 from leenet_fx.evaluation.metrics import accuracy, auroc, calibration_error
 from leenet_fx.evaluation.reliability import ReliabilityBin, reliability_bins
 from leenet_fx.evaluation.sample_records import SampleRecords, concatenate, record_batch
@@ -29,8 +37,9 @@ from leenet_fx.evaluation.threshold_curve import (
     threshold_curve,
 )
 from leenet_fx.evaluation.timing import BatchTimer, Timing, check_sizes
-from leenet_fx.features.batches import batches
+from leenet_fx.features.batches import batches, count_batches, count_images
 from leenet_fx.policies import NeverExit
+from leenet_fx.progress import track
 from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.surgery.operating_point import OperatingPoint
 from leenet_fx.training.sanity import warn_if_at_chance, warn_if_one_exit
@@ -55,6 +64,7 @@ class Evaluation:
         exits: statistics of the N exits and of the final classifier, which is last.
         classes: statistics of each class that occurs.
         timing: times on test sets of growing size; None if `sizes` was not given.
+        intervals: of accuracy, cost and time; None in files of earlier versions.
         reliability: bins of the reliability diagram at the exit taken; empty in older records.
         curve: accuracy and cost against the threshold; None if the policy has none.
         operating_point: what `leenet_fx.calibrate` found, if its policy is in use.
@@ -73,6 +83,7 @@ class Evaluation:
     exits: tuple[ExitStatistics, ...]
     classes: tuple[ClassStatistics, ...]
     timing: Timing | None = None
+    intervals: Intervals | None = None
     reliability: tuple[ReliabilityBin, ...] = ()
     curve: ThresholdCurve | None = None
     operating_point: OperatingPoint | None = None
@@ -91,7 +102,8 @@ class Evaluation:
 
     def summary(self) -> str:
         """Format the statistics of the exits as a plain-text table."""
-        caption = (
+        caption = "" if self.intervals is None else f"{self.intervals.summary()} "
+        caption += (
             f"Mean exit {self.mean_exit:.2f}; time {self.seconds:.3f} s, backbone "
             f"{self.backbone_seconds:.3f} s. FLOPs: relative to the backbone; if all: accuracy % "
             "if all exit here; AUROC %: confidence as a detector of correct predictions (overall: "
@@ -172,39 +184,37 @@ def evaluate(
     def run_backbone(images: Tensor) -> Tensor:
         return backbone(images) if backbone is not None else ee.run_with(images, disabled)[0]
 
-    timer = BatchTimer(device)
+    timer = BatchTimer(device, count_batches(loader))
     records: list[SampleRecords] = []
     predicted: list[Tensor] = []
-    models: tuple[tuple[str, Callable[[Tensor], Any]], ...] = (
-        ("ee", run_adaptive),
-        ("backbone", run_backbone),
-    )
+    models: dict[str, Callable[[Tensor], Any]] = {"ee": run_adaptive, "backbone": run_backbone}
     thresholded = curve_policy(ee)
     labelled = batches(loader, "loader", ee.spec.num_classes, device)
-    for index, (images, labels) in enumerate(labelled):
+    for index, (images, labels) in enumerate(track(labelled, "evaluating", count_images(loader))):
         if index == 0:
             # Warm-up, which is not timed.
             ee(images)
             _check_logits(run_backbone(images), ee)
-        # The order alternates, so that neither network always runs with the warmer cache.
-        order = models if index % 2 == 0 else reversed(models)
-        outputs = {name: timer.time(name, model, images) for name, model in order}
-        timer.batch_sizes.append(len(labels))
+        outputs = timer.measure(models, images)
         predicted.append(outputs["backbone"].argmax(1).cpu())
         everywhere = ee.all_exits(images)
         scores = policy_confidence(thresholded, *everywhere)
         records.append(record_batch(everywhere.logits, outputs["ee"][1], labels, scores))
+    timer.check_memory()
     samples = concatenate(records)
     of_backbone = torch.cat(predicted)
     warn_if_at_chance(of_backbone, samples.labels, "images")
+    seen = image_statistics(samples.confidence[:, -1])
+    if not warn_if_calibrated(ee, seen):
+        warn_if_fitted(ee, samples.overall_correct, of_backbone == samples.labels)
+    remember_evaluation(ee, seen)
     if ee.policy.reads != "nothing":
         warn_if_one_exit(samples.exit_index, [row.name for row in ee.costs], "images")
     return summarise(
         ee,
         samples,
-        backbone_accuracy=accuracy(of_backbone == samples.labels),
-        seconds=timer.total("ee"),
-        backbone_seconds=timer.total("backbone"),
+        backbone_correct=of_backbone == samples.labels,
+        timer=timer,
         timing=timer.timing(timed_sizes) if timed_sizes else None,
     )
 
@@ -224,9 +234,8 @@ def summarise(
     ee: EarlyExitModule,
     records: SampleRecords,
     *,
-    backbone_accuracy: float | None = None,
-    seconds: float = float("nan"),
-    backbone_seconds: float = float("nan"),
+    backbone_correct: Tensor | None = None,
+    timer: BatchTimer | None = None,
     timing: Timing | None = None,
 ) -> Evaluation:
     """Compute the statistics of sample records, with the costs under the network's policy.
@@ -234,9 +243,9 @@ def summarise(
     Args:
         ee: the network that the records were made with.
         records: records of all samples.
-        backbone_accuracy: accuracy of the backbone; None takes that of the final classifier.
-        seconds: measured time of `ee`.
-        backbone_seconds: measured time of the backbone.
+        backbone_correct: (n,) which samples the backbone has right; None takes the final
+            classifier.
+        timer: measured times of both networks, if any.
         timing: times on test sets of growing size.
     """
     exits = tuple(
@@ -246,24 +255,25 @@ def summarise(
     # With early exits disabled no branch runs, so the cost is the backbone's.
     costs = torch.tensor(ee.costs.relative("flops"), dtype=torch.float64)
     disabled = ee.policy.reads == "nothing"
-    relative_flops = 1.0 if disabled else float(costs[records.exit_index].mean())
-    if backbone_accuracy is None:
-        backbone_accuracy = exits[-1].accuracy_if_all_exit
+    spent = costs.new_ones(len(records.labels)) if disabled else costs[records.exit_index]
+    if backbone_correct is None:
+        backbone_correct = records.correct[:, -1]
     confidence, correct = records.overall_confidence, records.overall_correct
     return Evaluation(
         samples=len(records.labels),
         accuracy=accuracy(correct),
-        backbone_accuracy=backbone_accuracy,
+        backbone_accuracy=accuracy(backbone_correct),
         random_accuracy=sum(row.share * row.accuracy_if_all_exit for row in exits),
-        relative_flops=relative_flops,
+        relative_flops=float(spent.mean()),
         mean_exit=float(records.exit_index.double().mean()),
         auroc=auroc(confidence, correct),
         calibration_error=calibration_error(confidence, correct),
-        seconds=seconds,
-        backbone_seconds=backbone_seconds,
+        seconds=math.nan if timer is None else timer.total("ee"),
+        backbone_seconds=math.nan if timer is None else timer.total("backbone"),
         exits=exits,
         classes=class_statistics(records, len(exits)),
         timing=timing,
+        intervals=find_intervals(correct, backbone_correct, spent, timer),
         reliability=reliability_bins(confidence, correct),
         curve=threshold_curve(ee, records),
         operating_point=operating_point_in_use(ee),

@@ -6,9 +6,9 @@ import copy
 import math
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -111,13 +111,20 @@ class RunSettings:
     key: str
 
 
-def run_method(ee: EarlyExitModule, settings: RunSettings, splits: Splits) -> MethodRun:
+OnPoint: TypeAlias = Callable[[FrontierPoint, EarlyExitModule], None]
+"""Called with a point of a frontier and its network, with the policy of the point."""
+
+
+def run_method(
+    ee: EarlyExitModule, settings: RunSettings, splits: Splits, on_point: OnPoint | None = None
+) -> MethodRun:
     """Fit a method and measure its frontier.
 
     Args:
         ee: a network with the method's exits, which is trained.
         settings: what to fit, and how.
         splits: the images.
+        on_point: called with each point and the network of it.
 
     Raises:
         InputError: the method does not train a new final classifier.
@@ -147,9 +154,16 @@ def run_method(ee: EarlyExitModule, settings: RunSettings, splits: Splits) -> Me
         final = test.labels.new_full(test.labels.shape, ee.num_exits)
         backbone_accuracy = accuracy(test.is_correct(final))
         if by_cost_weight:
-            points.append(_measure(ee, ee.policy, test, cost_weight))
+            found = [(ee.policy, cost_weight)]
         else:
-            points += _frontier(ee, method, calibration, test)
+            found = list(_frontier(ee, method, calibration))
+        policy = ee.policy
+        for at, value in found:
+            points.append(_measure(ee, at, test, value))
+            if on_point is not None:
+                ee.policy = at
+                on_point(points[-1], ee)
+        ee.policy = policy
     return MethodRun(
         label=settings.spec.label,
         method=settings.spec.method,
@@ -280,21 +294,21 @@ def _check_final_classifier(ee: EarlyExitModule, settings: RunSettings) -> None:
 
 
 def _frontier(
-    ee: EarlyExitModule, method: Method, calibration: CachedOutputs, test: CachedOutputs
-) -> Iterator[FrontierPoint]:
-    """Yield the operating points of a fitted network, chosen on one split, measured on another."""
+    ee: EarlyExitModule, method: Method, calibration: CachedOutputs
+) -> Iterator[tuple[Policy, float]]:
+    """Yield the policies of a fitted network's frontier, with the trade-off parameter of each."""
     policy = ee.policy
     if method.trade_off == "alpha":
         for alpha in ALPHAS:
-            yield _measure(ee, policy.with_alpha(alpha), test, alpha)
+            yield policy.with_alpha(alpha), alpha
         return
     if method.trade_off == "patience":
         for patience in range(1, ee.num_exits):
-            yield _measure(ee, Patience(patience), test, patience)
+            yield Patience(patience), patience
         return
     assert isinstance(policy, ThresholdPolicy)
     if method.trade_off == "schedule":
-        yield from _scheduled(ee, policy, calibration, test)
+        yield from _scheduled(ee, policy, calibration)
         return
     solve = get_solver("exponential" if method.trade_off == "exit_shares" else "common")
     confidence = confidences(ee, policy, calibration)
@@ -303,13 +317,13 @@ def _frontier(
     for step in range(steps + 1):
         budget = costs[0] + (costs[-1] - costs[0]) * step / steps
         thresholds = solve(confidence, costs, budget)
-        yield _measure(ee, policy.with_confidence(thresholds), test, budget)
+        yield policy.with_confidence(thresholds), budget
 
 
 def _scheduled(
-    ee: EarlyExitModule, policy: ThresholdPolicy, calibration: CachedOutputs, test: CachedOutputs
-) -> Iterator[FrontierPoint]:
-    """Yield the operating points of EENet's scheduler, fitted for each budget."""
+    ee: EarlyExitModule, policy: ThresholdPolicy, calibration: CachedOutputs
+) -> Iterator[tuple[Policy, float]]:
+    """Yield the policies of EENet's scheduler, fitted for each budget, and the budgets."""
     costs = monotone_costs(ee, policy=policy)
     problem = Problem(ee, policy, calibration, "flops")
     steps = BUDGET_STEPS["schedule"]
@@ -317,7 +331,7 @@ def _scheduled(
         budget = costs[0] + (costs[-1] - costs[0]) * step / steps
         generator = torch.Generator().manual_seed(0)
         chosen, thresholds = searched_budget("eenet", problem, budget, generator)
-        yield _measure(ee, chosen.with_confidence(thresholds), test, budget)
+        yield chosen.with_confidence(thresholds), budget
 
 
 def _measure(

@@ -125,28 +125,29 @@ def threshold_curve(ee: EarlyExitModule, records: SampleRecords) -> ThresholdCur
     if policy is None or records.scores is None:
         return None
     in_use = policy.thresholds if policy == ee.policy else ()
-    table = ee.costs_for(policy)
-    flops = torch.tensor(table.relative("flops"), dtype=torch.float64)
-    seconds = None
-    if table.latency is not None:
-        seconds = torch.tensor(table.relative("seconds"), dtype=torch.float64)
     levels = _levels(records.scores)
     if len(set(in_use)) == 1:
         levels = sorted({*levels, policy.sign * in_use[0]})
     points = []
     for level in levels:
-        threshold = _threshold(policy, level)
-        if threshold is None:
+        varied = _with_confidence(policy, level)
+        if varied is None:
             continue
+        # Exits that a threshold disables cost nothing, so the costs depend on it.
+        table = ee.costs_for(varied)
         exit_index = _exits(records.scores, level)
         correct = records.correct.gather(1, exit_index.unsqueeze(1)).squeeze(1)
-        shares = exit_index.bincount(minlength=len(flops)).double() / len(exit_index)
+        shares = exit_index.bincount(minlength=len(table)).double() / len(exit_index)
+        flops = shares @ torch.tensor(table.relative("flops"), dtype=torch.float64)
+        seconds = None
+        if table.latency is not None:
+            seconds = float(shares @ torch.tensor(table.relative("seconds"), dtype=torch.float64))
         points.append(
             ThresholdPoint(
-                threshold=threshold,
+                threshold=varied.thresholds[0],
                 accuracy=accuracy(correct),
-                relative_flops=float(flops @ shares),
-                relative_seconds=None if seconds is None else float(seconds @ shares),
+                relative_flops=float(flops),
+                relative_seconds=seconds,
                 shares=tuple(shares.tolist()),
             )
         )
@@ -168,9 +169,9 @@ def _exits(scores: Tensor, level: float) -> Tensor:
     return torch.cat([reached, last], 1).int().argmax(1)
 
 
-def _threshold(policy: ThresholdPolicy, level: float) -> float | None:
-    """Return the threshold for a confidence; None if the policy takes no such threshold."""
+def _with_confidence(policy: ThresholdPolicy, level: float) -> ThresholdPolicy | None:
+    """Return the policy with one threshold for all exits; None if it takes no such threshold."""
     try:
-        return policy.with_confidence(level).thresholds[0]
+        return policy.with_confidence(level)
     except InputError:
         return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import linear_regression
 from typing import Any
@@ -11,7 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leenet_fx.cost.page_faults import page_faults, warn_if_memory_is_returned
 from leenet_fx.errors import InputError
+
+MIN_PAIRS = 20
+"""Number of measurements of both networks that an interval is computed from, if time allows."""
+
+REPEAT_SECONDS = 20.0
+"""Time after which batches are measured once only."""
 
 
 @dataclass(frozen=True)
@@ -39,30 +48,83 @@ class Timing:
 
 
 class BatchTimer:
-    """Measures two networks batch by batch.
+    """Measures two networks batch by batch, repeatedly if there are few batches.
 
     Attributes:
-        seconds: time of each batch, for "ee" and "backbone".
+        device: that computes.
+        repeats: number of times that each batch is measured, unless that takes too long.
+        seconds: median time of each batch, for "ee" and "backbone".
+        pairs: time of each single measurement, for "ee" and "backbone" in the same order.
+        counts: number of images of each measurement.
         batch_sizes: number of images of each batch.
+        faults: number of page faults during the measurements; None where none matter.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: dict[str, list[float]] = {"ee": [], "backbone": []}
-        self.batch_sizes: list[int] = []
+    def __init__(self, device: torch.device, batches: int | None = None) -> None:
+        """Plan the measurements.
 
-    def time(self, name: str, model: Callable[[Tensor], Any], images: Tensor) -> Any:
-        """Run a model on a batch, record the time, and return the model's output."""
+        Args:
+            device: that computes.
+            batches: number of batches; None if it is unknown.
+        """
+        self.device = device
+        self.repeats = 1 if not batches else max(1, math.ceil(MIN_PAIRS / batches))
+        self.seconds: dict[str, list[float]] = {"ee": [], "backbone": []}
+        self.pairs: dict[str, list[float]] = {"ee": [], "backbone": []}
+        self.counts: list[int] = []
+        self.batch_sizes: list[int] = []
+        self.faults = None if page_faults(device) is None else 0
+        self._spent = 0.0
+
+    def measure(
+        self, models: Mapping[str, Callable[[Tensor], Any]], images: Tensor
+    ) -> dict[str, Any]:
+        """Time both models on a batch, and return their outputs.
+
+        Args:
+            models: "ee" and "backbone".
+            images: (B, …).
+        """
+        times: dict[str, list[float]] = {name: [] for name in models}
+        outputs: dict[str, Any] = {}
+        for repeat in range(self.repeats):
+            if repeat and self._spent > REPEAT_SECONDS:
+                break
+            # The order alternates, so that neither network always runs with the warmer cache.
+            forward = (len(self.batch_sizes) + repeat) % 2 == 0
+            for name in models if forward else reversed(list(models)):
+                output, seconds = self._time(models[name], images)
+                times[name].append(seconds)
+                outputs.setdefault(name, output)
+                if repeat:
+                    self._spent += seconds
+        for name, measured in times.items():
+            self.seconds[name].append(statistics.median(measured))
+            self.pairs[name] += measured
+        self.counts += [len(images)] * len(times["ee"])
+        self.batch_sizes.append(len(images))
+        return outputs
+
+    def _time(self, model: Callable[[Tensor], Any], images: Tensor) -> tuple[Any, float]:
+        """Return a model's output for a batch, and its seconds."""
+        before = page_faults(self.device)
         self._synchronize()
         start = time.perf_counter()
         output = model(images)
         self._synchronize()
-        self.seconds[name].append(time.perf_counter() - start)
-        return output
+        seconds = time.perf_counter() - start
+        after = page_faults(self.device)
+        if self.faults is not None and before is not None and after is not None:
+            self.faults += after - before
+        return output, seconds
 
     def total(self, name: str) -> float:
         """Return the time of a network over all batches, in seconds."""
         return sum(self.seconds[name])
+
+    def check_memory(self) -> None:
+        """Log a warning if the times depend on memory that is handed back to the system."""
+        warn_if_memory_is_returned(self.faults, sum(map(sum, self.pairs.values())))
 
     def timing(self, sizes: Sequence[int]) -> Timing:
         """Return the times of the first images, for each number of images in `sizes`.

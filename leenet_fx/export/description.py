@@ -56,7 +56,8 @@ def describe(
             "sign": decision.sign,
             "alpha": decision.alpha,
         },
-        "costs": list(ee.costs.relative("flops")),
+        # An exported network evaluates every exit that a sample reaches.
+        "costs": list(ee.costs_for(ee.policy, enabled=True).relative("flops")),
         "operating_points": [
             described
             for point in spec.operating_points

@@ -68,6 +68,13 @@ class ExportResult:
     verification: Verification
     quantization: QuantizationReport | None = None
 
+    def __str__(self) -> str:
+        found = self.verification
+        return (
+            f"{self.path}: {self.format}, {self.size / 1e6:.1f} MB, verified on {found.batches} "
+            f"batches; logits differ by at most {found.largest_error:.1e} of the largest"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {
@@ -96,7 +103,8 @@ def export(
     """Write a network for a runtime without torch, and verify what was written.
 
     The exported network makes the same decisions: each sample stops at its exit. Its thresholds are
-    the active ones, and the runtime can replace them by those of other operating points. If early
+    the active ones, and the runtime can replace them by those of other operating points. Exits with
+    an infinite threshold are evaluated there: remove them by `leenet_fx.prune` first. If early
     exits are disabled (`NeverExit`), the backbone alone is exported. Images have the size that
     `attach` had.
 

@@ -47,7 +47,8 @@ def checksum_file(path: Path) -> Path:
 def check_place(path: Path, *, is_folder: bool) -> None:
     """Raise StorageError if there is something that an export must not replace."""
     if is_folder and path.is_dir():
-        if any(path.iterdir()) and not (path / MANIFEST).exists():
+        ours = (path / MANIFEST).exists() and (path / CHECKSUMS).exists()
+        if any(path.iterdir()) and not ours:
             raise StorageError(
                 f"'{path}' has files that are none of an exported network: choose another folder."
             )
@@ -69,15 +70,26 @@ def place(written: Path, path: Path) -> None:
     check_place(path, is_folder=written.is_dir())
     try:
         if written.is_dir():
-            if path.exists():
-                path.rename(written.with_name(f"{written.name}.old"))
-            written.rename(path)
+            _replace_folder(written, path)
             return
         # The old checksum beside a new file is noticed; an old file beside a new checksum, too.
         os.replace(written, path)
         os.replace(checksum_file(written), checksum_file(path))
     except OSError as error:
         raise StorageError(f"Cannot write '{path}': {error.strerror or error}.") from error
+
+
+def _replace_folder(written: Path, path: Path) -> None:
+    """Move a folder to a path; the one that was there is beside `written` afterwards."""
+    old = written.with_name(f"{written.name}.old")
+    if path.exists():
+        path.rename(old)
+    try:
+        written.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
 
 
 def _line(path: Path) -> str:

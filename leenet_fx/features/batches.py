@@ -164,6 +164,15 @@ def count_batches(loader: object) -> int | None:
         return None
 
 
+def count_images(loader: object) -> int | None:
+    """Return the number of images of an epoch, or None if it is unknown."""
+    dataset = getattr(loader, "dataset", None)
+    try:
+        return len(dataset) if isinstance(dataset, Sized) else None
+    except TypeError:
+        return None
+
+
 def _parts(batch: object, name: str) -> tuple[object, object]:
     """Return images and labels as the batch holds them; labels are None if they are absent."""
     if isinstance(batch, Mapping):

@@ -12,8 +12,13 @@ or the convolutions of a residual block, are bypassed by the shortcut and form o
 whose class occurs once counts only between repeated blocks, or in a module with repeated blocks,
 so stems and heads do not count.
 
-A network without two such blocks (AlexNet, VGG, a plain stack) has a block for each weight layer
-with the normalisation, activation and pooling after it, if it ends with one live tensor.
+Where this finds no two blocks, it is tried again, descending into any module with most of the
+weights (a model in a wrapper), and with the modules of called layers taken from their names (a
+GraphModule, a forward that calls the layers of its blocks).
+
+A network without two blocks even so (AlexNet, VGG, a plain stack) has a block for each weight layer
+with the normalisation, activation and pooling after it, if it ends with one live tensor. Where
+these are fewer than three, a block of a class outside torch.nn may have a single weight.
 
 `attach(model, blocks=["layer?.*"])` overrides the rule.
 """
@@ -22,10 +27,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from torch import Tensor, fx, nn
 
@@ -34,6 +39,9 @@ from leenet_fx.graph.meta_modules import is_quantised_linear
 from leenet_fx.graph.node_costs import NodeCosts
 from leenet_fx.graph.tracer import Trace
 from leenet_fx.registry import unknown_name
+
+FEW = 3
+"""Number of boundaries below which others are searched for, and a warning says why."""
 
 
 class BlockEnd(NamedTuple):
@@ -64,8 +72,23 @@ def find_blocks(
     tree = _call_tree(liveness.nodes, trace.root)
     if blocks is not None:
         return tuple(_chosen_ends(tree, blocks))
-    ends = _BlockFinder(trace.root, tree, liveness).ends()
-    return tuple(ends if len(ends) >= 2 else _layer_ends(trace.root, costs, liveness))
+    finders = (
+        lambda: _BlockFinder(trace.root, tree, liveness),
+        lambda: _BlockFinder(trace.root, tree, liveness, into_wrappers=True),
+        lambda: _BlockFinder(trace.root, by_name(), liveness, into_wrappers=True),
+    )
+
+    def by_name() -> _Call:
+        return _call_tree(liveness.nodes, trace.root, _stacks_by_name(liveness, trace.root, costs))
+
+    for make_finder in finders:
+        ends = make_finder().ends()
+        if len(ends) >= 2:
+            return tuple(ends)
+    layers = _layer_ends(trace.root, costs, liveness)
+    finder = _BlockFinder(trace.root, tree, liveness, into_wrappers=True, min_weights=1)
+    single = finder.ends() if len(layers) < FEW else []
+    return tuple(single if len(single) > len(layers) else layers)
 
 
 @dataclass
@@ -107,16 +130,46 @@ class _Call:
         return self.first <= position <= self.last
 
 
-def _call_tree(nodes: list[fx.Node], root: nn.Module) -> _Call:
+Stack: TypeAlias = Mapping[str, tuple[str, type]]
+
+
+def _call_tree(
+    nodes: list[fx.Node], root: nn.Module, stacks: Mapping[fx.Node, Stack] | None = None
+) -> _Call:
+    """Return the calls of modules; by default those that were recorded for each node."""
     tree = _Call("", type(root), "", 0, len(nodes) - 1)
     for position, node in enumerate(nodes):
         if node.meta.get("hoisted") or node.op == "get_attr":
             continue
         call = tree
-        for key, (path, cls) in node.meta.get("nn_module_stack", {}).items():
+        stack = node.meta.get("nn_module_stack", {}) if stacks is None else stacks[node]
+        for key, (path, cls) in stack.items():
             call = call.inner.setdefault(key, _Call(path, cls, key, position, position))
             call.last = position
     return tree
+
+
+def _stacks_by_name(liveness: Liveness, root: nn.Module, costs: NodeCosts) -> dict[fx.Node, Stack]:
+    """Return the modules of each node by the name of the layer that it calls.
+
+    A function belongs to the module of the layer before it, if it keeps its shape.
+    """
+    stacks: dict[fx.Node, Stack] = {}
+    for node in liveness.nodes:
+        stack: Stack = node.meta.get("nn_module_stack", {})
+        if node.op == "call_module":
+            parts = str(node.target).split(".")
+            paths = [".".join(parts[: i + 1]) for i in range(len(parts))]
+            stack = {path: (path, type(root.get_submodule(path))) for path in paths}
+        elif node.all_input_nodes and costs.shapes.get(node) is not None:
+            last = max(node.all_input_nodes, key=liveness.order.__getitem__)
+            outer = dict(stacks[last])
+            if last.op == "call_module":
+                outer.popitem()
+            same = costs.shape(last) is not None and costs.shape(last) == costs.shape(node)
+            stack = outer if same and len(outer) > len(stack) else stack
+        stacks[node] = stack
+    return stacks
 
 
 def _chosen_ends(tree: _Call, blocks: Iterable[str | type[nn.Module]]) -> list[BlockEnd]:
@@ -148,11 +201,23 @@ def _matches(call: _Call, chosen: str | type[nn.Module]) -> bool:
 class _BlockFinder:
     """The rule for blocks, applied to the calls of one network."""
 
-    def __init__(self, root: nn.Module, tree: _Call, liveness: Liveness) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        tree: _Call,
+        liveness: Liveness,
+        *,
+        into_wrappers: bool = False,
+        min_weights: int = 2,
+    ) -> None:
+        self._into_wrappers = into_wrappers
+        self._min_weights = min_weights
+        self._num_parameters = sum(p.numel() for p in root.parameters())
         self._root = root
         self._tree = tree
         self._liveness = liveness
         self._num_weights: dict[str, int] = {}
+        self._wrapper = self._path_of_wrappers()
 
     def ends(self) -> list[BlockEnd]:
         """Return the ends of all blocks, in execution order; none without repeated blocks."""
@@ -163,33 +228,61 @@ class _BlockFinder:
         repeated = [i for i, call in enumerate(blocks) if classes[call.cls] >= 2]
         if not repeated:
             # Stages of one block each, all of different classes, are children of one module.
-            parents = Counter(_top_name(call) for call in blocks if "." in call.path)
-            repeated = [i for i, call in enumerate(blocks) if parents[_top_name(call)] >= 2]
+            parents = Counter(self._top_name(call) for call in blocks if "." in call.path)
+            repeated = [i for i, call in enumerate(blocks) if parents[self._top_name(call)] >= 2]
         if not repeated:
             return []
-        parents_of_repeated = {_top_name(blocks[i]) for i in repeated if "." in blocks[i].path}
+        parents_of_repeated = {self._top_name(blocks[i]) for i in repeated if "." in blocks[i].path}
         return [
             BlockEnd(call.key, call.last)
             for i, call in enumerate(blocks)
-            if repeated[0] <= i <= repeated[-1] or _top_name(call) in parents_of_repeated
+            if repeated[0] <= i <= repeated[-1] or self._top_name(call) in parents_of_repeated
         ]
+
+    def _top_name(self, call: _Call) -> str:
+        """Return the first part of a module's path within the wrappers of the network."""
+        return call.path.removeprefix(self._wrapper).split(".")[0]
+
+    def _path_of_wrappers(self) -> str:
+        """Return the path of the module of a class of one's own that alone has weights, or ""."""
+        call, path = self._tree, ""
+        while True:
+            large = [child for child in call.inner.values() if self._is_large(child)]
+            if (
+                len(large) != 1
+                or large[0].own_name.isdigit()
+                or large[0].cls.__module__[:8] == "torch.nn"
+            ):
+                return path
+            (call,) = large
+            path = f"{call.path}."
 
     def _blocks(self, call: _Call) -> list[_Call]:
         blocks: list[_Call] = []
         for child in self._children(call):
-            if self._is_sequence(child) and not self._is_bypassed_module(child, call):
+            sequence = self._is_sequence(child) and not self._is_bypassed_module(child, call)
+            if sequence or (self._into_wrappers and self._is_wrapper(child)):
                 blocks += self._blocks(child)
-            elif self._has_two_weights(child):
+            elif self._is_large(child):
                 blocks.append(child)
         return blocks
 
-    def _has_two_weights(self, call: _Call) -> bool:
+    def _is_large(self, call: _Call) -> bool:
         if call.path not in self._num_weights:
             module = self._root.get_submodule(call.path)
             self._num_weights[call.path] = sum(_is_weight(p) for p in module.parameters()) + sum(
                 is_quantised_linear(m) for m in module.modules()
             )
-        return self._num_weights[call.path] >= 2
+        least = 2 if call.cls.__module__.startswith("torch.nn") else self._min_weights
+        return self._num_weights[call.path] >= least
+
+    def _is_wrapper(self, call: _Call) -> bool:
+        """Return whether a module, other than an item, has most of the weights and calls others."""
+        parameters = self._root.get_submodule(call.path).parameters()
+        most = 2 * sum(p.numel() for p in parameters) > self._num_parameters
+        return (
+            most and not call.own_name.isdigit() and any(map(self._is_large, self._children(call)))
+        )
 
     def _children(self, call: _Call) -> list[_Call]:
         """Return the calls made by a module, with containers replaced by their contents."""
@@ -200,7 +293,7 @@ class _BlockFinder:
 
     def _is_sequence(self, call: _Call) -> bool:
         """Return whether a module runs a sequence of blocks."""
-        candidates = [child for child in self._children(call) if self._has_two_weights(child)]
+        candidates = [child for child in self._children(call) if self._is_large(child)]
         by_class = [[c for c in candidates if c.cls is cls] for cls in {c.cls for c in candidates}]
         return any(
             len(sequence) >= 2
@@ -240,7 +333,7 @@ class _BlockFinder:
 
     def _only_inner_block(self, call: _Call, classes: Counter[type]) -> _Call:
         """Return the single block of a stage, if other stages have several of its class."""
-        inner = [child for child in self._children(call) if self._has_two_weights(child)]
+        inner = [child for child in self._children(call) if self._is_large(child)]
         single = classes[call.cls] < 2 and len(inner) == 1 and classes[inner[0].cls] >= 2
         return inner[0] if single and not self._is_bypassed(inner[0], inner, self._tree) else call
 
@@ -254,11 +347,6 @@ def _is_container(call: _Call, parent: _Call) -> bool:
         return False
     similar = [c for c in parent.inner.values() if c.cls is call.cls and c.stem == call.stem]
     return len(similar) < 2 or any(child.is_numbered for child in call.inner.values())
-
-
-def _top_name(call: _Call) -> str:
-    """Return the first part of a module's path."""
-    return call.path.split(".")[0]
 
 
 def _is_weight(parameter: Tensor) -> bool:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import fx, nn
 
 from leenet_fx.errors import InputError, TraceError
+from leenet_fx.graph.checks import check_takes_images
 from leenet_fx.graph.exporter import export
 from leenet_fx.graph.input_shape import find_input
 from leenet_fx.graph.meta_modules import has_user_hooks, meta_copy
 from leenet_fx.graph.node_costs import NodeCosts, measure, model_operations
 from leenet_fx.graph.operator_costs import Operation
 from leenet_fx.graph.outputs import check_not_probabilities, remove_softmax, select_logits
+from leenet_fx.graph.probe import Probe
 from leenet_fx.graph.proxies import IN_PLACE
-from leenet_fx.graph.signature import take_images_only
+from leenet_fx.graph.signature import images_name, take_images_only
 from leenet_fx.graph.tracer import Trace, clone, trace
 
 logger = logging.getLogger("leenet_fx")
@@ -51,9 +53,9 @@ def capture(
 ) -> CapturedModel:
     """Capture a model with torch.fx, or with torch.export if torch.fx fails.
 
-    A graph of torch.fx is compared with the model: both must execute the same operators on values
-    of the same shapes. If they do not, control flow of the model was fixed during tracing, and
-    torch.export is used.
+    Control flow on shapes is followed if needed, for images of one size. A graph of torch.fx is
+    compared with the model: both must execute the same operators on values of the same shapes. If
+    they do not, control flow of the model was fixed during tracing, and torch.export is used.
 
     Args:
         model: an image classifier; it is not modified.
@@ -67,13 +69,17 @@ def capture(
         TraceError: neither can capture the model.
     """
     fx_error: TraceError | InputError
-    try:
-        return _capture_by_fx(model, tensors, example_inputs, leaf_modules, concrete_args)
-    except (TraceError, InputError) as error:
-        fx_error = error
+    for probed in (False, True):
+        try:
+            return _capture_by_fx(
+                model, tensors, example_inputs, leaf_modules, concrete_args, probed
+            )
+        except (TraceError, InputError) as error:
+            fx_error = error
     try:
         captured = _capture_by_export(model, tensors, example_inputs, concrete_args)
     except (TraceError, InputError) as export_error:
+        check_takes_images(model)
         if isinstance(fx_error, InputError):
             raise fx_error from None
         messages = dict.fromkeys((str(fx_error), str(export_error)))
@@ -94,21 +100,29 @@ def _capture_by_fx(
     example_inputs: object,
     leaf_modules: tuple[type[nn.Module], ...],
     concrete_args: Mapping[str, Any] | None,
+    probed: bool,
 ) -> CapturedModel:
     root = clone(model, tensors)
-    traced = trace(root, leaf_modules=leaf_modules, concrete_args=concrete_args)
+    images_argument = images_name(model, concrete_args)
+    options: dict[str, Any] = {"leaf_modules": leaf_modules, "concrete_args": concrete_args}
+    symbolic = None if probed else trace(root, **options)
     # The user's hooks cannot run on meta tensors, and without them the model may do less.
     comparable = not has_user_hooks(model)
 
     def run(image_shape: tuple[int, ...], dtype: torch.dtype) -> CapturedModel:
         meta = meta_copy(root)
+        probe = Probe(meta, image_shape, dtype)
+        traced = trace(root, **options, probe=probe) if symbolic is None else symbolic
+        if probed:
+            # The trace may have added constants.
+            meta = meta_copy(root)
         costs = measure(traced.graph, meta, image_shape, dtype)
         if comparable:
             take_images_only(meta, _on_meta(concrete_args))
             expected = model_operations(meta, image_shape, dtype)
             _check_operations(traced.name, expected, costs.large_log)
         _replace_in_place_arithmetic(traced.graph, costs)
-        return _with_logits(traced, image_shape, dtype, costs)
+        return _with_logits(traced, image_shape, dtype, costs, images_argument)
 
     return find_input(root, example_inputs, run)
 
@@ -120,20 +134,25 @@ def _capture_by_export(
     concrete_args: Mapping[str, Any] | None,
 ) -> CapturedModel:
     root = clone(model, tensors)
+    images_argument = images_name(model, concrete_args)
 
     def run(image_shape: tuple[int, ...], dtype: torch.dtype) -> CapturedModel:
         exported = export(root, image_shape, dtype, concrete_args=concrete_args)
         costs = measure(exported.graph, meta_copy(root), image_shape, dtype)
-        return _with_logits(exported, image_shape, dtype, costs)
+        return _with_logits(exported, image_shape, dtype, costs, images_argument)
 
     return find_input(root, example_inputs, run)
 
 
 def _with_logits(
-    trace: Trace, image_shape: tuple[int, ...], dtype: torch.dtype, costs: NodeCosts
+    trace: Trace,
+    image_shape: tuple[int, ...],
+    dtype: torch.dtype,
+    costs: NodeCosts,
+    images_name: str | None,
 ) -> CapturedModel:
     """Return a captured model whose only output is the logits."""
-    trace = select_logits(trace, costs)
+    trace = replace(select_logits(trace, costs), images_name=images_name)
     shorter = remove_softmax(trace, costs)
     if len(shorter.graph.nodes) != len(costs.order):
         costs = measure(shorter.graph, meta_copy(shorter.root), image_shape, dtype)

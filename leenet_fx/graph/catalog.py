@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from leenet_fx.errors import InputError
+from leenet_fx.graph import hf_models
 from leenet_fx.registry import unknown_name
 
 logger = logging.getLogger("leenet_fx")
@@ -21,8 +22,13 @@ logger = logging.getLogger("leenet_fx")
 def list_models(pattern: str = "*") -> list[str]:
     """List the exact names, `timm/NAME` and `torchvision/NAME`, that match an fnmatch pattern.
 
-    A pattern without a slash is matched against NAME only.
+    A pattern without a slash is matched against NAME only. Architectures of transformers are listed
+    for patterns that start with `hf/`.
     """
+    if pattern.startswith("hf/"):
+        return sorted(
+            n for n in map("hf/{}".format, hf_models.architectures()) if fnmatch(n, pattern)
+        )
     names = [f"torchvision/{name}" for name in _torchvision_names()]
     names += [f"timm/{name}" for name in _timm_names()]
     with_library = "/" in pattern
@@ -36,8 +42,10 @@ def create_model(
 
     Args:
         name: `timm/NAME` or `torchvision/NAME`; a name without a library means torchvision's model
-            if there is one, else timm's; `path/to/file.py:factory` executes the user's own file
-            and calls a function of it.
+            if there is one, else timm's; `hf/ARCHITECTURE` is an image classifier of transformers
+            by its model type, with random weights, and `hf:OWNER/NAME` one with the weights of the
+            Hugging Face hub; `path/to/file.py:factory` executes the user's own file and calls a
+            function of it.
         pretrained: whether to load the library's weights (downloads them).
         device: device of the weights; "meta" allocates none, if the model supports it.
         options: keyword arguments of the library's builder or the factory.
@@ -49,6 +57,10 @@ def create_model(
     with torch.device(device if device is not None else "cpu"):
         if ".py:" in name:
             return _from_file(name, options)
+        if name.startswith("hf:"):
+            return hf_models.from_hub(name[3:], options)
+        if name.startswith("hf/"):
+            return hf_models.build(name[3:], pretrained, options)
         library, _, rest = name.partition("/")
         if library == "timm":
             return _timm(rest, pretrained, options)

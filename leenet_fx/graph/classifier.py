@@ -92,6 +92,10 @@ def set_classifier(
     path = _find(trace, costs)
     if num_classes is None or num_classes == outputs[1]:
         return Classifier(trace, path, outputs[1])
+    if path is None:
+        # An embedding, such as that of a contrastive image tower.
+        added = _add(trace, costs, outputs, num_classes, generator)
+        return Classifier(added, "exits.final.linear", num_classes, is_added=True, is_new=True)
     _replace(trace, path, outputs[1], num_classes, generator)
     return Classifier(trace, path, num_classes, is_new=True)
 

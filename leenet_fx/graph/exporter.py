@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from typing import Any
 
@@ -49,8 +52,7 @@ def export(
     device = tensors[0].device if tensors else torch.device("cpu")
     images = torch.empty(PROBE_BATCH_SIZES[1], *image_shape, dtype=dtype, device=device)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with _silence(), torch.no_grad():
             program = torch.export.export(
                 scratch, (images,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False
             )
@@ -61,6 +63,19 @@ def export(
     hoist_shape_queries(graph)
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
     return Trace(root, graph, output, name, tracer="export")
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Suppress warnings and logs: where it fails, torch.export logs the whole graph."""
+    level = logging.root.manager.disable
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            logging.disable(logging.CRITICAL)
+            yield
+    finally:
+        logging.disable(level)
 
 
 def _return_tensors(scratch: nn.Module) -> list[Any]:

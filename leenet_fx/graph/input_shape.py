@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from leenet_fx.errors import InputError, TraceError, first_line
+from leenet_fx.graph.hf_models import image_shape
 
 logger = logging.getLogger("leenet_fx")
 
@@ -30,9 +31,10 @@ def find_input(
 ) -> Result:
     """Call `run` with the first input shape and dtype that the model takes; return its result.
 
-    Sources, in order: `example_inputs`; the model's own configuration (timm's `pretrained_cfg`, an
-    `image_size` or `img_size` attribute); the channels of the first layer at 224 x 224, with a
-    logged note; for a network that starts with a Linear layer, the width of that layer.
+    Sources, in order: `example_inputs`; the model's own configuration (timm's `pretrained_cfg`,
+    transformers' `config`, an `image_size` or `img_size` attribute); the channels of the first
+    layer at 224 x 224, with a logged note; for a network that starts with a Linear layer, the width
+    of that layer.
 
     Args:
         root: the model.
@@ -122,6 +124,9 @@ def _candidates(root: nn.Module) -> Iterator[tuple[tuple[int, ...], str]]:
             # A model built for other channels keeps the configuration of its published weights.
             yield (channels, *config["input_size"][1:]), attribute
             yield tuple(config["input_size"]), attribute
+    configured = image_shape(root)
+    if configured is not None:
+        yield configured, "config"
     for module in root.modules():
         for attribute in ("image_size", "img_size"):
             size: Any = getattr(module, attribute, None)

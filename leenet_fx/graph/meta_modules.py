@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from leenet_fx.graph.compat import Hooks, forward_hooks
+from leenet_fx.graph.devices import move_attributes
 from leenet_fx.graph.tracer import clone
 
 
@@ -25,6 +26,7 @@ def meta_copy(root: nn.Module) -> nn.Module:
         TraceError: the module tree cannot be copied.
     """
     meta = clone(root, "meta").eval().requires_grad_(False)
+    move_attributes(meta, torch.device("meta"))
     for hooks, key in _user_hooks(meta):
         del hooks[key]
     for module in meta.modules():

@@ -44,9 +44,11 @@ def select_logits(trace: Trace, costs: NodeCosts) -> Trace:
         TraceError: no output is a tensor, or several are matrices under other names.
     """
     output = next(node for node in reversed(trace.graph.nodes) if node.op == "output")
-    logits = _select(output.args[0], trace, costs)
+    returned = output.args[0]
+    logits = _select(returned, trace, costs)
     output.args = (logits,)
-    return replace(trace, logits=logits)
+    by_name = isinstance(returned, Mapping) and "logits" in returned
+    return replace(trace, logits=logits, returns_mapping=by_name)
 
 
 def _select(value: Any, trace: Trace, costs: NodeCosts) -> fx.Node:

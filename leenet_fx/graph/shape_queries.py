@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from leenet_fx.graph.probe import check_decision
 from leenet_fx.graph.proxies import IN_PLACE
 
 _ARITHMETIC: frozenset[Any] = frozenset(
@@ -16,11 +17,22 @@ _ARITHMETIC: frozenset[Any] = frozenset(
 ).union(IN_PLACE)
 
 
-def hoist_shape_queries(graph: fx.Graph) -> None:
-    """Move queries of a shape to the node that returns the tensor, which shortens its lifetime."""
+_DECISIONS: frozenset[Any] = frozenset(
+    (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.mod)
+).union((operator.truediv, operator.neg, operator.and_, operator.or_, int, check_decision))
+
+
+def hoist_shape_queries(graph: fx.Graph, *, decisions: bool = False) -> None:
+    """Move queries of a shape to the node that returns the tensor, which shortens its lifetime.
+
+    Args:
+        graph: edited in place.
+        decisions: whether comparisons of shapes, and the checks of their results, are moved too.
+    """
+    functions = _ARITHMETIC | _DECISIONS if decisions else _ARITHMETIC
     hoisted: set[fx.Node] = set()
     for node in list(graph.nodes):
-        derived = node.op == "call_function" and node.target in _ARITHMETIC
+        derived = node.op == "call_function" and node.target in functions
         sources = node.all_input_nodes
         if not sources or not (_is_query(node) or (derived and hoisted.issuperset(sources))):
             continue

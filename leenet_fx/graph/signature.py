@@ -63,6 +63,16 @@ def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
     module.__class__ = type(cls.__name__, (cls,), members)
 
 
+def images_name(model: nn.Module, concrete_args: Mapping[str, Any] | None = None) -> str | None:
+    """Return the name of the argument of `forward` that takes the images, None if it has none."""
+    name = _images_argument(model, concrete_args or {})
+    if name is not None:
+        return name
+    parameters = inspect.signature(model.forward).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return next((p.name for p in parameters if p.kind in kinds), None)
+
+
 def _images_argument(root: nn.Module, fixed: Mapping[str, Any]) -> str | None:
     """Return the name of the images' argument, or None if it is the first one."""
     name = type(root).__name__
@@ -80,7 +90,8 @@ def _images_argument(root: nn.Module, fixed: Mapping[str, Any]) -> str | None:
             "for the others, for instance concrete_args={'" + required[-1] + "': None}."
         )
     images = required[0] if required else next((p.name for p in free), None)
-    return images if named and images != named[0].name else None
+    positional = bool(named) and named[0].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return images if named and not (positional and images == named[0].name) else None
 
 
 def plain_output(value: Any) -> Any:

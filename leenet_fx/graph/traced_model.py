@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,16 +11,20 @@ import torch
 from torch import fx, nn
 
 from leenet_fx.errors import InputError
-from leenet_fx.graph.blocks import find_blocks
-from leenet_fx.graph.boundaries import Boundary, find_boundaries
+from leenet_fx.graph.blocks import FEW, find_blocks
+from leenet_fx.graph.boundaries import Boundaries, Boundary, find_boundaries
 from leenet_fx.graph.capture import CapturedModel, capture
+from leenet_fx.graph.casts import casts_images
+from leenet_fx.graph.checks import check_module
 from leenet_fx.graph.classifier import Classifier, set_classifier
 from leenet_fx.graph.liveness import Liveness
 from leenet_fx.graph.meta_modules import meta_copy
 from leenet_fx.graph.node_costs import NodeCosts, measure
 from leenet_fx.graph.sample_order import BatchDims, find_batch_dims
-from leenet_fx.graph.tracer import Trace, check_module
+from leenet_fx.graph.tracer import Trace
 from placement import Candidate, CostProfile
+
+logger = logging.getLogger("leenet_fx")
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class TracedModel:
         final_classifier: name of the layer that computes the logits, None if they do not come from
             one layer.
         classifier_is_new: whether that layer was replaced for another number of classes, or added.
+        casts_images: whether the network converts images of any dtype itself.
         head_is_added: whether it was added, as `exits.final`, to a model that returns features.
     """
 
@@ -54,6 +60,7 @@ class TracedModel:
     final_classifier: str | None
     classifier_is_new: bool
     head_is_added: bool
+    casts_images: bool = False
 
 
 def trace_model(
@@ -108,6 +115,8 @@ def trace_model(
     liveness = Liveness(trace.graph, costs, batch_dims)
     ends = find_blocks(trace, costs, liveness, blocks)
     boundaries = find_boundaries(trace, costs, liveness, ends)
+    if blocks is None and len(boundaries.usable) < FEW:
+        _explain_few(trace.name, boundaries)
     return TracedModel(
         trace=trace,
         costs=costs,
@@ -121,6 +130,19 @@ def trace_model(
         final_classifier=classifier.path,
         classifier_is_new=classifier.is_new,
         head_is_added=classifier.is_added,
+        casts_images=casts_images(trace.graph, captured.image_shape, captured.dtype),
+    )
+
+
+def _explain_few(name: str, boundaries: Boundaries) -> None:
+    """Log why there are few boundaries."""
+    count = len(boundaries.usable)
+    reasons = [f"{at}: {why}" for at, why in list(boundaries.rejected.items())[:3]]
+    logger.warning(
+        "%s has %s: %s. Name its blocks with blocks=, by class or by name, such as 'layers.*'.",
+        name,
+        "1 block boundary" if count == 1 else f"{count} block boundaries",
+        "; ".join(reasons) or "no class of modules repeats in a sequence",
     )
 
 

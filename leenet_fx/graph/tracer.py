@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import random
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +18,11 @@ import torch
 import torchvision
 from torch import fx, nn
 
-from leenet_fx.errors import InputError, TraceError, first_line
+from leenet_fx.errors import TraceError, first_line
 from leenet_fx.graph.contexts import Contexts, detach_without_grad
+from leenet_fx.graph.devices import follow_device
+from leenet_fx.graph.encoders import run_layer_by_layer, runs_layer_by_layer
+from leenet_fx.graph.probe import FACTORIES, Probe, ProbedProxy, ProbeError, symbolic_builtins
 from leenet_fx.graph.proxies import READ_VALUES, Proxy, TensorProxy
 from leenet_fx.graph.shape_queries import hoist_shape_queries
 from leenet_fx.graph.signature import take_images_only
@@ -39,6 +44,8 @@ class Trace:
         name: the model's class name.
         tracer: "fx" (torch.fx) or "export" (torch.export, for evaluation mode and one image size
             only).
+        images_name: name of the argument of `forward` that takes the images.
+        returns_mapping: whether `forward` returns the logits by name, among others.
     """
 
     root: nn.Module
@@ -46,6 +53,8 @@ class Trace:
     logits: fx.Node
     name: str
     tracer: Literal["fx", "export"] = "fx"
+    images_name: str | None = None
+    returns_mapping: bool = False
 
 
 def clone(model: nn.Module, tensors: Literal["copy", "share", "meta"]) -> nn.Module:
@@ -77,6 +86,7 @@ def trace(
     *,
     leaf_modules: Iterable[type[nn.Module]] = (),
     concrete_args: Mapping[str, Any] | None = None,
+    probe: Probe | None = None,
 ) -> Trace:
     """Trace a module tree with torch.fx.
 
@@ -90,8 +100,11 @@ def trace(
         root: the module tree; constants become buffers of it.
         leaf_modules: classes to keep whole.
         concrete_args: values of the arguments of `forward` other than the images, by name.
+        probe: values for images of one size, by which control flow on shapes is decided; None
+            rejects such control flow.
 
     Raises:
+        ProbeError: an operator does not take the values of the probe.
         TraceError: the model cannot be traced; names the module, the source line and a remedy.
     """
     name = type(root).__name__
@@ -99,7 +112,7 @@ def trace(
     large = _large_modules(root)
     mode_readers: set[str] = set()
     while True:
-        scratch, tracer, graph = _trace_once(root, leaves, mode_readers, concrete_args)
+        scratch, tracer, graph = _trace_once(root, leaves, mode_readers, concrete_args, probe=probe)
         new_leaves = (tracer.branched_on_mode | tracer.contexts.autocasts) - large - mode_readers
         if not new_leaves:
             break
@@ -119,8 +132,9 @@ def trace(
         if key.startswith(CONSTANT):
             root.register_buffer(key, value, persistent=False)
     _register_plain_tensors(root, graph)
+    follow_device(graph)
     detach_without_grad(graph, tracer.contexts.without_grad)
-    hoist_shape_queries(graph)
+    hoist_shape_queries(graph, decisions=probe is not None)
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
     return Trace(root, graph, output, name)
 
@@ -131,13 +145,17 @@ def _trace_once(
     leaf_paths: Iterable[str],
     concrete_args: Mapping[str, Any] | None,
     as_training: bool = False,
+    probe: Probe | None = None,
 ) -> tuple[nn.Module, _Tracer, fx.Graph]:
     # Some models cache values computed while tracing, so each trace gets its own copy.
     scratch = clone(root, "share")
     take_images_only(scratch, concrete_args)
-    tracer = _Tracer(leaves, frozenset(leaf_paths), as_training)
+    run_layer_by_layer(scratch)
+    tracer = _Tracer(leaves, frozenset(leaf_paths), as_training, probe)
     try:
         return scratch, tracer, tracer.run(scratch)
+    except ProbeError:
+        raise
     except Exception as error:
         raise _explain(type(root).__name__, tracer, error) from error
 
@@ -149,10 +167,17 @@ def _same_in_training(
     leaf_paths: Iterable[str],
     concrete_args: Mapping[str, Any] | None,
 ) -> bool:
-    """Return whether training mode leads to the same graph."""
+    """Return whether training mode leads to the same graph, whatever random numbers are drawn."""
+    states = torch.get_rng_state(), random.getstate()
     try:
         other = _trace_once(root, leaves, leaf_paths, concrete_args, as_training=True)[2]
+        drew = not torch.equal(torch.get_rng_state(), states[0]) or random.getstate() != states[1]
     except TraceError:
+        return False
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+    if drew:
         return False
     return [n.format_node() for n in graph.nodes] == [n.format_node() for n in other.nodes]
 
@@ -165,13 +190,21 @@ class _Tracer(fx.Tracer):
         leaves: tuple[type[nn.Module], ...],
         leaf_paths: frozenset[str],
         as_training: bool,
+        probe: Probe | None = None,
     ) -> None:
         from timm.layers import get_notrace_functions, get_notrace_modules
 
         super().__init__(
             autowrap_modules=(math, torchvision.ops),  # type: ignore[arg-type]
-            autowrap_functions=tuple(get_notrace_functions()),
+            autowrap_functions=(
+                *get_notrace_functions(),
+                *(FACTORIES if probe is not None else ()),
+            ),
         )
+        self.probe = probe
+        if probe is not None:
+            probe.clear()
+            self._autowrap_search.append(torch)
         self._leaf_classes = (*leaves, *get_notrace_modules())
         self._leaf_paths = leaf_paths
         self._as_training = as_training
@@ -184,17 +217,28 @@ class _Tracer(fx.Tracer):
         self._names = {id(t): name for name, t in root.named_buffers()}
         self._names |= {id(t): name for name, t in root.named_parameters()}
         try:
-            with self.contexts.record(lambda: next(reversed(self.module_stack.values()), ("",))[0]):
+            with ExitStack() as stack:
+                stack.enter_context(self.contexts.record(self._current_path))
+                if self.probe is not None:
+                    stack.enter_context(symbolic_builtins(root))
                 graph = self.trace(root)
         finally:
             for module, mode in modes.items():
                 module.__dict__["training"] = mode
+        for node in graph.nodes:
+            if node.target in FACTORIES:
+                # Generated code would try to wrap the name "torch.arange".
+                node.meta.pop("is_wrapped", None)
         for flag in self._flags:
             if flag.users:
                 min(flag.users).prepend(flag)
             else:
                 graph.erase_node(flag)
         return graph
+
+    def _current_path(self) -> str:
+        stack = list(self.module_stack.values())
+        return str(stack[-1][0]) if stack else ""
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
@@ -209,7 +253,7 @@ class _Tracer(fx.Tracer):
         return (
             module_qualified_name in self._leaf_paths
             or isinstance(m, self._leaf_classes)
-            or super().is_leaf_module(m, module_qualified_name)
+            or (not runs_layer_by_layer(m) and super().is_leaf_module(m, module_qualified_name))
         )
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
@@ -218,20 +262,39 @@ class _Tracer(fx.Tracer):
             raise ValueError(f"'{name}' makes the graph depend on the values of a tensor")
         node = super().create_node(kind, target, *args, **kwargs)
         self.contexts.add(node)
+        if self.probe is not None and kind != "output":
+            self.probe.evaluate(node, self.root)
         return node
 
+    def create_arg(self, a: Any) -> Any:
+        # Proxies with a known value are instances of its type too.
+        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
+
+    def call_module(
+        self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if self._is_probing:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    @property
+    def _is_probing(self) -> bool:
+        return self.probe is not None and self.probe.is_running
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return Proxy(node, self)
+        return Proxy(node, self) if self.probe is None else ProbedProxy(node, self)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         if obj.node in self._flags:
             self.branched_on_mode.add(self._flags[obj.node])
             return self._as_training
+        if self.probe is not None:
+            return bool(self.probe.decide(obj))
         return super().to_bool(obj)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         name = self._names.get(id(attr_val)) if isinstance(attr_val, torch.Tensor) else None
-        if name is None:
+        if name is None or self._is_probing:
             return attr_val
         if name not in parameter_proxy_cache:
             parameter_proxy_cache[name] = self.create_proxy(
@@ -289,7 +352,7 @@ def _explain(name: str, tracer: _Tracer, error: Exception) -> TraceError:
     own = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((torch_dir, "<")) and frame.filename != __file__
+        if not frame.filename.startswith((torch_dir, "<", str(Path(__file__).parent)))
     ]
     line = f" at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else ""
     reason = first_line(error)
@@ -299,9 +362,3 @@ def _explain(name: str, tracer: _Tracer, error: Exception) -> TraceError:
         "on another argument, pass its value in concrete_args={…}; if on values of the images, a "
         "graph would be wrong for other images."
     )
-
-
-def check_module(model: object) -> None:
-    """Raise InputError unless `model` is an nn.Module."""
-    if not isinstance(model, nn.Module):
-        raise InputError(f"Expected a torch.nn.Module, got {type(model).__name__}.")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -60,10 +61,14 @@ class Patience(CountingPolicy):
         return {"patience": list(self.thresholds)}
 
     def confidence(self, index: int, scores: Tensor) -> Tensor:
+        if scores.shape[1] == 1:
+            return scores.new_zeros(scores.shape[0], dtype=torch.float32)
         predicted = scores.argmax(2)
-        agrees = predicted[:, 1:] == predicted[:, :-1]
-        # From the last exit backwards, the product stays 1 until the first disagreement.
-        return agrees.flip(1).long().cumprod(1).sum(1).float()
+        differs = predicted[:, 1:] != predicted[:, :-1]
+        # From the last exit backwards, the sum stays 0 until the first disagreement. A cumulative
+        # product would do the same, but ONNX has none.
+        disagreements = differs.flip(1).long().cumsum(1)
+        return (disagreements == 0).sum(1).float()
 
 
 @register_policy("vote")

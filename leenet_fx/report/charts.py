@@ -164,9 +164,9 @@ def chart(
     legend.click_policy = "hide"
     legend.location = "top_left"
     legend.margin = 4
-    legend.spacing = 10
+    legend.spacing = 2
     if len(items) > 4:
-        legend.ncols = 2
+        legend.ncols, legend.spacing = 2, 10
     plot.add_layout(legend, "above")
     text = json.dumps(json_item(plot), ensure_ascii=True, allow_nan=False)
     # A class or method may be called "</script>".

@@ -13,8 +13,9 @@ from torch import nn
 from leenet_fx.digest import checksum, entries
 from leenet_fx.errors import InputError, PlacementError, placement_errors
 from leenet_fx.graph.catalog import library_name
+from leenet_fx.graph.checks import check_module
+from leenet_fx.graph.hf_models import class_names
 from leenet_fx.graph.traced_model import TracedModel, trace_model
-from leenet_fx.graph.tracer import check_module
 from leenet_fx.keywords import check_keywords
 from leenet_fx.methods import Method, as_method
 from leenet_fx.parts.branches import Branch, BranchFactory, ExitSite, get_branch, make_branch
@@ -35,7 +36,7 @@ LARGE_SHARE = 0.1
 @torch.inference_mode(False)
 def attach(
     model: nn.Module,
-    strategy: str | Strategy | Placement | Sequence[Position] = "fine",
+    strategy: str | Strategy | Placement | Sequence[Position] = "auto",
     *,
     num_exits: int | None = None,
     example_inputs: object = None,
@@ -58,11 +59,12 @@ def attach(
 
     Args:
         model: an image classifier that returns logits (B, classes).
-        strategy: a registered placement ("fine", "pareto", "golden", "linear", "every"), a list of
-            positions (block names, indices, FLOP shares), a `Placement`, or a function of
-            (profile, num_exits).
-        num_exits: number of exits; None takes √(number of blocks), rounded, or what the strategy
-            fixes. See `placement.default_num_exits`.
+        strategy: a registered placement ("auto", "fine", "pareto", "golden", "linear", "every"), a
+            list of positions (block names, indices, FLOP shares), a `Placement`, or a function of
+            (profile, num_exits). "auto" places candidates, of which `calibrate` uses those that
+            pay.
+        num_exits: number of exits; None takes up to 12 for "auto", √(number of blocks), rounded,
+            for other rules (see `placement.default_num_exits`), or what the strategy fixes.
         example_inputs: a batch of images of the size to count costs for; None takes the size in
             the model's configuration.
         branch: the branch architecture: "pool", "flatten", "bnpool", "conv", a registered name, or
@@ -155,7 +157,9 @@ def attach(
         leaf_modules=tuple(map(class_name, leaf_modules)),
         method=None if method is None else as_method(method).config,
     )
-    ee.spec = replace(ee.spec, checksums=_backbone_checksums(ee))
+    names = class_names(model)
+    known = names if names is not None and len(names) == traced.num_classes else None
+    ee.spec = replace(ee.spec, checksums=_backbone_checksums(ee), class_names=known)
     return ee
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,24 @@ from leenet_fx.errors import InputError
 from leenet_fx.surgery.spec import ExitSpec
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def images_by_name(spec: ExitSpec, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return the images among arguments by name.
+
+    Raises:
+        InputError: any other argument, or the images twice.
+    """
+    names = [name for name in (spec.images_name, "images") if name is not None]
+    given = next((name for name in names if name in kwargs), None)
+    others = [name for name in kwargs if name != given]
+    if args or given is None or others:
+        raise InputError(
+            f"A network with exits takes one batch of images, {names[0]}=; got "
+            f"{len(args)} by position and {', '.join(kwargs)}. Other arguments of the original are "
+            "fixed by attach(concrete_args={…})."
+        )
+    return kwargs[given]
 
 
 def check_shape(images: Any, spec: ExitSpec) -> None:

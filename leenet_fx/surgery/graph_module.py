@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from leenet_fx.errors import InputError, ModeError
 from leenet_fx.runtime import outputs
 from leenet_fx.runtime.stage_plan import StagePlan
 from leenet_fx.runtime.stages import Stage, compile_forward
+from leenet_fx.surgery import checks
 from leenet_fx.surgery.cache import Cache
 from leenet_fx.surgery.exits import Exits
+from leenet_fx.surgery.named_logits import NamedLogits
 from leenet_fx.surgery.spec import ExitSpec
+from leenet_fx.surgery.unreached_hooks import warn_of_unreached_hooks
 
 
 class ExitGraphModule(fx.GraphModule):
@@ -49,6 +52,20 @@ class ExitGraphModule(fx.GraphModule):
         self.training = root.training
         exits.train(root.training)
         self.graph = graph
+        warn_of_unreached_hooks(self, graph)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call with a batch of images, by position or by the original model's name for them.
+
+        By name, the result has the form of the original's: `ee(pixel_values=x).logits` for a model
+        that returns its logits by name.
+        """
+        if not kwargs:
+            return super().__call__(*args)
+        images = checks.images_by_name(self.spec, args, kwargs)
+        outputs = super().__call__(images)
+        named = self.spec.returns_mapping and isinstance(outputs, Tensor)
+        return NamedLogits(logits=outputs) if named else outputs
 
     def recompile(self) -> Any:
         """Generate the code again after `ee.graph` or a branch was edited.

@@ -88,6 +88,9 @@ def insert_exits(
         blocks=blocks,
         concrete_args=dict(concrete_args or {}),
         leaf_modules=leaf_modules,
+        casts_images=traced.casts_images,
+        images_name=traced.trace.images_name,
+        returns_mapping=traced.trace.returns_mapping,
         changed=_replaced(traced),
         method=method,
     )

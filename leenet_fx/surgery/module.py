@@ -324,14 +324,15 @@ class EarlyExitModule(ExitGraphModule):
         if isinstance(images, Tensor) and cache.images == (images.shape[1:], images.dtype):
             return
         checks.check_shape(images, self.spec)
-        if checks.casts_images(images):
+        if self.spec.casts_images or checks.casts_images(images):
             return
         dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
         checks.check_dtype(images, dtype)
         cache.images = (images.shape[1:], images.dtype)
 
     def _empty_logits(self, images: Tensor) -> Tensor:
-        return images.new_empty(0, self.spec.num_classes)
+        dtype = images.dtype if images.is_floating_point() else next(self.parameters()).dtype
+        return images.new_empty(0, self.spec.num_classes, dtype=dtype)
 
     def with_stage_wrapper(self, wrapper: StageWrapper) -> EarlyExitModule:
         """Return a copy that shares all modules and wraps the functions of its stages.

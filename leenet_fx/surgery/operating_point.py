@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -27,6 +27,21 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.estimate:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+
+@dataclass(frozen=True)
+class ImageStatistics:
+    """Moments of the final classifier's confidence, by which images are recognised in any order.
+
+    Attributes:
+        count: number of images.
+        mean: of the confidence.
+        mean_square: of the confidence.
+    """
+
+    count: int
+    mean: float
+    mean_square: float
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,7 @@ class OperatingPoint:
         backbone_accuracy: None without labels.
         drop: accuracy of the backbone minus that with early exits; None without labels.
         fingerprint: of the weights.
+        images: statistics of the calibration images; None if unknown.
         savings: for each exit, by how much the mean cost would be higher without it; 0 for exits
             that are not used. Empty if it was not computed.
     """
@@ -79,6 +95,7 @@ class OperatingPoint:
     backbone_accuracy: float | None
     drop: Interval | None
     fingerprint: str
+    images: ImageStatistics | None = field(default=None, compare=False)
     savings: tuple[float, ...] = ()
 
     def build_policy(self) -> Policy:

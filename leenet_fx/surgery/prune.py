@@ -34,7 +34,7 @@ def prune(ee: EarlyExitModule, exits: Sequence[int | str] | None = None) -> Earl
 
     Raises:
         InputError: no exits, or a repeated one; a branch that is kept reads the logits of an exit
-            that is not.
+            that is not; the policy was fitted to all exits (`LearnedScore`).
         UnknownNameError: no exit after a block of that name.
     """
     branches = list(ee.exits.branches())
@@ -163,6 +163,11 @@ def _pruned_policy(policy: Policy, kept: Sequence[int]) -> Policy:
 
 def _evaluates_only(policy: Policy, reads: Sequence[bool], kept: Sequence[int]) -> bool:
     evaluated = evaluated_exits(policy, reads)
+    try:
+        _pruned_policy(policy, kept).check(len(kept))
+    except InputError:
+        # Scores that were fitted to all exits.
+        return False
     return all(index in kept for index, used in enumerate(evaluated) if used)
 
 

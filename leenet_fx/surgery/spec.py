@@ -34,6 +34,9 @@ class ExitSpec:
         blocks: patterns of the modules that are blocks; None for the default rule.
         concrete_args: values of the arguments of the model's forward other than the images.
         leaf_modules: classes that were not traced into, as `module.Class`.
+        images_name: name of the argument of the model's forward that takes the images.
+        returns_mapping: whether the model returns the logits by name.
+        casts_images: whether the network converts images of any dtype itself.
         changed: names of the original's modules whose weights are no longer the original's.
         method: the method that the exits were attached for, or trained by last; None if none was
             named.
@@ -60,6 +63,9 @@ class ExitSpec:
     blocks: tuple[str, ...] | None = None
     concrete_args: dict[str, Any] = field(default_factory=dict)
     leaf_modules: tuple[str, ...] = ()
+    images_name: str | None = None
+    returns_mapping: bool = False
+    casts_images: bool = False
     changed: tuple[str, ...] = ()
     method: MethodConfig | None = None
     class_names: tuple[str, ...] | None = None

@@ -92,7 +92,7 @@ def warn_if_one_exit(exit_index: Tensor, names: Sequence[str], images: str) -> N
         return
     at = f"exit {exit_} (after '{names[exit_]}')"
     logger.warning(
-        "%.1f %% of %d %s end at %s: set thresholds by set_budget, or change alpha.",
+        "%.1f %% of %d %s end at %s: set thresholds with calibrate, or change alpha.",
         100 * float(shares[exit_]),
         count,
         images,

@@ -15,10 +15,10 @@ import leenet_fx
 from leenet_fx import Entropy, InputError, MaxProbability, NeverExit, Patience, PlacementError
 from leenet_fx.calibration.cached_outputs import confidences, outputs_of_data
 from leenet_fx.calibration.calibrate import certify
+from leenet_fx.calibration.exit_subsets import MAX_EXTRA, SubsetCosts, worthwhile
 from leenet_fx.calibration.expectation import Question
 from leenet_fx.calibration.risks import get_risk
 from leenet_fx.calibration.searched import Problem
-from leenet_fx.calibration.selection import MAX_EXTRA, SubsetCosts, worthwhile
 from leenet_fx.calibration.solvers import exit_indices_at
 
 INF = math.inf
@@ -204,6 +204,11 @@ def test_exits_that_depend_on_each_other_are_not_chosen(network):
         leenet_fx.select_exits(ee, data)
     with pytest.raises(InputError, match="independent of each other"):
         leenet_fx.calibrate(ee, data, budget=0.9, exits="auto")
+    ee.policy = MaxProbability(1.0)
+    with pytest.raises(InputError, match="itself disables"):
+        leenet_fx.calibrate(ee, data, budget=0.9, exits=[0], solver="per-exit")
+    searched = leenet_fx.calibrate(attached_auto(ee), data, budget=0.9, solver="eenet")
+    assert len(searched.savings) == 4
     # The default takes all of them.
     auto = attached_auto(ee)
     auto.policy = Patience(2)

@@ -22,6 +22,7 @@ IMAGES = (
 WEIGHTS = ("weights", "pretrained")
 LOADER = ("batch-size", "workers")
 TARGET = ("max-drop", "max-disagreement", "budget", "confidence", "per-class", "solver")
+KEEP = ("keep", "max-drop", "budget")
 LAST = ("config", "format", "json", "help")
 VERBS = {
     "inspect": (
@@ -45,12 +46,17 @@ VERBS = {
     "sweep": (
         *("out", "alphas", "seeds", "seed", *IMAGES, *WEIGHTS, *PLACEMENT, *BRANCH, *SHAPES),
         *("method", "option", "cost", "epochs", "gate-epochs", "lr", *LOADER, "timed"),
-        *("overwrite", *LAST),
+        *(*KEEP, "overwrite", *LAST),
     ),
     "compare": (
         *("out", "methods", "joint", "seeds", "seed", *IMAGES, *WEIGHTS, *PLACEMENT, *SHAPES),
-        *("epochs", "augment", "precision", *LOADER, "overwrite", *LAST),
+        *("epochs", "augment", "precision", *LOADER, *KEEP, "overwrite", *LAST),
     ),
+    "export": (
+        *("format", "point", "backbone", "model", *IMAGES, "weights", "split", "config"),
+        *("json", "help"),
+    ),
+    "run": ("data", "point", "backbone", "batch-size", "threads", "limit", *LAST[1:]),
 }
 
 
@@ -69,7 +75,7 @@ def test_verbs_have_defaults_of_their_own():
         }
         for verb in ("fit", "sweep", "compare")
     }
-    assert [defaults[verb]["strategy"] for verb in defaults] == ["fine", "fine", "every"]
+    assert [defaults[verb]["strategy"] for verb in defaults] == ["auto", "auto", "every"]
     assert [defaults[verb].get("method") for verb in defaults] == ["shallow-deep", "leenet", None]
 
 
@@ -108,6 +114,6 @@ def test_options_that_were_not_given_are_left_to_the_method():
         "gate": "alpha",
         "blocks": 0,
     }
-    assert PlacementOptions().strategy == "fine"
+    assert PlacementOptions().strategy == "auto"
     assert OutputOptions(as_json=True).is_json
     assert not OutputOptions().is_json

@@ -1,5 +1,7 @@
 """Times on test sets of growing size."""
 
+import statistics
+
 import numpy as np
 import pytest
 import torch
@@ -25,13 +27,30 @@ def test_times_of_the_first_images_and_their_slopes():
     assert timing.ratio == timing.slope / timing.backbone_slope
 
 
-def test_both_networks_are_timed_on_every_batch():
-    measured = BatchTimer(torch.device("cpu"))
+def test_few_batches_are_timed_repeatedly_and_many_once():
+    for batches, repeats in ((1, 20), (7, 3), (20, 1), (500, 1), (None, 1)):
+        assert BatchTimer(torch.device("cpu"), batches).repeats == repeats
+    measured = BatchTimer(torch.device("cpu"), 10)
+    calls = []
+    models = {
+        "ee": lambda x: (calls.append("ee"), x + 1)[1],
+        "backbone": lambda x: (calls.append("backbone"), x - 1)[1],
+    }
     images = torch.arange(3.0)
-    assert torch.equal(measured.time("ee", lambda x: x + 1, images), images + 1)
-    assert len(measured.seconds["ee"]) == 1
-    assert measured.total("ee") > 0
-    assert measured.total("backbone") == 0
+    for _ in range(2):
+        outputs = measured.measure(models, images)
+        assert torch.equal(outputs["ee"], images + 1)
+        assert torch.equal(outputs["backbone"], images - 1)
+    # Each network is first in half of the measurements.
+    first = ["ee", "backbone", "backbone", "ee"]
+    assert calls == [*first, *first[2:], *first[:2]]
+    assert measured.batch_sizes == [3, 3]
+    assert measured.counts == [3] * 4
+    assert measured.seconds["ee"] == [
+        pytest.approx(statistics.median(measured.pairs["ee"][start : start + 2]))
+        for start in (0, 2)
+    ]
+    assert measured.total("ee") == sum(measured.seconds["ee"]) > 0
 
 
 @pytest.mark.parametrize("sizes", [[5], [10, 5], [0, 5], [5, 5], [1.5, 3], [True, 3]])

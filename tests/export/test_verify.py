@@ -167,6 +167,28 @@ def test_what_is_in_the_way_is_not_replaced(ee, tmp_path):
     assert (tmp_path / "folder" / "thesis.tex").read_text() == "x"
 
 
+@register_format("test-folder")
+class Folder(Right):
+    is_folder = True
+
+    def write(self, plan, description, path):
+        path.mkdir()
+        (path / "manifest.json").write_text("{}")
+        (path / f"{len(list(path.parent.parent.iterdir()))}.bin").write_text("x")
+
+
+def test_a_folder_of_an_earlier_export_is_replaced_as_a_whole(ee, tmp_path):
+    Right.seen = Folder.seen = []
+    leenet_fx.export(ee, tmp_path / "net", "test-folder")
+    first = {path.name for path in (tmp_path / "net").iterdir()}
+    (tmp_path / "other").write_text("x")
+    leenet_fx.export(ee, tmp_path / "net", "test-folder")
+    second = {path.name for path in (tmp_path / "net").iterdir()}
+    assert first & second == {"manifest.json", "SHA256SUMS"}
+    assert len(first) == len(second) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net", "other"]
+
+
 def test_images_that_do_not_fit_are_refused(ee, tmp_path):
     with pytest.raises(InputError, match="3 channels, got 1"):
         leenet_fx.export(ee, tmp_path / "net", "test-eager", images=images(2, 1, 16, 16))

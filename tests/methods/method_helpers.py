@@ -34,7 +34,7 @@ PRESETS = {
     "eenets": (["exits", "gates"], GateThreshold(0.0)),
     "jei-dnn": (["exits", "alternating"], GateThreshold(0.0)),
     "leenet": (["exits", "gates"], GateThreshold(0.0)),
-    "leenet-alpha": (["exits", "gates"], AlphaConditionedGate(0.5)),
+    "leenet-alpha": (["exits", "gates"], AlphaConditionedGate(0.2)),
     "msdnet": (["joint"], MaxProbability(0.9)),
     "pabee": (["joint"], Patience(2)),
     "pteenet": (["exits"], GateThreshold(0.0)),

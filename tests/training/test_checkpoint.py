@@ -111,7 +111,7 @@ def test_a_finished_run_is_loaded_instead_of_repeated(tmp_path):
     assert second == first
     x = images(8, 3, 16, 16)
     assert torch.equal(again(x), ee(x))
-    with pytest.raises(InputError, match=r"made with alpha=0.5, this run has alpha=0.7"):
+    with pytest.raises(InputError, match=r"made with alpha=0.2, this run has alpha=0.7"):
         leenet_fx.fit(
             attached(), loader(), alpha=0.7, epochs=2, out=tmp_path, resume=True, method="leenet"
         )

@@ -1,0 +1,50 @@
+"""Models that cannot be traced, by their type."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from leenet_fx.errors import InputError
+
+_STATIC = ("torch.ao.nn.quantized.modules", "torch.ao.nn.intrinsic.quantized.modules")
+
+
+def check_module(model: object) -> None:
+    """Raise InputError unless `model` is an nn.Module that can be traced.
+
+    Compiled, scripted and statically quantised modules cannot.
+    """
+    name = type(model).__name__
+    if not isinstance(model, nn.Module):
+        raise InputError(f"Expected a torch.nn.Module, got {name}.")
+    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        raise InputError(
+            "The model was compiled by torch.compile: pass model._orig_mod, and compile the result "
+            "with leenet_fx.compile."
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            "The model is a TorchScript module, which cannot be traced: pass the torch.nn.Module "
+            "from which it was made."
+        )
+    for path, module in model.named_modules():
+        if type(module).__module__.startswith(_STATIC):
+            raise InputError(
+                f"Module '{path}' of {name} is statically quantised, and cannot be traced: attach "
+                "exits to the model in floating point, and quantise the result."
+            )
+
+
+def check_takes_images(model: nn.Module) -> None:
+    """Raise InputError if the first layer of a model, which could not be captured, takes numbers.
+
+    Args:
+        model: the model.
+    """
+    first = next(((p, m) for p, m in model.named_modules() if not list(m.children())), None)
+    if first is not None and isinstance(first[1], (nn.Embedding, nn.EmbeddingBag)):
+        raise InputError(
+            f"The first layer of {type(model).__name__}, '{first[0]}' ({type(first[1]).__name__}), "
+            "takes whole numbers: exits are attached to networks that take images."
+        )
