@@ -118,7 +118,8 @@ def export(
         path: of the file or folder to write. An earlier export is replaced.
         format: "onnx": one ONNX file with nested conditions; "onnx-stages": a folder with one ONNX
             file for each stage; "openvino": a folder with OpenVINO's files; these for
-            `leenet_fx.run`. "torch-export": a `.pt2` file for `torch.export.load`. Or another
+            `leenet_fx.run`. "torch-export": a `.pt2` file for `torch.export.load`; "aoti" and
+            "aoti-cuda": one with compiled code, for `torch._inductor.aoti_load_package`. Or another
             registered format.
         images: real images (n, …), as the network expects them, to verify with, and to calibrate
             8-bit integers on.

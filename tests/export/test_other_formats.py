@@ -2,6 +2,9 @@
 
 import copy
 import json
+import os
+import shutil
+from itertools import product
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from networks import images
 
 import leenet_fx
 import leenet_fx.run
-from leenet_fx import MaxProbability
+from leenet_fx import DependencyError, MaxProbability
 from leenet_fx.errors import StorageError
 from leenet_fx.policies import AlphaConditionedGate
 
@@ -120,4 +123,39 @@ class TestTorchExport:
     def test_names_that_torch_does_not_read_are_refused(self, exported, tmp_path):
         with pytest.raises(StorageError, match=r"end with '.pt2', got 'net.onnx'"):
             leenet_fx.export(exported[0], tmp_path / "net.onnx", "torch-export")
+        assert not list(tmp_path.iterdir())
+
+
+class TestAoti:
+    @pytest.mark.slow
+    def test_a_package_predicts_what_the_network_does_for_any_batch(self, tmp_path):
+        if shutil.which(os.environ.get("CXX", "g++")) is None:
+            pytest.skip("there is no C++ compiler")
+        ee = small([1])
+        ee.policy = MaxProbability(0.25)
+        path = tmp_path / "net.pt2"
+        result = leenet_fx.export(ee, path, "aoti")
+        # Two exits: 2 + 3 + 4 + 5 ways to spread 1 to 4 samples, and three more batches.
+        assert result.verification.batches == 14 + 3
+        package = torch._inductor.aoti_load_package(str(path))
+        described = json.loads(package.get_metadata()["leenet_fx"])
+        assert described["policy"]["thresholds"] == [0.25]
+        for size, threshold in product((0, 1, 3, 20), (0.0, 0.25, 2.0)):
+            batch = images(size, 3, 16, 16, seed=size)
+            logits, exits, _ = package(batch, torch.tensor([threshold]))
+            expected = predict(ee, batch, [threshold])
+            assert torch.equal(exits, expected.exit_index)
+            assert torch.allclose(logits, expected.logits, atol=1e-5)
+
+    def test_a_missing_compiler_or_device_is_named(self, tmp_path, monkeypatch):
+        ee = small([1])
+        if not torch.cuda.is_available():
+            with pytest.raises(
+                DependencyError, match=r"'aoti-cuda' needs a C.. compiler|needs a CU"
+            ):
+                leenet_fx.export(ee, tmp_path / "net.pt2", "aoti-cuda")
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.setenv("CXX", "no-compiler")
+        with pytest.raises(DependencyError, match=r"needs a C\+\+ compiler, and 'no-compiler'"):
+            leenet_fx.export(ee, tmp_path / "net.pt2", "aoti")
         assert not list(tmp_path.iterdir())
