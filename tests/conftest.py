@@ -3,9 +3,14 @@ import warnings
 
 import pytest
 import torch
+from hypothesis import settings
 from networks import ZOO
 
 import leenet_fx
+
+# No test is timed: a busy machine is no failure.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
