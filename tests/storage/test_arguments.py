@@ -30,7 +30,7 @@ def test_arguments_are_restored(arguments, tmp_path):
     assert torch.equal(loaded(X), ee(X))
     assert [str(n.target) for n in loaded.graph.nodes] == [str(n.target) for n in ee.graph.nodes]
     assert "blocks.0" in [node.target for node in loaded.graph.nodes]
-    leenet_fx.save(loaded, tmp_path)
+    leenet_fx.save(loaded, tmp_path, overwrite=True)
     assert torch.equal(leenet_fx.load(tmp_path, model)(X), ee(X))
 
 
