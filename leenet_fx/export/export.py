@@ -13,6 +13,7 @@ from leenet_fx.data.transforms import TransformConfig
 from leenet_fx.errors import ExportError, InputError, StorageError
 from leenet_fx.export import (
     aoti_format,
+    executorch_format,
     onnx_format,
     onnx_stages_format,
     openvino_format,
@@ -36,6 +37,7 @@ from leenet_fx.surgery.module import EarlyExitModule
 __all__ = [
     "ExportResult",
     "aoti_format",
+    "executorch_format",
     "export",
     "onnx_format",
     "onnx_stages_format",

@@ -159,3 +159,27 @@ class TestAoti:
         with pytest.raises(DependencyError, match=r"needs a C\+\+ compiler, and 'no-compiler'"):
             leenet_fx.export(ee, tmp_path / "net.pt2", "aoti")
         assert not list(tmp_path.iterdir())
+
+
+class TestExecuTorch:
+    @pytest.mark.slow
+    def test_a_host_composes_the_methods_of_the_file(self, tmp_path):
+        pytest.importorskip("executorch", reason="executorch is not installed")
+        ee = small([1])
+        ee.policy = MaxProbability(0.25)
+        path = tmp_path / "net.pte"
+        result = leenet_fx.export(ee, path, "executorch")
+        assert result.verification.batches == 14 + 1
+        from executorch.runtime import Runtime
+
+        program = Runtime.get().load_program(path)
+        assert {"stage0", "stage1"} <= set(program.method_names)
+        batch = images(3, 3, 16, 16)
+        expected = ee.all_exits(batch)
+        logits, confidence, *passed = [
+            output.clone() for output in program.load_method("stage0").execute([batch])
+        ]
+        assert torch.allclose(logits, expected.logits[0], atol=1e-5)
+        assert torch.allclose(confidence, logits.softmax(1).amax(1), atol=1e-6)
+        (final,) = program.load_method("stage1").execute(passed)
+        assert torch.allclose(final, expected.logits[1], atol=1e-5)
