@@ -5,8 +5,9 @@
 Part `time`: a ResNet-18 at 224 px with exits after layer1, layer2 and layer3, on one thread, beside
 the backbone exported to the same runtime; in 8-bit integers, beside the backbone in floats. Each
 cell runs both in turn; its ratio is that of the medians of CPU times, which other load on the
-machine affects less than times of the clock. Part `coverage`: the smallest model of each family of torchvision and timm, at the smallest image size it
-accepts, is exported to `onnx` with one exit in the middle and verified.
+machine affects less than times of the clock. Part `coverage`: the smallest model of each family of
+torchvision and timm, at the smallest image size it accepts, is exported to `onnx` with one exit in
+the middle and verified.
 
 Rows are added to benchmarks/results/export.json one by one; those that are there are not repeated.
 """
