@@ -174,17 +174,19 @@ class TestAoti:
         command = [os.environ.get("CXX", "g++"), "-std=c++20", f"-I{include}", str(source), "-o"]
         command += [str(program), f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-Wl,--no-as-needed"]
         subprocess.run([*command, "-ltorch", "-ltorch_cpu", "-lc10"], check=True)
-        batch = images(6, 3, 16, 16)
-        batch.numpy().tofile(pixels)
-        for threshold in (0.25, 2.0):
+        for size, threshold in product((1, 6), (0.25, 2.0)):
+            batch = images(size, 3, 16, 16)
+            batch.numpy().tofile(pixels)
             arguments = [str(program), str(path), str(pixels), "3", "16", "16", str(threshold)]
             output = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
             found = [list(map(int, line.split())) for line in output.splitlines()]
             expected = predict(ee, batch, [threshold])
-            assert found == [
-                [int(label), int(index)]
-                for label, index in zip(expected.logits.argmax(1), expected.exit_index, strict=True)
-            ]
+            columns = (expected.logits.argmax(1), expected.exit_index)
+            assert found == torch.stack(columns, 1).tolist()
+        arguments = [str(program), str(path), str(pixels), "3", "8", "8", "0.25"]
+        refused = subprocess.run(arguments, capture_output=True, text=True)
+        assert refused.returncode != 0
+        assert "expected: 16, but got: 8" in refused.stderr
 
     def test_a_missing_compiler_or_device_is_named(self, tmp_path, monkeypatch):
         ee = small([1])
