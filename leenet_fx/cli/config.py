@@ -24,8 +24,8 @@ FILE = "run.yaml"
 PAGE = "report.html"
 """File name of the page of results."""
 
-PREPARED = (FILE, "transform.json")
-"""Files that are written before there are results."""
+NO_RESULTS = (FILE, "transform.json", "README.md")
+"""Files that are written before there are results, or that may be the user's own."""
 
 NOT_SAVED = ("config", "ctx", "format", "as_json", "overwrite", "resume")
 
@@ -165,7 +165,7 @@ def begin_run(folder: Path, options: dict[str, Any], overwrite: bool = False) ->
     """
     if not overwrite and (folder / FILE).exists():
         # Without results, the run ended before it had any.
-        results = sorted(path.name for path in folder.iterdir() if path.name not in PREPARED)
+        results = sorted(path.name for path in folder.iterdir() if path.name not in NO_RESULTS)
         if results:
             raise StorageError(
                 f"'{folder}' holds '{results[0]}' of another run: choose another folder, or pass "

@@ -45,7 +45,7 @@ def test_inspect_fits_80_columns(tmp_path):
     plot = tmp_path / "network.png"
     result = run("inspect", "timm/mobilenetv3_small_100", "--num-exits", "4", "--plot", str(plot))
     assert result.exit_code == 0
-    assert "4 exits, 'fine' placement" in result.stdout
+    assert "4 exits, 'auto' placement" in result.stdout
     assert "blocks.0.0" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert plot.read_bytes().startswith(b"\x89PNG")

@@ -75,7 +75,9 @@ def test_torch_fx_follows_control_flow(cls, caplog):
     assert ee.spec.tracer == "fx"
     assert ee.spec.placement.names == tuple(f"blocks.{i}" for i in range(4))
     check(model, ee)
-    assert not caplog.text
+    # The operations of hooks are in the graph; that hooks themselves do not run is said.
+    others = [line for line in caplog.text.splitlines() if "Hooks of 'blocks." not in line]
+    assert (others, bool(caplog.text)) == ([], cls is Hooked)
     assert ee.backbone_parameters()
     on_meta = copy.deepcopy(ee).to("meta")
     assert on_meta(EXAMPLE.to("meta")).device.type == "meta"
