@@ -66,6 +66,12 @@ class ExecuTorchFormat(ExportFormat):
             raise ExportError(
                 f"ExecuTorch cannot express the network: {first_line(error)}"
             ) from error
+        missing = sorted(_operators(lowered) - _kernels())
+        if missing:
+            raise ExportError(
+                f"ExecuTorch has no kernels for {', '.join(missing)}, which the network, its exits "
+                "or its policy need."
+            )
         path.write_bytes(lowered.buffer)
 
     def open(self, plan: ExportPlan, path: Path) -> Runner:
@@ -76,6 +82,23 @@ class ExecuTorchFormat(ExportFormat):
         program = Runtime.get().load_program(path)
         methods = [program.load_method(f"stage{stage.index}") for stage in plan.stages]
         return _host_loop(plan, [method.execute for method in methods])
+
+
+def _operators(lowered: Any) -> set[str]:
+    """Return the operators that a program calls."""
+    return {
+        f"{operator.name}.{operator.overload}" if operator.overload else operator.name
+        for method in lowered.executorch_program.execution_plan
+        for operator in method.operators
+    }
+
+
+def _kernels() -> set[str]:
+    """Return the operators of the runtime that is installed."""
+    with quiet():
+        from executorch.runtime import Runtime
+
+    return set(Runtime.get().operator_registry.operator_names)
 
 
 def _program(stage: StageModule, example: tuple[Tensor, ...]) -> torch.export.ExportedProgram:

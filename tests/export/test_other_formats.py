@@ -18,7 +18,7 @@ from networks import images
 import leenet_fx
 import leenet_fx.run
 from leenet_fx import DependencyError, MaxProbability
-from leenet_fx.errors import StorageError
+from leenet_fx.errors import ExportError, StorageError
 from leenet_fx.export.formats import get_format
 from leenet_fx.export.stage_modules import export_plan
 from leenet_fx.policies import AlphaConditionedGate
@@ -225,18 +225,24 @@ class TestExecuTorch:
         (final,) = program.load_method("stage1").execute(passed)
         assert torch.allclose(final, expected.logits[1], atol=1e-5)
 
+    @pytest.mark.slow
+    def test_operators_without_a_kernel_are_named(self, tmp_path):
+        pytest.importorskip("executorch", reason="executorch is not installed")
+        ee = small([1], branch_options={"gate": "alpha"})
+        ee.policy = AlphaConditionedGate(0.3, [0.0])
+        with pytest.raises(ExportError, match=r"no kernels for aten::sort\.values"):
+            leenet_fx.export(ee, tmp_path / "net.pte", "executorch")
+        assert not list(tmp_path.iterdir())
+
 
 @pytest.mark.parametrize(
     ("name", "format"),
     [
         ("net.pt2", "torch-export"),
         pytest.param("net.pt2", "aoti", marks=pytest.mark.slow),
-        pytest.param("net.pte", "executorch", marks=pytest.mark.slow),
     ],
 )
 def test_the_cost_weight_of_gates_is_an_input(tmp_path, name, format):
-    if format == "executorch":
-        pytest.importorskip("executorch", reason="executorch is not installed")
     ee = small([1], branch_options={"gate": "alpha"})
     ee.policy = AlphaConditionedGate(0.3, [0.0])
     path = tmp_path / name
