@@ -28,7 +28,8 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            help="onnx: one file; onnx-stages: a file for each stage; openvino; torch-export; aoti."
+            help="onnx: one file; onnx-stages: a file for each stage; openvino; torch-export; "
+            "aoti; executorch."
         ),
     ] = "onnx",
     point: Annotated[

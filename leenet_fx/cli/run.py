@@ -23,7 +23,10 @@ def run(
     file: Annotated[Path, typer.Argument(help="File or folder that 'leenet-fx export' wrote.")],
     *,
     data: Annotated[
-        Path, typer.Option(help="A folder or .tar with one folder of images for each class.")
+        Path,
+        typer.Option(
+            help="A folder or .tar with one folder of images for each class, or with images alone."
+        ),
     ],
     point: Annotated[
         str | None, typer.Option(help="Operating point; default: the thresholds in the file.")
@@ -36,7 +39,11 @@ def run(
     limit: Annotated[int | None, typer.Option(min=1, help="Number of images.")] = None,
     output: o.OutputOptions,
 ) -> None:
-    """Run an exported network on images: classes, exits, accuracy, and time beside the backbone."""
+    """Run an exported network on images: classes, exits, accuracy, and time beside the backbone.
+
+    Of images without class folders, a line for each has its name, class, exit and confidence; the
+    table is then written to the standard error.
+    """
     from leenet_fx.data.images import open_files
     from leenet_fx.export.measure import measure
     from leenet_fx.run import load
@@ -45,17 +52,21 @@ def run(
     other = None if backbone is None else load(backbone, threads=threads)
     if other is not None and _identity(other) != _identity(network):
         raise InputError(f"'{backbone}' is not the backbone of '{file}': export both again.")
-    images = open_files(data)
-    labels = _labels(images.classes, network)
+    images = open_files(data, unlabelled=True)
+    labels = _labels(images.classes, network) if images.classes else None
     chosen = range(len(images))[:: max(1, len(images) // limit) if limit else 1][:limit]
     found = measure(
         network, _batches(images, chosen, network, batch_size), backbone=other, point=point
     )
-    truth = [labels[images.targets[index]] for index in chosen]
+    truth = None if labels is None else [labels[images.targets[index]] for index in chosen]
     summary = _summary(network, found, truth)
+    rows = _rows(network, found, [images.names[index] for index in chosen])
     if output.is_json:
-        names = [images.names[index] for index in chosen]
-        print_json({**summary, "images": _rows(network, found, names)})
+        print_json({**summary, "images": rows})
+    elif truth is None:
+        for row in rows:
+            print(row["image"], row["class"], row["exit"], f"{row['confidence']:.4f}", sep="\t")
+        typer.echo(_text(summary), err=True)
     else:
         print(_text(summary))
 
@@ -102,9 +113,11 @@ def _batches(
         yield torch.stack([transform(images[index][0]) for index in indices]).numpy()
 
 
-def _summary(network: ExportedNetwork, found: Measurement, truth: Sequence[int]) -> dict[str, Any]:
-    count = len(truth)
-    right = found.labels == truth
+def _summary(
+    network: ExportedNetwork, found: Measurement, truth: Sequence[int] | None
+) -> dict[str, Any]:
+    count = len(found.labels)
+    right = None if truth is None else found.labels == truth
     costs = network.description["costs"]
     names = [*network.description["exits"], "final classifier"]
     exits = []
@@ -115,20 +128,20 @@ def _summary(network: ExportedNetwork, found: Measurement, truth: Sequence[int])
             {
                 "exit": name,
                 "share": share,
-                "accuracy": float(right[here].mean()) if share else None,
+                "accuracy": None if right is None or not share else float(right[here].mean()),
                 "cost": costs[index],
             }
         )
     backbone: dict[str, Any] | None = None
     if found.backbone_labels is not None and found.backbone_seconds is not None:
         backbone = {
-            "accuracy": float((found.backbone_labels == truth).mean()),
+            "accuracy": None if truth is None else float((found.backbone_labels == truth).mean()),
             "seconds": found.backbone_seconds / count,
         }
     return {
         "file": str(network.path),
         "samples": count,
-        "accuracy": float(right.mean()),
+        "accuracy": None if right is None else float(right.mean()),
         "cost": float(sum(entry["share"] * entry["cost"] for entry in exits)),
         "seconds": found.seconds / count,
         "exits": exits,
@@ -154,14 +167,17 @@ def _rows(network: ExportedNetwork, found: Measurement, names: Sequence[str]) ->
 def _text(summary: dict[str, Any]) -> str:
     from leenet_fx.tables import new_table, percent, render
 
+    def accuracy(of_it: dict[str, Any], word: str) -> str:
+        return "" if of_it["accuracy"] is None else f"{word}{percent(of_it['accuracy'])} %, "
+
     caption = (
-        f"accuracy {percent(summary['accuracy'])} %, cost {percent(summary['cost'])} % of the "
+        f"{accuracy(summary, 'accuracy ')}cost {percent(summary['cost'])} % of the "
         f"backbone's FLOPs, {1000 * summary['seconds']:.2f} ms an image"
     )
     if summary["backbone"] is not None:
         of_it = summary["backbone"]
         caption += (
-            f"; backbone {percent(of_it['accuracy'])} %, {1000 * of_it['seconds']:.2f} ms, so "
+            f"; backbone {accuracy(of_it, '')}{1000 * of_it['seconds']:.2f} ms, so "
             f"{summary['seconds'] / of_it['seconds']:.2f} of its time"
         )
     title = f"{Path(summary['file']).name}: {summary['samples']} images"

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Subset
 
 from leenet_fx.data.decoding import to_eight_bits
 from leenet_fx.data.folders import list_folder
-from leenet_fx.data.listing import LISTED, label_files, listed
+from leenet_fx.data.listing import LISTED, label_files, listed, unlabelled_files
 from leenet_fx.data.tars import list_tar
 from leenet_fx.errors import InputError
 
@@ -32,12 +32,17 @@ class ImageFiles(Dataset[tuple[Image.Image, int]]):
     Attributes:
         root: the folder or file.
         classes: names of the classes, in the order of their labels.
-        targets: label of each image.
+        targets: label of each image; -1 if it has none.
         exif: whether images are turned as their EXIF orientation says.
     """
 
     def __init__(
-        self, root: Path, *, classes: Sequence[str] | None = None, exif: bool = False
+        self,
+        root: Path,
+        *,
+        classes: Sequence[str] | None = None,
+        exif: bool = False,
+        unlabelled: bool = False,
     ) -> None:
         """List the images; none is read.
 
@@ -45,6 +50,7 @@ class ImageFiles(Dataset[tuple[Image.Image, int]]):
             root: the folder or file.
             classes: names of the classes in the order of their labels; None sorts them.
             exif: whether to turn images as their EXIF orientation says.
+            unlabelled: whether images without any class folders are accepted.
 
         Raises:
             InputError: as `label_files` raises.
@@ -52,7 +58,8 @@ class ImageFiles(Dataset[tuple[Image.Image, int]]):
         self.root = root
         self.exif = exif
         listing = list_folder(root) if root.is_dir() else list_tar(root)
-        labelled = label_files(root, listing, classes)
+        flat = unlabelled_files(root, listing) if unlabelled else None
+        labelled = flat or label_files(root, listing, classes)
         self.classes = labelled.classes
         self.targets = labelled.targets
         self._files = labelled.files
@@ -206,6 +213,7 @@ def open_files(
     *,
     classes: Sequence[str] | None = None,
     exif: bool = False,
+    unlabelled: bool = False,
 ) -> ImageFiles:
     """Open a folder or a tar file.
 
@@ -214,6 +222,7 @@ def open_files(
         skip_bad: whether to skip images that cannot be read, with a warning.
         classes: names of the classes in the order of their labels; None sorts them.
         exif: whether to turn images as their EXIF orientation says.
+        unlabelled: whether images without any class folders are accepted.
 
     Raises:
         InputError: it is missing, or as `label_files` raises.
@@ -224,7 +233,7 @@ def open_files(
         raise InputError(
             f"'{root}' is neither a folder nor a .tar file; unpack or decompress it first."
         )
-    files = ImageFiles(root, classes=classes, exif=exif)
+    files = ImageFiles(root, classes=classes, exif=exif, unlabelled=unlabelled)
     if skip_bad:
         skipped = files.remove_unreadable()
         if skipped:

@@ -125,13 +125,27 @@ def label_files(
                     f"'{root}': '{first.name}' and '{file.name}' are the same file in two classes: "
                     "remove one of them."
                 )
-    if listing.skipped:
-        logger.warning(
-            "'%s': skipped files that are no images Pillow reads: %s.", root, _describe("", listing)
-        )
+    _warn_of_skipped(root, listing)
     if repeated:
         logger.warning("'%s': skipped %d links to what is read already.", root, repeated)
     return LabelledFiles(tuple(names), files, targets)
+
+
+def unlabelled_files(root: Path, listing: Listing) -> LabelledFiles | None:
+    """Return the images of a root that has no folders, by name; None if it has folders or no image.
+
+    Args:
+        root: for messages.
+        listing: what lies below it.
+
+    Returns:
+        No classes, and the label -1 for each file.
+    """
+    if listing.folders or not listing.files:
+        return None
+    _warn_of_skipped(root, listing)
+    files = sorted(listing.files, key=_position)
+    return LabelledFiles((), files, [-1] * len(files))
 
 
 def extension_of(name: str) -> str:
@@ -193,6 +207,13 @@ def _in_order(root: Path, listing: Listing, classes: Sequence[str]) -> list[str]
             f"{'; '.join(problems)}."
         )
     return list(classes)
+
+
+def _warn_of_skipped(root: Path, listing: Listing) -> None:
+    if listing.skipped:
+        logger.warning(
+            "'%s': skipped files that are no images Pillow reads: %s.", root, _describe("", listing)
+        )
 
 
 def _position(file: ImageFile) -> tuple[str, str]:

@@ -41,6 +41,8 @@ class AotiFormat(ExportFormat):
             # With it, results are wrong where a branch reads a tensor of another layout.
             "layout_optimization": False,
             "aot_inductor.metadata": {METADATA: text},
+            # With it, checks of inputs (AOTI_RUNTIME_CHECK_INPUTS) refuse batches of 0 and 1.
+            "aot_inductor.check_lowerbound": False,
         }
         try:
             with torch.no_grad(), quiet(), _any_batch_size():

@@ -13,6 +13,7 @@ from leenet_fx.data.transforms import TransformConfig
 from leenet_fx.errors import ExportError, InputError, StorageError
 from leenet_fx.export import (
     aoti_format,
+    executorch_format,
     onnx_format,
     onnx_stages_format,
     openvino_format,
@@ -36,6 +37,7 @@ from leenet_fx.surgery.module import EarlyExitModule
 __all__ = [
     "ExportResult",
     "aoti_format",
+    "executorch_format",
     "export",
     "onnx_format",
     "onnx_stages_format",
@@ -111,7 +113,8 @@ def export(
     Before the file is put in place, exits and logits are compared with those of `ee.predict`: on
     batches of 1 to 4 random images, and of the given ones, under thresholds for every way in which
     the samples can spread over the exits (40 ways of each batch size, evenly spread, if there are
-    more); on a batch of 32; and on an empty one. See `leenet_fx.export.verify`.
+    more); and, if the format has them, on a batch of 32 and an empty one. See
+    `leenet_fx.export.verify`.
 
     Args:
         ee: the network, in evaluation mode and float32. It is not changed.
@@ -119,8 +122,8 @@ def export(
         format: "onnx": one ONNX file with nested conditions; "onnx-stages": a folder with one ONNX
             file for each stage; "openvino": a folder with OpenVINO's files; these for
             `leenet_fx.run`. "torch-export": a `.pt2` file for `torch.export.load`; "aoti" and
-            "aoti-cuda": one with compiled code, for `torch._inductor.aoti_load_package`. Or another
-            registered format.
+            "aoti-cuda": one with compiled code, for `torch._inductor.aoti_load_package`.
+            "executorch": a `.pte` file with a method for each stage. Or another registered format.
         images: real images (n, …), as the network expects them, to verify with, and to calibrate
             8-bit integers on.
         labels: (n,) their classes, to report the accuracy after quantization.

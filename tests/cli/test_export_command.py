@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 
 import pytest
 from helpers import fails, folder, run
@@ -71,6 +72,48 @@ def test_run_prints_a_table(base):
     assert result.exit_code == 0, result.output
     assert "net.onnx: 6 images" in result.stdout
     assert "final classifier" in result.stdout
+
+
+def test_images_without_class_folders_are_predicted_line_by_line(base, tmp_path):
+    path, _ = base
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, source in enumerate(sorted((path / "images").rglob("*.png"))[::17]):
+        shutil.copy(source, flat / f"{number}.png")
+    with tarfile.open(tmp_path / "flat.tar", "w") as tar:
+        tar.add(flat, arcname=".")
+    for data in (flat, tmp_path / "flat.tar"):
+        call = ("run", f"{path}/net.onnx", "--data", f"{data}")
+        found = json.loads(run(*call, "--json").stdout)
+        assert found["accuracy"] is None
+        assert [row["image"] for row in found["images"]] == sorted(p.name for p in flat.iterdir())
+        result = run(*call)
+        assert result.exit_code == 0, result.output
+        assert [line.split("\t") for line in result.stdout.splitlines()] == [
+            [row["image"], row["class"], str(row["exit"]), f"{row['confidence']:.4f}"]
+            for row in found["images"]
+        ]
+        assert "accuracy " not in result.stderr.replace("accuracy %", "")
+    labelled = json.loads(
+        run("run", f"{path}/net.onnx", "--data", f"{path}/images", "--json").stdout
+    )
+    expected = [row["class"] for row in sorted(labelled["images"], key=lambda row: row["image"])]
+    assert [row["class"] for row in found["images"]] == expected[::17]
+
+
+def test_images_inside_and_outside_class_folders_are_refused(base, tmp_path, capsys, monkeypatch):
+    path, _ = base
+    folder(tmp_path / "mixed", 2)
+    shutil.copy(next((path / "images").rglob("*.png")), tmp_path / "mixed" / "loose.png")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for data, message in (
+        (tmp_path / "mixed", "outside class folders, such as 'loose.png'"),
+        (empty, "has no images"),
+    ):
+        code, text = fails(capsys, monkeypatch, "run", f"{path}/net.onnx", "--data", f"{data}")
+        assert code == 1
+        assert message in text
 
 
 def test_images_of_other_classes_and_another_backbone_are_refused(

@@ -1,5 +1,8 @@
 """Small networks that tests of exports use, and ONNX Runtime without leenet_fx."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import onnxruntime
 from networks import images, tiny
@@ -27,3 +30,11 @@ def run_file(path, batch, thresholds=None, **inputs):
     if thresholds is not None:
         inputs["thresholds"] = np.asarray(thresholds, np.float32)
     return session(path).run(["logits", "exit_index", "confidence"], inputs)
+
+
+def documented(language, word=""):
+    """The code block with a word on the page on deployment."""
+    page = Path(__file__).parents[2] / "docs" / "pages" / "deployment.md"
+    blocks = re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
+    (code,) = (block for block in blocks if word in block)
+    return code

@@ -114,6 +114,7 @@ def test_bad_requests_are_refused_before_anything_is_written(network, tmp_path):
             export(quantize="int8", images=few)
     with pytest.raises(InputError, match=r"Expected 4 labels, got shape \(3,\)"):
         export(quantize="int8", images=batch, labels=torch.zeros(3))
-    with pytest.raises(ExportError, match="'torch-export' cannot be quantized"):
-        export("torch-export", quantize="int8", images=batch)
+    for format in ("openvino", "torch-export"):
+        with pytest.raises(ExportError, match=f"'{format}' cannot be quantized"):
+            export(format, quantize="int8", images=batch)
     assert not list(tmp_path.iterdir())
