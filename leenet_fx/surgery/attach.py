@@ -15,7 +15,7 @@ from leenet_fx.errors import InputError, PlacementError, placement_errors
 from leenet_fx.graph.catalog import library_name
 from leenet_fx.graph.checks import check_module
 from leenet_fx.graph.hf_models import class_names
-from leenet_fx.graph.meta_modules import is_quantised_linear
+from leenet_fx.graph.meta_modules import depends_on_batch_range
 from leenet_fx.graph.traced_model import TracedModel, trace_model
 from leenet_fx.keywords import check_keywords
 from leenet_fx.methods import Method, as_method
@@ -137,7 +137,7 @@ def attach(
     if not traced.boundaries and traced.rejected:
         reasons = "; ".join(f"{at}: {why}" for at, why in traced.rejected.items())
         raise PlacementError(f"{traced.profile.model} has no usable block boundary ({reasons}).")
-    if any(map(is_quantised_linear, traced.trace.root.modules())):
+    if any(map(depends_on_batch_range, traced.trace.root.modules())):
         logger.warning(
             "%s has dynamically quantised layers: the range of their inputs is taken over the "
             "batch, so the prediction of an image depends on the others in its batch.",
