@@ -59,8 +59,21 @@ SMALL = {
     "hidden_size": 96,
     "intermediate_size": 192,
     "num_attention_heads": 4,
+    "n_layer": 4,
+    "n_embd": 96,
+    "n_head": 4,
+    "num_self_attends_per_block": 4,
+    "num_latents": 64,
+    "d_latents": 256,
 }
 """Options of small configurations of transformers, where the architecture has them."""
+EFFICIENTNET = {
+    "width_coefficient": 1.0,
+    "depth_coefficient": 1.0,
+    "hidden_dim": 1280,
+    "image_size": 224,
+}
+"""Options of EfficientNet's smallest configuration; the default is its largest."""
 TASKS = 100
 """Number of models after which a process is replaced."""
 SAME, ORACLE, ORACLE64 = 1e-5, 2e-4, 1e-6
@@ -114,11 +127,15 @@ def small_configuration(name: str) -> dict[str, Any]:
 
 
 def _smaller(config: Any) -> dict[str, Any]:
+    values = config.to_dict()
+    if "depth_coefficient" in values:
+        return dict(EFFICIENTNET)
+    size = values.get("image_size")
+    options = {"image_size": [224, 224]} if isinstance(size, list) and max(size) > 256 else {}
     depths = getattr(config, "depths", None)
     if isinstance(depths, (list, tuple)):
-        return {"depths": [min(depth, 2) for depth in depths]}
-    values = config.to_dict()
-    return {key: size for key, size in SMALL.items() if isinstance(values.get(key), int)}
+        return {**options, "depths": [min(depth, 2) for depth in depths]}
+    return {**options, **{k: v for k, v in SMALL.items() if isinstance(values.get(k), int)}}
 
 
 def transformers_blocks(model: nn.Module) -> list[str]:

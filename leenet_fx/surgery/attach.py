@@ -106,7 +106,9 @@ def attach(
     if isinstance(strategy, str):
         with placement_errors():
             get_strategy(strategy)
-    if type(model).train is not nn.Module.train:
+    train = type(model).train
+    # That of transformers' base class chooses kernels only.
+    if train is not nn.Module.train and train.__module__ != "transformers.modeling_utils":
         logger.warning(
             "%s overrides train(), which the result does not: ee.train() puts every module in "
             "training mode.",
