@@ -384,7 +384,10 @@ def _expected(model: nn.Module, ee: EarlyExitModule, images: Tensor) -> Tensor:
 
 def _output(value: Any) -> Tensor:
     while not isinstance(value, Tensor):
-        value = value["logits"] if isinstance(value, dict) else value[0]
+        if isinstance(value, dict):
+            value = value["logits"] if "logits" in value else next(iter(value.values()))
+        else:
+            value = value[0]
     return value
 
 
@@ -640,15 +643,24 @@ def figures(rows: Sequence[dict[str, Any]]) -> list[Criterion]:
 
 
 def update(rows: Sequence[dict[str, Any]]) -> None:
-    """Replace rows of the committed results, or add them."""
-    committed = json.loads(RESULTS.read_text())["rows"]
-    merged = {row["name"]: row for row in (*committed, *rows)}
-    _write([merged[name] for name in sorted(merged, key=lambda n: (n.startswith("hf/"), n))])
+    """Replace rows of the committed results, or add them; each has its own date and torch."""
+    committed = json.loads(RESULTS.read_text())
+    now = environment()
+    measured = {"date": now["date"], "torch": now["torch"]}
+    merged = {row["name"]: row for row in committed["rows"]}
+    merged |= {row["name"]: {**row, **measured} for row in rows}
+    names = sorted(merged, key=lambda name: (name.startswith("hf/"), name))
+    _write([merged[name] for name in names], committed["environment"])
 
 
-def _write(rows: Sequence[dict[str, Any]]) -> None:
-    result = Result("python benchmarks/coverage.py", rows, figures(rows), environment())
-    title = "Coverage: every torchvision and timm classifier, and transformers"
+def _write(rows: Sequence[dict[str, Any]], measured_in: dict[str, Any]) -> None:
+    result = Result("python benchmarks/coverage.py", rows, figures(rows), measured_in)
+    checked = sum(row["name"].startswith("hf/") for row in rows)
+    known = len(leenet_fx.list_models("hf/*"))
+    title = (
+        "Coverage: every torchvision and timm classifier, and "
+        f"{checked} of {known} architectures of transformers"
+    )
     result.write(RESULTS, title, summarise(rows))
 
 
@@ -674,7 +686,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     rows = sweep(names, options.jobs, PARTIAL)
     hours = (time.perf_counter() - start) / 3600
-    _write(rows)
+    _write(rows, environment())
     PARTIAL.unlink(missing_ok=True)
     print(f"{sum(row['verified'] for row in rows)} of {len(rows)} verified, {hours:.1f} h")
     return 0
