@@ -59,8 +59,21 @@ SMALL = {
     "hidden_size": 96,
     "intermediate_size": 192,
     "num_attention_heads": 4,
+    "n_layer": 4,
+    "n_embd": 96,
+    "n_head": 4,
+    "num_self_attends_per_block": 4,
+    "num_latents": 64,
+    "d_latents": 256,
 }
 """Options of small configurations of transformers, where the architecture has them."""
+EFFICIENTNET = {
+    "width_coefficient": 1.0,
+    "depth_coefficient": 1.0,
+    "hidden_dim": 1280,
+    "image_size": 224,
+}
+"""Options of EfficientNet's smallest configuration; the default is its largest."""
 TASKS = 100
 """Number of models after which a process is replaced."""
 SAME, ORACLE, ORACLE64 = 1e-5, 2e-4, 1e-6
@@ -114,11 +127,15 @@ def small_configuration(name: str) -> dict[str, Any]:
 
 
 def _smaller(config: Any) -> dict[str, Any]:
+    values = config.to_dict()
+    if "depth_coefficient" in values:
+        return dict(EFFICIENTNET)
+    size = values.get("image_size")
+    options = {"image_size": [224, 224]} if isinstance(size, list) and max(size) > 256 else {}
     depths = getattr(config, "depths", None)
     if isinstance(depths, (list, tuple)):
-        return {"depths": [min(depth, 2) for depth in depths]}
-    values = config.to_dict()
-    return {key: size for key, size in SMALL.items() if isinstance(values.get(key), int)}
+        return {**options, "depths": [min(depth, 2) for depth in depths]}
+    return {**options, **{k: v for k, v in SMALL.items() if isinstance(values.get(k), int)}}
 
 
 def transformers_blocks(model: nn.Module) -> list[str]:
@@ -367,7 +384,10 @@ def _expected(model: nn.Module, ee: EarlyExitModule, images: Tensor) -> Tensor:
 
 def _output(value: Any) -> Tensor:
     while not isinstance(value, Tensor):
-        value = value["logits"] if isinstance(value, dict) else value[0]
+        if isinstance(value, dict):
+            value = value["logits"] if "logits" in value else next(iter(value.values()))
+        else:
+            value = value[0]
     return value
 
 
@@ -623,15 +643,24 @@ def figures(rows: Sequence[dict[str, Any]]) -> list[Criterion]:
 
 
 def update(rows: Sequence[dict[str, Any]]) -> None:
-    """Replace rows of the committed results, or add them."""
-    committed = json.loads(RESULTS.read_text())["rows"]
-    merged = {row["name"]: row for row in (*committed, *rows)}
-    _write([merged[name] for name in sorted(merged, key=lambda n: (n.startswith("hf/"), n))])
+    """Replace rows of the committed results, or add them; each has its own date and torch."""
+    committed = json.loads(RESULTS.read_text())
+    now = environment()
+    measured = {"date": now["date"], "torch": now["torch"]}
+    merged = {row["name"]: row for row in committed["rows"]}
+    merged |= {row["name"]: {**row, **measured} for row in rows}
+    names = sorted(merged, key=lambda name: (name.startswith("hf/"), name))
+    _write([merged[name] for name in names], committed["environment"])
 
 
-def _write(rows: Sequence[dict[str, Any]]) -> None:
-    result = Result("python benchmarks/coverage.py", rows, figures(rows), environment())
-    title = "Coverage: every torchvision and timm classifier, and transformers"
+def _write(rows: Sequence[dict[str, Any]], measured_in: dict[str, Any]) -> None:
+    result = Result("python benchmarks/coverage.py", rows, figures(rows), measured_in)
+    checked = sum(row["name"].startswith("hf/") for row in rows)
+    known = len(leenet_fx.list_models("hf/*"))
+    title = (
+        "Coverage: every torchvision and timm classifier, and "
+        f"{checked} of {known} architectures of transformers"
+    )
     result.write(RESULTS, title, summarise(rows))
 
 
@@ -657,7 +686,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     rows = sweep(names, options.jobs, PARTIAL)
     hours = (time.perf_counter() - start) / 3600
-    _write(rows)
+    _write(rows, environment())
     PARTIAL.unlink(missing_ok=True)
     print(f"{sum(row['verified'] for row in rows)} of {len(rows)} verified, {hours:.1f} h")
     return 0

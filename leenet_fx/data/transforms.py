@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from leenet_fx.data.decoding import to_eight_bits
 from leenet_fx.errors import InputError
+from leenet_fx.graph.hf_processors import image_config
 from leenet_fx.registry import unknown_name
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
@@ -77,9 +78,9 @@ def transform_config(
 ) -> TransformConfig:
     """Return how a model expects images; arguments that are given take precedence.
 
-    The rest is read from the model's `pretrained_cfg`, a dictionary as timm's models have it;
-    torchvision's models are recognised by `name`; other models get ImageNet's mean and standard
-    deviation.
+    The rest is read from the model's `pretrained_cfg`, a dictionary as timm's models have it, or
+    from the image processor saved with a model of transformers; torchvision's models are recognised
+    by `name`; other models get ImageNet's mean and standard deviation.
 
     Args:
         model: the backbone.
@@ -104,7 +105,7 @@ def transform_config(
         pretrained_cfg={
             "crop_pct": 1.0,
             **_torchvision_config(model, name),
-            **_pretrained_config(model),
+            **image_config(model),
         },
     )
     config = TransformConfig(
@@ -262,11 +263,6 @@ def _of_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
     if channels == 1:
         return (sum(values) / len(values),)
     return _channels("pretrained_cfg", values, channels)
-
-
-def _pretrained_config(model: nn.Module) -> dict[str, Any]:
-    config = getattr(model, "pretrained_cfg", None)
-    return dict(config) if isinstance(config, dict) else {}
 
 
 def _torchvision_config(model: nn.Module, name: str) -> dict[str, Any]:

@@ -7,13 +7,14 @@ from torch import nn
 
 from leenet_fx.errors import InputError
 
+_RECURRENT = "torch.ao.nn.quantized.dynamic.modules.rnn"
 _STATIC = ("torch.ao.nn.quantized.modules", "torch.ao.nn.intrinsic.quantized.modules")
 
 
 def check_module(model: object) -> None:
     """Raise InputError unless `model` is an nn.Module that can be traced.
 
-    Compiled, scripted and statically quantised modules cannot.
+    Compiled, scripted and statically quantised modules cannot, nor quantised recurrent layers.
     """
     name = type(model).__name__
     if not isinstance(model, nn.Module):
@@ -35,6 +36,11 @@ def check_module(model: object) -> None:
             raise InputError(
                 f"Module '{path}' of {name} is statically quantised, and cannot be traced: attach "
                 "exits to the model in floating point, and quantise the result."
+            )
+        if type(module).__module__ == _RECURRENT and not is_weights:
+            raise InputError(
+                f"Module '{path}' of {name} is a dynamically quantised {type(module).__name__}, "
+                "which cannot be traced: quantise linear layers only."
             )
 
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from leenet_fx.errors import InputError, first_line
+from leenet_fx.graph.hf_processors import read_processor
 from leenet_fx.registry import unknown_name
+
+FILE_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+"""Options of `from_pretrained` that say where files are."""
 
 
 def architectures() -> list[str]:
@@ -37,6 +42,9 @@ def build(architecture: str, pretrained: bool, options: dict[str, Any]) -> nn.Mo
             f"'hf/{architecture}' is an architecture without weights: name weights of the hub, as "
             "hf:OWNER/NAME."
         )
+    if "num_classes" in options:
+        options = {**options, "num_labels": options["num_classes"]}
+        del options["num_classes"]
     classes = {config.model_type: (config, models) for config, models in _mapping().items()}
     if architecture not in classes:
         raise unknown_name("architecture of transformers", architecture, classes)
@@ -45,6 +53,9 @@ def build(architecture: str, pretrained: bool, options: dict[str, Any]) -> nn.Mo
     try:
         model = cls(config(**options))
     except Exception as error:
+        if torch.get_default_device().type == "meta" and isinstance(error, RuntimeError):
+            # The constructor computes with weights.
+            raise
         raise InputError(f"'hf/{architecture}' cannot be built: {first_line(error)}") from error
     assert isinstance(model, nn.Module)
     return model
@@ -52,6 +63,9 @@ def build(architecture: str, pretrained: bool, options: dict[str, Any]) -> nn.Mo
 
 def from_hub(name: str, options: dict[str, Any]) -> nn.Module:
     """Return a classifier with the weights of the hub, or of a folder.
+
+    Its `pretrained_cfg` has the size, mean and standard deviation of images by its image processor,
+    if there is one.
 
     Args:
         name: OWNER/NAME, or the path of a folder.
@@ -65,8 +79,15 @@ def from_hub(name: str, options: dict[str, Any]) -> nn.Module:
     except InputError:
         raise
     except Exception as error:
+        if torch.get_default_device().type == "meta" and isinstance(error, RuntimeError):
+            raise
         raise InputError(f"'hf:{name}' cannot be loaded: {first_line(error)}") from error
     assert isinstance(model, nn.Module)
+    of_files = {key: value for key, value in options.items() if key in FILE_OPTIONS}
+    with torch.device("cpu"):
+        images = read_processor(name, **of_files)
+    if images:
+        model.pretrained_cfg = images  # type: ignore[assignment]
     return model
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from leenet_fx.errors import InputError, TraceError, first_line
 from leenet_fx.graph.hf_models import image_shape
+from leenet_fx.graph.hf_processors import image_config
 
 logger = logging.getLogger("leenet_fx")
 
@@ -32,9 +33,9 @@ def find_input(
     """Call `run` with the first input shape and dtype that the model takes; return its result.
 
     Sources, in order: `example_inputs`; the model's own configuration (timm's `pretrained_cfg`,
-    transformers' `config`, an `image_size` or `img_size` attribute); the channels of the first
-    layer at 224 x 224, with a logged note; for a network that starts with a Linear layer, the width
-    of that layer.
+    transformers' image processor and `config`, an `image_size` or `img_size` attribute); the
+    channels of the first layer at 224 x 224, with a logged note; for a network that starts with a
+    Linear layer, the width of that layer.
 
     Args:
         root: the model.
@@ -118,8 +119,11 @@ def _candidates(root: nn.Module) -> Iterator[tuple[tuple[int, ...], str]]:
     first = next((m for m in root.modules() if isinstance(m, _WEIGHT_LAYERS)), None)
     conv = first if isinstance(first, nn.Conv2d) else None
     channels = conv.in_channels if conv else 3
-    for attribute in ("pretrained_cfg", "default_cfg"):
-        config = getattr(root, attribute, None)
+    configs = {
+        "pretrained_cfg": image_config(root),
+        "default_cfg": getattr(root, "default_cfg", None),
+    }
+    for attribute, config in configs.items():
         if isinstance(config, dict) and len(config.get("input_size", ())) == 3:
             # A model built for other channels keeps the configuration of its published weights.
             yield (channels, *config["input_size"][1:]), attribute

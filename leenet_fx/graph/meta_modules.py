@@ -81,6 +81,11 @@ def is_quantised_linear(module: nn.Module) -> bool:
     )
 
 
+def depends_on_batch_range(module: nn.Module) -> bool:
+    """Return whether a module quantises its inputs by their range over the batch."""
+    return is_quantised_linear(module) and module._packed_params.dtype == torch.qint8
+
+
 def _linear(self: Any, x: Tensor) -> Tensor:
     weight = torch.empty(self.in_features, self.out_features, dtype=x.dtype, device=x.device)
     product: Tensor = x @ weight

@@ -15,7 +15,7 @@ from leenet_fx.errors import InputError, PlacementError, placement_errors
 from leenet_fx.graph.catalog import library_name
 from leenet_fx.graph.checks import check_module
 from leenet_fx.graph.hf_models import class_names
-from leenet_fx.graph.meta_modules import is_quantised_linear
+from leenet_fx.graph.meta_modules import depends_on_batch_range
 from leenet_fx.graph.traced_model import TracedModel, trace_model
 from leenet_fx.keywords import check_keywords
 from leenet_fx.methods import Method, as_method
@@ -106,7 +106,9 @@ def attach(
     if isinstance(strategy, str):
         with placement_errors():
             get_strategy(strategy)
-    if type(model).train is not nn.Module.train:
+    train = type(model).train
+    # That of transformers' base class chooses kernels only.
+    if train is not nn.Module.train and train.__module__ != "transformers.modeling_utils":
         logger.warning(
             "%s overrides train(), which the result does not: ee.train() puts every module in "
             "training mode.",
@@ -137,7 +139,7 @@ def attach(
     if not traced.boundaries and traced.rejected:
         reasons = "; ".join(f"{at}: {why}" for at, why in traced.rejected.items())
         raise PlacementError(f"{traced.profile.model} has no usable block boundary ({reasons}).")
-    if any(map(is_quantised_linear, traced.trace.root.modules())):
+    if any(map(depends_on_batch_range, traced.trace.root.modules())):
         logger.warning(
             "%s has dynamically quantised layers: the range of their inputs is taken over the "
             "batch, so the prediction of an image depends on the others in its batch.",

@@ -1,9 +1,12 @@
 """Image classifiers of transformers, at small configurations."""
 
+import json
+
 import pytest
 import torch
 from captured import check
 from networks import images
+from PIL import Image
 
 import leenet_fx
 from leenet_fx import InputError, UnknownNameError
@@ -77,7 +80,7 @@ def test_models_of_transformers_are_traced(name):
 def test_the_image_size_is_that_of_the_configuration(caplog):
     ee = leenet_fx.attach(build("vit"))
     assert ee.spec.image_shape == (3, 32, 32)
-    assert not caplog.text.count("input size")
+    assert not [record for record in caplog.records if record.name == "leenet_fx"]
 
 
 def test_other_image_sizes_fit_where_the_model_takes_them():
@@ -108,3 +111,74 @@ def test_arguments_by_name():
         ee(pixel_values=x, labels=torch.zeros(2))
     with pytest.raises(InputError, match="pixel_values="):
         ee(x, pixel_values=x)
+
+
+PROCESSORS = {
+    "vit": ("ViTImageProcessor", {"size": {"height": 32, "width": 32}}),
+    "convnext": ("ConvNextImageProcessor", {"size": {"shortest_edge": 32}, "crop_pct": 0.8}),
+    "resnet": (
+        "BitImageProcessor",
+        {
+            "size": {"shortest_edge": 48},
+            "crop_size": {"height": 40, "width": 40},
+            "resample": 3,
+            "rescale_factor": 1 / 127.5,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_images_are_transformed_as_the_image_processor_does(tmp_path, name):
+    import transformers
+
+    cls, options = PROCESSORS[name]
+    options = {**options, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    processor = getattr(transformers, cls)(**options)
+    processor.save_pretrained(tmp_path)
+    build(name).save_pretrained(tmp_path)
+    model = leenet_fx.create_model(f"hf:{tmp_path}")
+    ee = leenet_fx.attach(model, "every")
+    size = 40 if name == "resnet" else 32
+    assert ee.spec.image_shape == (3, size, size)
+    assert ee.spec.class_names == tuple(LABELS.values())
+    ramp = torch.linspace(0, 255, 3 * 90 * 70).view(90, 70, 3).flip(0)
+    image = Image.fromarray(ramp.to(torch.uint8).numpy())
+    expected = processor(image, return_tensors="pt")["pixel_values"][0]
+    loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path)
+    for network in (model, loaded):
+        found = leenet_fx.make_transform(network, ee.spec.image_shape)(image)
+        assert found.shape == expected.shape
+        assert (found - expected).abs().max() < 0.06
+
+
+def test_a_processor_that_swaps_channels_is_named(tmp_path, caplog):
+    from transformers import MobileViTImageProcessor
+
+    MobileViTImageProcessor(
+        size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}
+    ).save_pretrained(tmp_path)
+    build("resnet").save_pretrained(tmp_path)
+    model = leenet_fx.create_model(f"hf:{tmp_path}")
+    assert "may swap channels" in caplog.text
+    assert leenet_fx.attach(model).spec.image_shape == (3, 32, 32)
+
+
+def test_models_of_transformers_on_the_command_line(tmp_path):
+    from typer.testing import CliRunner
+
+    from leenet_fx.cli.app import app
+
+    runner = CliRunner()
+    result = runner.invoke(app, ["inspect", "hf/resnet", "--format", "json"])
+    assert result.exit_code == 0
+    network = json.loads(result.stdout)
+    names = [candidate["name"] for candidate in network["candidates"]]
+    assert len(names) == 16
+    assert names[0] == "resnet.encoder.stages.0.layers.0"
+    build("vit").save_pretrained(tmp_path)
+    result = runner.invoke(app, ["inspect", f"hf:{tmp_path}"])
+    assert result.exit_code == 0
+    assert "vit.layers.1" in result.stdout
+    result = runner.invoke(app, ["inspect", "hf/resnett"])
+    assert "Did you mean 'resnet'" in str(result.exception)

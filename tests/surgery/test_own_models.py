@@ -172,6 +172,46 @@ def test_dynamic_quantisation_over_the_batch_is_said(caplog):
     model = torch.ao.quantization.quantize_dynamic(tiny(), {nn.Linear})
     leenet_fx.attach(model, "every", example_inputs=EXAMPLE)
     assert "depends on the others in its batch" in caplog.text
+    caplog.clear()
+    half = torch.ao.quantization.quantize_dynamic(tiny(), {nn.Linear}, dtype=torch.float16)
+    leenet_fx.attach(half, "every", example_inputs=EXAMPLE)
+    assert "depends" not in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("dtype", "classes"), [(torch.qint8, 5), (torch.qint8, 3), (torch.float16, 5)]
+)
+def test_quantised_networks_are_trained_on_cached_features_and_loaded(tmp_path, dtype, classes):
+    def quantised():
+        return torch.ao.quantization.quantize_dynamic(tiny(), {nn.Linear}, dtype=dtype)
+
+    ee = leenet_fx.attach(quantised(), "every", example_inputs=EXAMPLE, num_classes=classes)
+    data = [(images(4, 3, 16, 16), torch.arange(4) % classes)] * 2
+    before = [p.clone() for p in ee.exits.parameters()]
+    leenet_fx.fit(ee, data, epochs=1, cache=True)
+    after = list(ee.exits.parameters())
+    assert not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    leenet_fx.save(ee, tmp_path / "exits")
+    twin = leenet_fx.load(tmp_path / "exits", quantised())
+    x = images(5, 3, 16, 16)
+    assert torch.equal(twin(x), ee(x))
+    for logits, expected in zip(twin.all_exits(x).logits, ee.all_exits(x).logits, strict=True):
+        assert torch.equal(logits, expected)
+
+
+class Recurrent(TinyNet):
+    def __init__(self, kind):
+        super().__init__()
+        self.read = kind(8, 8)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_quantised_recurrent_layers_are_refused_by_name(kind):
+    model = torch.ao.quantization.quantize_dynamic(Recurrent(kind).eval(), {kind})
+    with pytest.raises(InputError, match=rf"'read' of Recurrent is a .* quantised {kind.__name__}"):
+        leenet_fx.attach(model, example_inputs=EXAMPLE)
 
 
 def test_half_precision_is_not_trained_on_the_cpu():
