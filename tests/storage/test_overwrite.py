@@ -53,7 +53,8 @@ def test_other_files_of_the_folder_are_kept(tmp_path):
     second = changed(1)
     leenet_fx.save(second, tmp_path, overwrite=True)
     assert is_saved(tmp_path, second)
-    assert sorted(content(tmp_path)) == ["exit_config.json", "exits.safetensors", "notes.txt"]
+    files = ["README.md", "exit_config.json", "exits.safetensors", "notes.txt"]
+    assert sorted(content(tmp_path)) == files
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2])
