@@ -25,4 +25,5 @@ def leenet_alpha() -> Method:
         branch_options={"gate": "alpha"},
         requires={"gate": "alpha"},
         trade_off="alpha",
+        cost_weight=0.2,
     )
