@@ -86,7 +86,7 @@ def test_fit_writes_the_files_that_save_writes(tmp_path):
     result = leenet_fx.fit(ee, loader(), epochs=2, out=tmp_path / "fit", method="leenet")
     leenet_fx.save(ee, tmp_path / "saved", fit=None)
     names = {path.name for path in (tmp_path / "fit").iterdir()}
-    assert names == {"exits.safetensors", "exit_config.json", "metrics.csv"}
+    assert names == {"exits.safetensors", "exit_config.json", "metrics.csv", "README.md"}
     fitted, saved = (
         json.loads((tmp_path / name / "exit_config.json").read_text()) for name in ("fit", "saved")
     )
@@ -94,7 +94,7 @@ def test_fit_writes_the_files_that_save_writes(tmp_path):
     saved.pop("fit")
     assert fitted.pop("content_sha256") != saved.pop("content_sha256")
     assert fitted == saved
-    assert record["alpha"] == 0.5
+    assert record["alpha"] == 0.2
     loaded = leenet_fx.load(tmp_path / "fit", tiny())
     x = images(8, 3, 16, 16)
     assert torch.equal(loaded(x), ee(x))
