@@ -6,13 +6,17 @@ JOBS ?= 2
 # Number of the sample of models that `make coverage-sample` checks; by default another one each day.
 SAMPLE ?= $(shell date -u +%j | sed 's/^0*//')
 
-.PHONY: demo test lint check test-oldest benchmarks speed coverage coverage-sample docs clean
+.PHONY: demo test test-slow lint check test-oldest benchmarks speed coverage coverage-sample docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/leenet-fx demo --overwrite
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+# Tests that are longer than CI allows.
+test-slow: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m slow
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
