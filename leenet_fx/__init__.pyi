@@ -32,7 +32,6 @@ from .methods.method import register_method as register_method
 from .policies import ClassMeanDistance as ClassMeanDistance
 from .policies import Entropy as Entropy
 from .policies import GateThreshold as GateThreshold
-from .policies import LearnedScore as LearnedScore
 from .policies import Margin as Margin
 from .policies import MaxProbability as MaxProbability
 from .policies import NeverExit as NeverExit

@@ -10,10 +10,10 @@ from networks import images
 from torch.utils.data import DataLoader, TensorDataset
 
 import leenet_fx
-from leenet_fx import GateThreshold, InputError, LearnedScore, UnknownNameError
+from leenet_fx import GateThreshold, InputError, UnknownNameError
 from leenet_fx.calibration.exit_counts import CountTaker, columns_of
 from leenet_fx.calibration.scheduler import ExitScheduler
-from leenet_fx.policies import Patience, policy_from_dict, policy_to_dict
+from leenet_fx.policies import LearnedScore, Patience, policy_from_dict, policy_to_dict
 
 N = 450
 X = images(N, 3, 16, 16)
