@@ -88,12 +88,25 @@ def budget_path(
         InputError: shapes or values that do not fit, or less than one step.
         UnknownNameError: no such solver.
     """
+    budgets = path_budgets(costs, steps)
+    path = dict.fromkeys(map(tuple, solve_budgets(solver, confidence, costs, budgets)))
+    return [list(thresholds) for thresholds in path]
+
+
+def path_budgets(costs: Tensor | Sequence[float], steps: int) -> list[float]:
+    """Return decreasing budgets, from just below the final classifier's cost to the first exit's.
+
+    Args:
+        costs: (N+1,) relative cost of each exit and of the final classifier, non-decreasing.
+        steps: number of budgets, equally spaced.
+
+    Raises:
+        InputError: less than one step.
+    """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise InputError(f"Expected a number of budgets of at least 1, got {steps!r}.")
     first, last = float(costs[0]), float(costs[-1])
-    budgets = [last - (last - first) * step / steps for step in range(1, steps)] + [first]
-    path = dict.fromkeys(map(tuple, solve_budgets(solver, confidence, costs, budgets)))
-    return [list(thresholds) for thresholds in path]
+    return [last - (last - first) * step / steps for step in range(1, steps)] + [first]
 
 
 def control_risk(

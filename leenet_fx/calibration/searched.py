@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from leenet_fx.calibration.budgets import monotone_costs
 from leenet_fx.calibration.cached_outputs import CachedOutputs, confidences
 from leenet_fx.calibration.per_exit import per_exit
-from leenet_fx.calibration.risk_control import budget_path
+from leenet_fx.calibration.risk_control import budget_path, path_budgets
 from leenet_fx.calibration.scheduler import fit_scheduler
 from leenet_fx.calibration.solvers import list_solvers
 from leenet_fx.errors import InputError
@@ -121,16 +120,12 @@ def searched_path(
         return policy, budget_path(confidences(problem.ee, policy, problem.outputs), costs)
     costs = monotone_costs(problem.ee, problem.cost, problem.policy)
     scores = confidences(problem.ee, problem.policy, problem.outputs)
-    path: dict[tuple[float, ...], None] = {}
-    for budget in _budgets(costs):
-        found = per_exit(scores, problem.errors(), costs, budget, generator=generator)
-        path[tuple(found)] = None
-    return problem.policy, [list(thresholds) for thresholds in path]
-
-
-def _budgets(costs: Sequence[float]) -> list[float]:
-    span = costs[-1] - costs[0]
-    return [costs[-1] - span * step / PATH_STEPS for step in range(1, PATH_STEPS)] + [costs[0]]
+    errors = problem.errors()
+    found = [
+        tuple(per_exit(scores, errors, costs, budget, generator=generator))
+        for budget in path_budgets(costs, PATH_STEPS)
+    ]
+    return problem.policy, [list(thresholds) for thresholds in dict.fromkeys(found)]
 
 
 def _scheduled(problem: Problem, budget: float, generator: torch.Generator) -> ThresholdPolicy:
