@@ -11,6 +11,9 @@ from torch import Tensor
 
 from leenet_fx.surgery.operating_point import Interval
 
+RESAMPLES = 2000
+"""Number of resamples of a bootstrap."""
+
 
 def share_interval(successes: int, samples: int, level: float) -> Interval:
     """Return Wilson's score interval of a share (Wilson 1927).
@@ -40,10 +43,6 @@ def mean_interval(values: Tensor, level: float) -> Interval:
     width = float(stats.t.ppf((1 + level) / 2, len(numbers) - 1))
     width *= float(numbers.std()) / math.sqrt(len(numbers))
     return Interval(mean, mean - width, mean + width)
-
-
-RESAMPLES = 2000
-"""Number of resamples of a bootstrap."""
 
 
 def paired_drop_interval(before: Tensor, after: Tensor, level: float) -> Interval:

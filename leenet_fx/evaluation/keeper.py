@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from leenet_fx.calibration.cached_outputs import cached_exit_indices, compute_outputs
@@ -116,11 +116,7 @@ class NetworkKeeper:
         if self._nearest is None or self._excess(found) < self._excess(self._nearest):
             self._nearest = found
         if self._excess(found) <= 0 and (self._best is None or self._beats(found, self._best)):
-            self._best = Choice(
-                copy.deepcopy(network),
-                *(found.point, found.samples, found.accuracy),
-                *(found.backbone_accuracy, found.relative_flops),
-            )
+            self._best = replace(found, network=copy.deepcopy(network))
 
     def _features(self, network: EarlyExitModule) -> FeatureCache:
         """Return cached features of the images that networks are chosen on."""
