@@ -271,7 +271,7 @@ def test_compare_skips_unsupported_methods_unless_they_are_named(workspace, tmp_
                 "{workspace}/images",
             ),
             1,
-            "holds 'exit_config.json' of another run",
+            "of another run: choose another folder, or pass --overwrite",
         ),
         (
             (
