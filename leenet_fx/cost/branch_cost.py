@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from leenet_fx.graph.node_costs import measure_call
 from leenet_fx.graph.tracer import clone
@@ -47,6 +47,9 @@ def branch_cost(branch: Branch) -> BranchCost:
     """
     dtype = next((p.dtype for p in branch.parameters()), torch.float32)
     meta = clone(branch, "meta").eval()
+    for parameter in meta.parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_()
     assert isinstance(meta, Branch)
     features = [torch.empty(f.shape, dtype=dtype, device="meta") for f in branch.features]
     site = branch.site
@@ -62,33 +65,46 @@ def branch_cost(branch: Branch) -> BranchCost:
     def compute_gate(hidden: Tensor) -> Tensor:
         return meta.gate_logit(meta.gate_inputs(hidden, previous_logits))
 
-    hidden, hidden_flops, hidden_bytes = measure_call(compute_hidden, *features)
-    _, gate_flops, gate_bytes = measure_call(compute_gate, hidden)
-    _, classifier_flops, classifier_bytes = measure_call(meta.classify, hidden)
-    hidden_uses = _parameters_of(compute_hidden, features, meta)
-    gate_uses = _parameters_of(compute_gate, [hidden], meta)
-    classifier_uses = _parameters_of(meta.classify, [hidden], meta)
+    hidden, hidden_cost = _measure(compute_hidden, *features)
+    gate_logit, gate_cost = _measure(compute_gate, hidden.detach())
+    class_logits, classifier_cost = _measure(meta.classify, hidden.detach())
+    hidden_uses, gate_uses, classifier_uses = map(
+        _parameters_behind, (hidden, gate_logit, class_logits)
+    )
     gate_params = _count(gate_uses - hidden_uses - classifier_uses)
     classifier_params = _count(classifier_uses - hidden_uses - gate_uses)
     hidden_params = _count(meta.parameters()) - gate_params - classifier_params
     return BranchCost(
-        hidden=Cost(hidden_flops, hidden_params, hidden_bytes),
-        gate=Cost(gate_flops, gate_params, gate_bytes),
-        classify=Cost(classifier_flops, classifier_params, classifier_bytes),
+        hidden=replace(hidden_cost, params=hidden_params),
+        gate=replace(gate_cost, params=gate_params),
+        classify=replace(classifier_cost, params=classifier_params),
     )
 
 
-@torch.enable_grad()
-def _parameters_of(
-    call: Callable[..., Tensor], inputs: Sequence[Tensor], owner: nn.Module
-) -> set[Tensor]:
-    """Return the owner's parameters that the result of a call depends on."""
-    parameters = [p.requires_grad_() for p in owner.parameters() if p.is_floating_point()]
-    result = call(*inputs)
-    if not result.requires_grad:
-        return set()
-    gradients = torch.autograd.grad(result.sum(), parameters, allow_unused=True)
-    return {p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+def _measure(call: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, Cost]:
+    """Return the result of a call with its autograd graph, and its cost without parameters."""
+    with torch.enable_grad():
+        result, flops, written = measure_call(call, *inputs)
+    return result, Cost(flops, 0, written)
+
+
+def _parameters_behind(result: Tensor) -> set[Tensor]:
+    """Return the parameters that a result depends on, from its autograd graph."""
+    parameters: set[Tensor] = set()
+    seen = {result.grad_fn}
+    waiting = [result.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None:
+            continue
+        # Only nodes that accumulate a leaf's gradient hold a variable.
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            parameters.add(variable)
+        following = {next_node for next_node, _ in node.next_functions} - seen
+        seen |= following
+        waiting.extend(following)
+    return parameters
 
 
 def _count(parameters: Iterable[Tensor]) -> int:

@@ -137,7 +137,7 @@ class Operations:
 def measure_call(call: Callable[..., Any], *inputs: Tensor) -> tuple[Any, int, int]:
     """Return the result of `call(*inputs)`, its FLOPs (2 x MACs), and the bytes it writes."""
     operations = Operations()
-    with torch.no_grad(), operations.record():
+    with operations.record():
         result = call(*inputs)
     return result, operations.flops, operations.bytes
 
