@@ -120,8 +120,8 @@ def _quantized(
                 Reader(),
                 quant_format=quantization.QuantFormat.QDQ,
                 per_channel=True,
-                # CPUs without VNNI have fast kernels for unsigned activations only, whose sums would
-                # overflow with weights of all 8 bits.
+                # CPUs without VNNI have fast kernels for unsigned activations only, whose sums
+                # would overflow with weights of all 8 bits.
                 activation_type=quantization.QuantType.QUInt8,
                 reduce_range=True,
                 weight_type=quantization.QuantType.QInt8,
