@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from leenet_fx.methods.method import Method, register_method
-from leenet_fx.methods.phases import EXITS, FINAL, Phase, end_to_end_phase
+from leenet_fx.methods.phases import EXITS, FINAL, Phase, end_to_end_phase, gate_for
 from leenet_fx.objectives import EENets
 from leenet_fx.policies import GateThreshold, MaxProbability, Policy
 
@@ -18,6 +18,8 @@ def eenets(version: int = 1, recipe: str = "joint", two_stage: bool = True) -> M
 
     A sample exits iff h > 0.5; in version 3, whose h are normalised over exits, iff h > 1/(N+1).
     Version 0 trains no h: there a sample exits iff its largest class probability is at least 0.5.
+    The published h reads features; with a frozen backbone, whose features no longer adapt to it, h
+    reads the confidence of the head.
 
     Args:
         version: 0 to 4, the objective; see `leenet_fx.objectives.EENets`.
@@ -41,7 +43,7 @@ def eenets(version: int = 1, recipe: str = "joint", two_stage: bool = True) -> M
         phases=phases,
         policy=_policy(version),
         source="Demir & Akbas 2024, Early-exit Convolutional Neural Networks",
-        branch_options={"gate": "features"},
+        branch_options={"gate": gate_for(recipe)},
         trade_off="cost_weight" if version else "threshold",
         cost_weight=1.0,
         max_cost_weight=math.inf,

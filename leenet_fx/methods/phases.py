@@ -137,6 +137,22 @@ def end_to_end_phase(name: str, recipe: str, objective: Objective, *, gates: boo
     return single_update_phase(name, groups, objective, lr=0.03, sgd_lr=0.01)
 
 
+def gate_for(recipe: str) -> str:
+    """Return the gate of methods whose published gate reads features.
+
+    Features of a frozen backbone do not adapt to a gate, and a linear gate on them predicts the
+    head's errors worse than the head's own confidence does.
+
+    Args:
+        recipe: one of `RECIPES`.
+
+    Raises:
+        InputError: no such recipe.
+    """
+    check_recipe(recipe)
+    return "confidence" if recipe == "disjoint" else "features"
+
+
 def check_recipe(recipe: str) -> None:
     """Raise InputError unless `recipe` is one of `RECIPES`."""
     if recipe not in RECIPES:
