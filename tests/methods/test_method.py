@@ -47,6 +47,8 @@ def test_an_unknown_option_raises_an_error_that_lists_the_known_ones(method):
         ("eenets", {"version": 5}, "'version' must be an integer from 0 to 4"),
         ("jei-dnn", {"period": 0}, "period must be a positive integer of batches"),
         ("jei-dnn", {"period": True}, "period must be"),
+        ("jei-dnn", {"turns": 1}, "turns must be an integer of at least 2"),
+        ("jei-dnn", {"turns": 2.5}, "turns must be"),
         ("distilled", {"mix": 1.5}, "'mix' must be"),
         ("distilled", {"temperature": 0}, "'temperature' must be"),
     ],
