@@ -155,6 +155,12 @@ def gate_for(recipe: str) -> str:
     return "confidence" if recipe == "disjoint" else "features"
 
 
+def check_flag(option: str, value: object) -> None:
+    """Raise InputError unless the value of a method's option is a bool."""
+    if not isinstance(value, bool):
+        raise InputError(f"{option} must be True or False, got {value!r}.")
+
+
 def check_recipe(recipe: str) -> None:
     """Raise InputError unless `recipe` is one of `RECIPES`."""
     if recipe not in RECIPES:

@@ -124,6 +124,17 @@ def eenets_v4(n):
     return loss
 
 
+def eenets_4_as_published(n):
+    loss = n.mean(lambda b: n.ce(b, n.best(b)) + n.cost_weight * n.c[n.best(b)])
+    for i in n.exits:
+        share = sum(n.best(b) == i for b in range(n.samples)) / n.samples
+        for b in range(n.samples):
+            positive = n.best(b) == i
+            weight = 1 - share if positive else share
+            loss = loss - weight * (n.opens if positive else n.passes)[b][i].log() / n.samples
+    return loss
+
+
 def jei_dnn_gates(n, limit):
     zeros, ones = [], []
     for b in range(n.samples):
@@ -187,6 +198,7 @@ CASES = [
         JEIDNNHeads(),
         lambda n: n.mean(lambda b: sum(n.exit_weight(b, i) * n.ce(b, i) for i in n.classifiers)),
     ),
+    (EENets(4, published_weights=True), eenets_4_as_published),
     (JEIDNNGates(), lambda n: jei_dnn_gates(n, 5)),
     (JEIDNNGates(max_positive_weight=0.5), lambda n: jei_dnn_gates(n, 0.5)),
     (Distillation(), lambda n: distillation(n, 0.5, 2)),
