@@ -234,6 +234,9 @@ class TargetOptions:
             help="common: one threshold; exponential, per-exit: one for each exit; eenet."
         ),
     ] = "common"
+    temperatures: Annotated[
+        bool, typer.Option("--temperatures", help="Fit a temperature for each classifier.")
+    ] = False
 
 
 @dataclass(frozen=True)

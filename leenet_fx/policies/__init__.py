@@ -19,6 +19,7 @@ from leenet_fx.policies.threshold import (
     GateThreshold,
     Margin,
     MaxProbability,
+    ProbabilityThreshold,
     ThresholdPolicy,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "NeverExit",
     "Patience",
     "Policy",
+    "ProbabilityThreshold",
     "ThresholdPolicy",
     "Vote",
     "evaluated_exits",

@@ -11,7 +11,13 @@ from torch import fx, nn
 
 from leenet_fx.errors import InputError
 from leenet_fx.parts.branches import Branch
-from leenet_fx.policies import Policy, ThresholdPolicy, evaluated_exits, policy_to_dict
+from leenet_fx.policies import (
+    Policy,
+    ProbabilityThreshold,
+    ThresholdPolicy,
+    evaluated_exits,
+    policy_to_dict,
+)
 from leenet_fx.registry import unknown_name
 from leenet_fx.runtime.stages import collecting_node, is_exit
 from leenet_fx.surgery.exits import Exits
@@ -156,7 +162,12 @@ def _pruned_graph(graph: fx.Graph, kept: Sequence[int]) -> fx.Graph:
 
 
 def _pruned_policy(policy: Policy, kept: Sequence[int]) -> Policy:
-    if not isinstance(policy, ThresholdPolicy) or len(policy.thresholds) == 1:
+    if not isinstance(policy, ThresholdPolicy):
+        return policy
+    if isinstance(policy, ProbabilityThreshold) and policy.temperatures is not None:
+        temperatures = policy.temperatures
+        policy = policy.with_temperatures([temperatures[index] for index in (*kept, -1)])
+    if len(policy.thresholds) == 1:
         return policy
     return policy.with_thresholds([policy.thresholds[index] for index in kept])
 
