@@ -6,6 +6,7 @@ import torch
 import leenet_fx
 from leenet_fx.data.digits import load_digits
 from leenet_fx.demo.run import train_backbone
+from leenet_fx.evaluation import method_run
 from leenet_fx.evaluation.comparison import frozen_variants
 
 PRESETS = [name for name in leenet_fx.list_methods() if not name.startswith("test-")]
@@ -24,18 +25,22 @@ def backbone(digits):
 @pytest.fixture(scope="module")
 def found(digits, backbone):
     """A comparison of all methods on the frozen backbone: three epochs, one seed."""
-    return leenet_fx.compare(
-        backbone,
-        frozen_variants(PRESETS),
-        digits["train"].loader(64, torch.Generator().manual_seed(0)),
-        digits["calibration"].loader(64, torch.Generator().manual_seed(0)),
-        digits["test"].loader(64),
-        strategy="linear",
-        num_exits=3,
-        example_inputs=digits["test"].images[:1],
-        epochs={"exits": 3, "gates": 6},
-        progress=False,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        # Training for each cost weight is what takes the time.
+        patch.setattr(method_run, "LAMBDAS", (0.0, 0.2, 0.6, 2.0))
+        patch.setattr(method_run, "ALPHAS", (0.0, 0.1, 0.2, 0.4, 0.8))
+        return leenet_fx.compare(
+            backbone,
+            frozen_variants(PRESETS),
+            digits["train"].loader(64, torch.Generator().manual_seed(0)),
+            digits["calibration"].loader(64, torch.Generator().manual_seed(0)),
+            digits["test"].loader(64),
+            strategy="linear",
+            num_exits=3,
+            example_inputs=digits["test"].images[:1],
+            epochs={"exits": 3, "gates": 6},
+            progress=False,
+        )
 
 
 def test_all_methods_have_a_frontier(found):
