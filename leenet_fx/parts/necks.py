@@ -275,9 +275,10 @@ class ConvXNeck(ConvNeck):
 
 
 class StridedConvNeck(Neck):
-    """A 3x3 convolution with stride 2 and ReLU, then maximum and average pooling (ZTW's heads).
+    """A 3x3 convolution with stride 2, BatchNorm and ReLU, then mixed pooling (ZTW's heads).
 
-    The pooling is α·max + (1−α)·average over at most 4 x 4 cells, with a learned α.
+    BatchNorm is not in the authors' heads; without it SGD at a neck's learning rate diverges. The
+    pooling is α·max + (1−α)·average over at most 4 x 4 cells, with a learned α.
 
     Args:
         site: features and position; the features must be maps (B, C, H, W) of one size.
@@ -292,7 +293,7 @@ class StridedConvNeck(Neck):
         grid = min(4, min((side + 1) // 2 for side in site.features[0].size))
         super().__init__(site, channels * grid**2)
         self.grid = grid
-        self.conv = nn.Conv2d(channels, channels, 3, 2, padding=1)
+        self.layers = nn.Sequential(*_convolution(channels, channels, stride=2))
         self.alpha = nn.Parameter(torch.tensor(0.5))
 
     def pool(self, *features: Tensor) -> tuple[Tensor, ...]:
@@ -301,7 +302,7 @@ class StridedConvNeck(Neck):
     def forward(self, *pooled: Tensor) -> Tensor:
         shapes = self.site.features
         maps = [f.movedim(s.channel_axis, 1) for f, s in zip(pooled, shapes, strict=True)]
-        outputs = self.conv(concatenate(maps)).relu()
+        outputs = self.layers(concatenate(maps))
         largest = F.adaptive_max_pool2d(outputs, self.grid)
         average = F.adaptive_avg_pool2d(outputs, self.grid)
         mixed: Tensor = (self.alpha * largest + (1 - self.alpha) * average).flatten(1)

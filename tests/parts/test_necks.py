@@ -112,9 +112,10 @@ def test_mixpool_mixes_maximum_and_average_by_a_learned_share(axis):
 
 def test_strided_convolutions_pool_to_a_grid_of_at_most_four_cells():
     torch.manual_seed(0)
-    neck = StridedConvNeck(ExitSite((FeatureShape((1, 4, 16, 16), 1),), 5))
+    neck = StridedConvNeck(ExitSite((FeatureShape((1, 4, 16, 16), 1),), 5)).eval()
     maps = images(3, 4, 16, 16)
-    convolved = nn.functional.conv2d(maps, neck.conv.weight, neck.conv.bias, 2, 1).relu()
+    convolved = nn.functional.conv2d(maps, neck.layers[0].weight, None, 2, 1)
+    convolved = (convolved / math.sqrt(1 + neck.layers[1].eps)).relu()
     parts = cells(convolved.detach().numpy(), 4)
     expected = 0.5 * (parts.max(-1) + parts.mean(-1)).reshape(3, -1)
     assert neck.width == 64
