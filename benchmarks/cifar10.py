@@ -84,7 +84,7 @@ def trained_branches(cifar: Cifar10, seed: int) -> tuple[leenet_fx.EarlyExitModu
         cifar.loader("train", augment=True, seed=seed, batch=HEAD_BATCH),
         method="distilled",
         epochs=HEAD_EPOCHS[name],
-        precision="bf16-mixed",
+        precision="auto",
         out=WORK / f"{name}-{seed}",
         resume=True,
         seed=seed,

@@ -60,7 +60,7 @@ METHODS = [name for name in leenet_fx.list_methods() if name != "pteenet"]
 JOINT_LR = 0.24
 """Eight times the recipe's default, for backbone and exits: fifteen epochs are few."""
 
-PRECISION = "bf16-mixed"
+PRECISION = "auto"
 """Of the recipe that trains the backbone, and of the backbone trained alone."""
 
 TARGETS = {

@@ -63,7 +63,7 @@ class SubsetCosts:
 def can_select(ee: EarlyExitModule, policy: ThresholdPolicy) -> bool:
     """Return whether the decision at each exit depends on its own outputs only."""
     alone = not any(branch.reads_previous_logits for branch in ee.exits.branches())
-    return alone and policy.reads != "history"
+    return alone and not policy.reads_history
 
 
 def exits_of(scores: Tensor, threshold: float, exits: Iterable[int]) -> Tensor:

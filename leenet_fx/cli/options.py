@@ -42,7 +42,7 @@ CostOption = Annotated[
 SeedOption = Annotated[int, typer.Option(min=0, help="Random seed.")]
 FirstSeedOption = Annotated[int, typer.Option(min=0, help="First random seed.")]
 SeedsOption = Annotated[int, typer.Option(min=1, help="Number of random seeds.")]
-PrecisionOption = Annotated[str | None, typer.Option(help="32-true, bf16-mixed, 16-mixed.")]
+PrecisionOption = Annotated[str | None, typer.Option(help="32-true, bf16-mixed, 16-mixed, auto.")]
 EpochsOption = Annotated[int, typer.Option(min=0, help="Number of epochs of each phase.")]
 WeightsOption = Annotated[
     Path | None, typer.Option(help="The backbone's weights: .safetensors, or a torch state dict.")

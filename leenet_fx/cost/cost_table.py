@@ -44,6 +44,8 @@ class CostTable(Sequence[CostRow]):
         reads: whether gate or class logits decide at exits.
         latency: measured times of exits that decide likewise; None if not measured.
         evaluated: N, whether samples that pass an exit have run its branch.
+        previous_branches: for each row, the cost of the branches of earlier exits in it; None if
+            it is not known.
         unit: how FLOPs are counted.
     """
 
@@ -57,6 +59,7 @@ class CostTable(Sequence[CostRow]):
         reads: Reads,
         latency: Latency | None = None,
         evaluated: Sequence[bool] | None = None,
+        previous_branches: Sequence[Cost] | None = None,
     ) -> None:
         self.model = model
         self.backbone = backbone
@@ -64,6 +67,7 @@ class CostTable(Sequence[CostRow]):
         self.latency = latency
         self._rows = tuple(rows)
         self.evaluated = tuple([True] * (len(rows) - 1) if evaluated is None else evaluated)
+        self.previous_branches = None if previous_branches is None else tuple(previous_branches)
 
     @overload
     def __getitem__(self, index: int) -> CostRow: ...
@@ -90,18 +94,23 @@ class CostTable(Sequence[CostRow]):
         rows = ", ".join(f"{row.name}: {row.relative_flops:.3f}" for row in self._rows)
         return f"CostTable({self.model}: {rows})"
 
-    def relative(self, kind: str = "flops") -> tuple[float, ...]:
+    def relative(self, kind: str = "flops", *, own_branch: bool = False) -> tuple[float, ...]:
         """Return N+1 costs of an image relative to the backbone, at each exit and without exiting.
 
         Args:
             kind: "flops", "params" (as LEENet published), "bytes", or "seconds": at a batch size of
                 `latency.reference`, on the device that `leenet_fx.profile` measured.
+            own_branch: whether to leave out the branches of earlier exits, as PTEEnet's
+                publication does; an image that does not exit early then costs 1.
 
         Raises:
             UnknownNameError: another kind.
-            InputError: seconds, without a measurement of exits that decide likewise.
+            InputError: seconds, without a measurement of exits that decide likewise, or with
+                `own_branch`.
         """
         check_cost_kind(kind)
+        if own_branch:
+            return self._own_branch(kind)
         if kind == "seconds":
             if self.latency is None:
                 raise InputError(
@@ -112,6 +121,16 @@ class CostTable(Sequence[CostRow]):
             per_exit = self.latency.seconds_per_exit(evaluated=self.evaluated)
             return tuple(seconds / backbone for seconds in per_exit)
         return tuple(getattr(row, f"relative_{kind}") for row in self._rows)
+
+    def _own_branch(self, kind: str) -> tuple[float, ...]:
+        """Return relative costs without the branches of earlier exits."""
+        if kind == "seconds" or self.previous_branches is None:
+            raise InputError("own_branch=True counts FLOPs, parameters or bytes, not seconds.")
+        backbone = max(getattr(self.backbone, kind), 1)
+        return tuple(
+            (getattr(row, kind) - getattr(previous, kind)) / backbone
+            for row, previous in zip(self._rows, self.previous_branches, strict=True)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -148,10 +167,12 @@ def cost_table(
     """
     backbone = Cost(profile.flops, profile.params, profile.bytes)
     rows: list[CostRow] = []
+    previous: list[Cost] = []
     branch_total = Cost(0, 0, 0)
     used = [True] * len(branches) if evaluated is None else evaluated
     for index, branch, is_used in zip(placement.indices, branches, used, strict=True):
         boundary = profile.candidates[index]
+        previous.append(branch_total)
         deciding = branch.gate if reads == "gate" else branch.classify
         with_branch = branch_total + branch.hidden + deciding
         total = Cost(boundary.flops, boundary.params, boundary.bytes) + with_branch
@@ -160,9 +181,10 @@ def cost_table(
         if reads == "gate":
             total = total + branch.classify
         rows.append(_row(boundary.name, total, backbone))
+    previous.append(branch_total)
     rows.append(_row("final", backbone + branch_total, backbone))
     matching = latency if latency is not None and latency.reads == reads else None
-    return CostTable(profile.model, backbone, rows, reads, matching, used)
+    return CostTable(profile.model, backbone, rows, reads, matching, used, previous)
 
 
 def reads_of(policy: Policy) -> Reads:

@@ -25,6 +25,7 @@ from leenet_fx.evaluation.method_run import (
     RunSettings,
     Splits,
     load_classifiers,
+    run_labels,
     run_method,
     trains_backbone,
 )
@@ -60,6 +61,8 @@ def compare(
     precision: str | None = None,
     seeds: Sequence[int] = (0,),
     skip_unfit: bool = False,
+    own_branch_costs: bool = False,
+    agreement: bool = False,
     out: str | Path | None = None,
     metadata: Mapping[str, Any] | None = None,
     on_point: OnPoint | None = None,
@@ -69,7 +72,9 @@ def compare(
 
     Classifiers are fitted on the train split, gates and thresholds on the calibration split; all
     measurements are on the test split. A frozen backbone runs once over each split for all methods
-    whose branches read the same features.
+    whose branches read the same features. A method that is trained for several cost weights has a
+    second run, with ", thresholds" behind its label: the same networks, read by a sweep of their
+    thresholds instead of the method's own rule.
 
     Args:
         model: the backbone, which is not changed.
@@ -90,6 +95,10 @@ def compare(
         seeds: random seeds. A run does not depend on the runs before it.
         skip_unfit: whether a spec that does not fit the network, or whose training fails, is
             skipped and its reason recorded; otherwise it raises an error.
+        own_branch_costs: whether an exit costs no branch but its own, and the final classifier 1,
+            as some publications count (PTEEnet).
+        agreement: whether accuracy is the share of images for which the backbone predicts the same
+            class, as PTEEnet counts. The backbone's is then 1.
         out: folder for `comparison.json`, which is written after each run. An interrupted
             comparison is resumed from it; runs with other settings, seeds or numbers of batches are
             refitted. Runs of other specs remain in the file, but not in the result.
@@ -112,6 +121,8 @@ def compare(
         num_exits=num_exits,
         epochs=epochs,
         precision=precision,
+        own_branch_costs=own_branch_costs,
+        agreement=agreement,
         attach_options={
             "example_inputs": example_inputs,
             "num_classes": num_classes,
@@ -127,6 +138,8 @@ def compare(
         names = ("train", "calibration", "test", "augmented")
         check_class_names(base, *zip(names, loaders, strict=True))
         backbone_accuracy, samples = _measure_backbone(base, test)
+        if agreement:
+            backbone_accuracy = 1.0
         file = None
         if out is not None:
             path = Path(out) / FILE
@@ -149,24 +162,30 @@ def compare(
             if spec.label in skipped:
                 continue
             settings = common.settings(spec, seed, splits)
-            run = None
+            labels = run_labels(spec.label, settings.method)
+            found: tuple[MethodRun, ...] = ()
             if file is not None and on_point is None:
-                run = file.runs.get((spec.label, seed))
-            if run is None or run.key != settings.key:
+                found = file.runs_of(labels, seed, settings.key)
+            if not found:
                 try:
-                    run = run_method(common.attach_for(model, settings), settings, splits, on_point)
+                    found = run_method(
+                        common.attach_for(model, settings), settings, splits, on_point
+                    )
                 except (InputError, TrainingError) as error:
                     if not skip_unfit:
                         raise
                     skipped[spec.label] = str(error)
-                    runs = {at: other for at, other in runs.items() if at[0] != spec.label}
+                    runs = {at: other for at, other in runs.items() if at[0] not in labels}
                     continue
-            runs[spec.label, seed] = run
+            for run in found:
+                runs[run.label, seed] = run
+                if file is not None:
+                    file.runs[run.label, seed] = run
             if file is not None:
-                file.runs[spec.label, seed] = run
                 file.write(result())
             if show:
-                _print_run(run, result().backbone_accuracy)
+                for run in found:
+                    _print_run(run, result().backbone_accuracy)
         if not runs:
             reasons = "; ".join(f"{label}: {reason}" for label, reason in skipped.items())
             raise InputError(f"No spec fits {base.spec.profile.model}: {reasons}")
@@ -183,6 +202,8 @@ class _Common:
     num_exits: int | None
     epochs: int | Mapping[str, int]
     precision: str | None
+    own_branch_costs: bool
+    agreement: bool
     attach_options: Mapping[str, Any]
 
     def attach(self, model: nn.Module, **options: Any) -> EarlyExitModule:
@@ -220,8 +241,11 @@ class _Common:
             [count_batches(loader) for loader in (train, splits.calibration)],
         )
         values = {**asdict(spec), "strategy": strategy, "common": shared}
+        counted = self.own_branch_costs, self.agreement
+        if any(counted):
+            values["counted"] = counted
         key = json.dumps(values, sort_keys=True, default=str)
-        return RunSettings(spec, method, epochs, self.precision, seed, key)
+        return RunSettings(spec, method, epochs, self.precision, seed, key, *counted)
 
     def _placement(self, spec: MethodSpec) -> tuple[str | tuple[Position, ...], int | None]:
         """Return strategy and number of exits; the shared number belongs to the shared strategy."""
@@ -243,15 +267,15 @@ class _Common:
 
 def _check(specs: Sequence[MethodSpec], seeds: Sequence[int]) -> None:
     """Raise InputError or UnknownNameError for specs or seeds that cannot be compared."""
-    labels = [spec.label for spec in specs]
+    methods = [get_method(spec.method, **spec.options) for spec in specs]
+    pairs = zip(specs, methods, strict=True)
+    labels = [label for spec, method in pairs for label in run_labels(spec.label, method)]
     repeated = len(set(labels)) < len(labels) or len(set(seeds)) < len(seeds)
     if not specs or not seeds or repeated:
         raise InputError(
             "A comparison needs at least one spec and one seed, with unique labels and seeds: got "
             f"{labels} and {list(seeds)}."
         )
-    for spec in specs:
-        get_method(spec.method, **spec.options)
 
 
 @contextmanager

@@ -23,6 +23,10 @@ DROPS = (0.0, 0.01, 0.03)
 """Accuracy drops for which the least FLOPs of each method are listed."""
 
 
+CHEAP_END = 0.2
+"""Relative FLOPs by which the cheapest point of a frontier may exceed that of another method."""
+
+
 @dataclass(frozen=True)
 class MethodSpec:
     """A method with the settings to compare it under.
@@ -103,11 +107,23 @@ class Comparison:
             for budget in BUDGETS:
                 reached = [run.accuracy_within(budget) for run in runs]
                 row[f"accuracy_at_{budget:g}"] = _median(reached)
+            row["cheapest_flops"] = statistics.median(
+                min((point.relative_flops for point in run.points), default=1.0) for run in runs
+            )
             row["backbone_accuracy"] = statistics.median(run.backbone_accuracy for run in runs)
             row["exits"] = len(runs[0].exits)
             row["trained_seconds"] = statistics.median(run.trained_seconds for run in runs)
             rows.append(row)
         return sorted(rows, key=lambda row: -row["area"])
+
+    def without_cheap_end(self, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Return the rows whose cheapest operating point is much dearer than that of another.
+
+        Args:
+            rows: from `rows`.
+        """
+        cheapest = min(row["cheapest_flops"] for row in rows)
+        return [row for row in rows if row["cheapest_flops"] > cheapest + CHEAP_END]
 
     def summary(self) -> str:
         """Format the rows as a plain-text table, followed by the skipped specs."""
@@ -132,7 +148,14 @@ class Comparison:
                 *(_format(row[f"flops_at_{100 * drop:g}"]) for drop in DROPS),
                 *(tables.percent(row[f"accuracy_at_{budget:g}"]) for budget in TABLE_BUDGETS),
             )
-        lines = [f"Skipped: {label}: {reason}" for label, reason in self.skipped.items()]
+        lines = []
+        if dear := self.without_cheap_end(rows):
+            named = ", ".join(f"{row['label']} (from {row['cheapest_flops']:.2f})" for row in dear)
+            lines.append(
+                f"No cheap end: {named}. Below their cheapest operating point, the area is that of "
+                "a random choice between guessing and it: a small area need not mean poor exits."
+            )
+        lines += [f"Skipped: {label}: {reason}" for label, reason in self.skipped.items()]
         return "\n".join(
             [tables.render(table), *(textwrap.fill(line, tables.WIDTH) for line in lines)]
         )

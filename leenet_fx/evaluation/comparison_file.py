@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,18 @@ class ComparisonFile:
         make_folder(path.parent)
         if path.exists():
             self._read()
+
+    def runs_of(self, labels: Sequence[str], seed: int, key: str) -> tuple[MethodRun, ...]:
+        """Return the runs with these labels, or none if one is missing or has other settings.
+
+        Args:
+            labels: of the runs of one spec.
+            seed: random seed.
+            key: their settings.
+        """
+        found = [self.runs.get((label, seed)) for label in labels]
+        matching = tuple(run for run in found if run is not None and run.key == key)
+        return matching if len(matching) == len(labels) else ()
 
     def write(self, comparison: Comparison) -> None:
         """Write the comparison, and the runs that are not part of it."""

@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -36,8 +36,14 @@ from leenet_fx.training.fit import fit
 ALPHAS = (0.0, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 1.0)
 """Cost weights α that gated methods are trained for."""
 
-LAMBDAS = (0.0, 0.2, 0.5, 1.0, 2.0, 4.0)
+LAMBDAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0, 4.0)
 """Cost weights λ that methods without an upper limit of the cost weight are trained for."""
+
+SWEPT = ", thresholds"
+"""Suffix of the label of a second run: the same networks, read by a sweep of their thresholds."""
+
+SWEEP_STEPS = 20
+"""Number of steps between the budgets of that sweep, for each cost weight."""
 
 BUDGET_STEPS = {"threshold": 100, "exit_shares": 16, "schedule": 16}
 """Number of steps between the budgets that thresholds are solved for, by trade-off parameter."""
@@ -101,6 +107,8 @@ class RunSettings:
         precision: of training, as for `fit`.
         seed: random seed.
         key: the settings as JSON, without the seed.
+        own_branch_costs: whether an exit costs no branch but its own.
+        agreement: whether accuracy is agreement with the backbone.
     """
 
     spec: MethodSpec
@@ -109,22 +117,40 @@ class RunSettings:
     precision: str | None
     seed: int
     key: str
+    own_branch_costs: bool = False
+    agreement: bool = False
 
 
 OnPoint: TypeAlias = Callable[[FrontierPoint, EarlyExitModule], None]
 """Called with a point of a frontier and its network, with the policy of the point."""
 
 
+def run_labels(label: str, method: Method) -> tuple[str, ...]:
+    """Return the labels of the runs of a spec.
+
+    Args:
+        label: of the spec.
+        method: its method.
+    """
+    return (label, label + SWEPT) if method.trade_off == "cost_weight" else (label,)
+
+
 def run_method(
     ee: EarlyExitModule, settings: RunSettings, splits: Splits, on_point: OnPoint | None = None
-) -> MethodRun:
+) -> tuple[MethodRun, ...]:
     """Fit a method and measure its frontier.
+
+    A method that is trained for several cost weights has two frontiers: by its own rule, with one
+    point for each cost weight, and by a sweep of thresholds on all of its networks.
 
     Args:
         ee: a network with the method's exits, which is trained.
         settings: what to fit, and how.
         splits: the images.
         on_point: called with each point and the network of it.
+
+    Returns:
+        A run for each of `run_labels`.
 
     Raises:
         InputError: the method does not train a new final classifier.
@@ -144,36 +170,46 @@ def run_method(
             trainer.train(method.cost_weight, {**epochs, last: 0})
         epochs = {phase: count if phase == last else 0 for phase, count in epochs.items()}
     start = copy.deepcopy(ee.state_dict())
-    points: list[FrontierPoint] = []
+    labels = run_labels(settings.spec.label, method)
+    points: dict[str, list[FrontierPoint]] = {label: [] for label in labels}
     backbone_accuracy = math.nan
     for cost_weight in cost_weights:
         ee.load_state_dict(start)
         trainer.train(cost_weight, epochs)
         calibration = compute_outputs(ee, splits.cached(ee, "calibration"))
         test = compute_outputs(ee, splits.cached(ee, "test"))
+        if settings.agreement:
+            test = replace(test, labels=test.logits[-1].argmax(1))
         final = test.labels.new_full(test.labels.shape, ee.num_exits)
         backbone_accuracy = accuracy(test.is_correct(final))
+        readings: list[list[tuple[Policy, float]]] = []
         if by_cost_weight:
-            found = [(ee.policy, cost_weight)]
+            swept = _swept(ee, calibration, SWEEP_STEPS)
+            readings.append([(ee.policy, cost_weight)])
+            readings.append([(at, cost_weight) for at, _ in swept])
         else:
-            found = list(_frontier(ee, method, calibration))
+            readings.append(list(_frontier(ee, method, calibration)))
         policy = ee.policy
-        for at, value in found:
-            points.append(_measure(ee, at, test, value))
-            if on_point is not None:
-                ee.policy = at
-                on_point(points[-1], ee)
+        for label, found in zip(labels, readings, strict=True):
+            for at, value in found:
+                points[label].append(_measure(ee, at, test, value, settings.own_branch_costs))
+                if on_point is not None:
+                    ee.policy = at
+                    on_point(points[label][-1], ee)
         ee.policy = policy
-    return MethodRun(
-        label=settings.spec.label,
-        method=settings.spec.method,
-        seed=settings.seed,
-        trade_off=method.trade_off,
-        backbone_accuracy=backbone_accuracy,
-        exits=ee.spec.placement.names,
-        trained_seconds=trainer.seconds,
-        points=tuple(points),
-        key=settings.key,
+    return tuple(
+        MethodRun(
+            label=label,
+            method=settings.spec.method,
+            seed=settings.seed,
+            trade_off=method.trade_off if label == settings.spec.label else "threshold",
+            backbone_accuracy=backbone_accuracy,
+            exits=ee.spec.placement.names,
+            trained_seconds=trainer.seconds,
+            points=tuple(points[label]),
+            key=settings.key,
+        )
+        for label in labels
     )
 
 
@@ -306,14 +342,23 @@ def _frontier(
         for patience in range(1, ee.num_exits):
             yield Patience(patience), patience
         return
-    assert isinstance(policy, ThresholdPolicy)
     if method.trade_off == "schedule":
+        assert isinstance(policy, ThresholdPolicy)
         yield from _scheduled(ee, policy, calibration)
         return
-    solve = get_solver("exponential" if method.trade_off == "exit_shares" else "common")
+    solver = "exponential" if method.trade_off == "exit_shares" else "common"
+    yield from _swept(ee, calibration, BUDGET_STEPS[method.trade_off], solver)
+
+
+def _swept(
+    ee: EarlyExitModule, calibration: CachedOutputs, steps: int, solver: str = "common"
+) -> Iterator[tuple[ThresholdPolicy, float]]:
+    """Yield the network's policy with the thresholds of evenly spaced budgets, and the budgets."""
+    policy = ee.policy
+    assert isinstance(policy, ThresholdPolicy)
+    solve = get_solver(solver)
     confidence = confidences(ee, policy, calibration)
     costs = monotone_costs(ee)
-    steps = BUDGET_STEPS[method.trade_off]
     for step in range(steps + 1):
         budget = costs[0] + (costs[-1] - costs[0]) * step / steps
         thresholds = solve(confidence, costs, budget)
@@ -335,12 +380,12 @@ def _scheduled(
 
 
 def _measure(
-    ee: EarlyExitModule, policy: Policy, test: CachedOutputs, value: float
+    ee: EarlyExitModule, policy: Policy, test: CachedOutputs, value: float, own_branch: bool
 ) -> FrontierPoint:
     """Measure the operating point of a policy."""
     exit_index: Tensor = cached_exit_indices(ee, policy, test)
     shares = exit_index.bincount(minlength=ee.num_exits + 1).double() / len(exit_index)
-    costs = shares.new_tensor(ee.costs_for(policy).relative())
+    costs = shares.new_tensor(ee.costs_for(policy).relative(own_branch=own_branch))
     return FrontierPoint(
         value=float(value),
         accuracy=accuracy(test.is_correct(exit_index)),

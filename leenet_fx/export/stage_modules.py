@@ -125,10 +125,11 @@ class ExitStage(StageModule):
         hidden = branch.hidden(*pooled, previous_logits=read)
         logits = branch.classify(hidden)
         scores = logits
-        if self.policy.reads == "gate":
+        if self.policy.reads_gates:
             scores = branch.gate_logit(branch.gate_inputs(hidden, read), alpha)
-        elif self.policy.reads == "history":
-            scores = history = append_logits(history, logits)
+        if self.policy.reads_history:
+            own = scores.unsqueeze(1) if self.policy.reads_gates else logits
+            scores = history = append_logits(history, own)
         confidence = self.policy.confidence(self.index, scores)
         passed = []
         if self.passes_logits:
@@ -219,7 +220,7 @@ def _backbone(ee: EarlyExitModule, images: Tensor) -> tuple[list[StageModule], l
 def _stages(ee: EarlyExitModule, images: Tensor) -> tuple[list[StageModule], list[Any]]:
     policy, branches = ee.policy, list(ee.exits.branches())
     passes_logits = any(branch.reads_previous_logits for branch in branches)
-    states = (passes_logits, policy.reads == "history")
+    states = (passes_logits, policy.reads_history)
     alpha = () if policy.alpha is None else (torch.tensor(policy.alpha),)
     read: CutLayout | None = None
     specs: tuple[TensorSpec, ...] = (tensor_spec(IMAGES, images, 0),)

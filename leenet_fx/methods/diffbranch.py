@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from leenet_fx.methods.method import Method, register_method
-from leenet_fx.methods.phases import EXITS, FINAL, end_to_end_phase
+from leenet_fx.methods.phases import EXITS, FINAL, end_to_end_phase, gate_for
 from leenet_fx.objectives import DifferentiableBranching
 from leenet_fx.policies import GateThreshold
 
@@ -15,7 +15,8 @@ def diffbranch(recipe: str = "joint") -> Method:
     """Differentiable branching (Scardapane et al. 2020): L = CE(f̃₀) + λ·γ̃₀, end to end.
 
     f̃ᵢ = gᵢ·pᵢ + (1−gᵢ)·f̃ᵢ₊₁. The paper does not give λ. A sample exits iff gᵢ ≥ 0.5; the ensemble
-    f̃₀ is `leenet_fx.objectives.soft_probabilities`.
+    f̃₀ is `leenet_fx.objectives.soft_probabilities`. The published gate reads features; with a
+    frozen backbone, whose features no longer adapt to it, gates read the head's confidence.
 
     Args:
         recipe: "joint", "mixed" (exits first, then all), or "disjoint", with a frozen backbone.
@@ -28,7 +29,7 @@ def diffbranch(recipe: str = "joint") -> Method:
         phases=(joint,) if recipe == "joint" else (FINAL, EXITS, joint),
         policy=GateThreshold(0.0),
         source="Scardapane et al. 2020, Differentiable Branching in Deep Networks",
-        branch_options={"gate": "features"},
+        branch_options={"gate": gate_for(recipe)},
         trade_off="cost_weight",
         max_cost_weight=math.inf,
     )

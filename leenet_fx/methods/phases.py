@@ -33,7 +33,7 @@ class Phase:
 
     Attributes:
         name: key of `epochs={"gates": 5}`, and name in logs.
-        updates: applied alternately, for `period` batches each.
+        updates: applied alternately, in turns over each of which learning rates rise and fall.
         lr: default peak learning rate of Adam, for linear layers on standardized inputs.
         sgd_lr: default peak learning rate of SGD, for the backbone and for necks with weights; a
             user's learning rate replaces `lr` and scales this by the same factor.
@@ -42,7 +42,8 @@ class Phase:
             and its cross-entropy there no longer measures its errors.
         labels: "given", or "backbone": the class that the backbone predicts.
         random_alpha: whether the cost weight is drawn at random for each sample.
-        period: batches of each update before the next, if there are several.
+        turns: number of turns of equal length, if there are several updates.
+        period: batches of a turn; None divides the phase into `turns`.
     """
 
     name: str
@@ -52,7 +53,8 @@ class Phase:
     temperature_scaled: bool = False
     labels: Literal["given", "backbone"] = "given"
     random_alpha: bool = False
-    period: int = 200
+    turns: int = 20
+    period: int | None = None
 
     @property
     def parameter_groups(self) -> frozenset[Group]:
@@ -135,6 +137,28 @@ def end_to_end_phase(name: str, recipe: str, objective: Objective, *, gates: boo
     if recipe != "disjoint":
         groups.append("backbone")
     return single_update_phase(name, groups, objective, lr=0.03, sgd_lr=0.01)
+
+
+def gate_for(recipe: str) -> str:
+    """Return the gate of methods whose published gate reads features.
+
+    Features of a frozen backbone do not adapt to a gate, and a linear gate on them predicts the
+    head's errors worse than the head's own confidence does.
+
+    Args:
+        recipe: one of `RECIPES`.
+
+    Raises:
+        InputError: no such recipe.
+    """
+    check_recipe(recipe)
+    return "confidence" if recipe == "disjoint" else "features"
+
+
+def check_flag(option: str, value: object) -> None:
+    """Raise InputError unless the value of a method's option is a bool."""
+    if not isinstance(value, bool):
+        raise InputError(f"{option} must be True or False, got {value!r}.")
 
 
 def check_recipe(recipe: str) -> None:

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from leenet_fx.methods.method import Method, register_method
-from leenet_fx.methods.phases import EXITS, FINAL, single_update_phase
+from leenet_fx.methods.phases import EXITS, FINAL, check_flag, single_update_phase
 from leenet_fx.objectives import SumOfExits
 from leenet_fx.policies import MaxProbability
 
 
 @register_method("ztw")
-def ztw(threshold: float = 0.9) -> Method:
+def ztw(threshold: float = 0.9, conv_heads: bool = False) -> Method:
     """Zero Time Waste (Wołczyk et al. 2021): cascaded heads, then geometric ensembles of them.
 
     Args:
         threshold: least class probability of the ensemble that exits.
+        conv_heads: whether heads are those of the authors' code: a convolution with stride 2 (and BatchNorm),
+            maximum and average pooling to 4 x 4, and a LayerNorm on the cascaded logits.
 
     Raises:
-        InputError: `threshold` is not a number.
+        InputError: `threshold` is not a number, or `conv_heads` not a bool.
     """
+    check_flag("conv_heads", conv_heads)
+    head = "cascade-norm" if conv_heads else "cascade"
     ensembles = single_update_phase("ensembles", "ensembles", SumOfExits(), lr=0.01)
     return Method(
         phases=(FINAL, EXITS, ensembles),
         policy=MaxProbability(threshold),
+        branch="strided" if conv_heads else "pool",
         source="Wołczyk et al. 2021, Zero Time Waste",
-        branch_options={"head": "cascade"},
-        requires={"head": "cascade"},
+        branch_options={"head": head},
+        requires={"head": head},
     )

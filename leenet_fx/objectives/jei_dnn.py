@@ -11,7 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leenet_fx.objectives.base import BatchOutputs, Objective, register_objective
+from leenet_fx.objectives.base import (
+    BatchOutputs,
+    Objective,
+    is_finite_number,
+    register_objective,
+    require_option,
+)
 
 
 @register_objective("jei-dnn-heads")
@@ -41,15 +47,32 @@ class JEIDNNGates(Objective):
     """BCE of the gates, mean over samples and exits (JEI-DNN, Regol et al. 2024).
 
     The target of a gate is 1 at the sample's best exit, argminᵢ(CEᵢ + λ·cᵢ), and at all later
-    exits. The losses are held constant; `BatchOutputs.cost_weight` is λ. The authors' code also
-    weights targets of 1 by the ratio of zeros to ones in the batch; here all have weight 1.
+    exits. The losses are held constant; `BatchOutputs.cost_weight` is λ. As in the authors' code,
+    targets of 1 are weighted by the ratio of zeros to ones in the batch, up to a limit; here not in
+    batches without zeros.
+
+    Attributes:
+        max_positive_weight: the limit, at least 0.
+
+    Raises:
+        InputError: the limit is not a finite number ≥ 0.
     """
 
     name = "jei-dnn-gates"
     uses = frozenset({"labels", "gates"})
+    max_positive_weight: float = 5.0
+
+    def __post_init__(self) -> None:
+        fits = is_finite_number(self.max_positive_weight) and self.max_positive_weight >= 0
+        require_option(fits, "max_positive_weight", "a number ≥ 0", self.max_positive_weight)
 
     def __call__(self, outputs: BatchOutputs) -> Tensor:
         gate_logits = outputs.gate_logits
         exits = torch.arange(gate_logits.shape[1], device=gate_logits.device)
         target = (outputs.best_exit.unsqueeze(1) <= exits).to(gate_logits.dtype)
-        return F.binary_cross_entropy_with_logits(gate_logits, target)
+        ones = target.sum()
+        zeros = target.numel() - ones
+        # Without zeros there is nothing to balance, and a weight of 0 would stop the training.
+        ratio = torch.where(zeros > 0, zeros / ones.clamp(min=1), 1)
+        weight = ratio.clamp(max=self.max_positive_weight)
+        return F.binary_cross_entropy_with_logits(gate_logits, target, pos_weight=weight)

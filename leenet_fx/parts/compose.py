@@ -15,7 +15,17 @@ from leenet_fx.parts.branches import Branch, register_branch
 from leenet_fx.parts.exit_site import ExitSite
 from leenet_fx.parts.gates import Gate, get_gate, reset_linear_gate
 from leenet_fx.parts.heads import Head, LinearHead, MeansHead, get_head
-from leenet_fx.parts.necks import ConvNeck, FlattenNeck, Neck, NeckFactory, NormPoolNeck, PoolNeck
+from leenet_fx.parts.necks import (
+    ConvNeck,
+    ConvXNeck,
+    FlattenNeck,
+    MixPoolNeck,
+    Neck,
+    NeckFactory,
+    NormPoolNeck,
+    PoolNeck,
+    StridedConvNeck,
+)
 from leenet_fx.registry import unknown_name
 
 
@@ -191,5 +201,8 @@ for _name, _neck in (
     ("flatten", FlattenNeck),
     ("bnpool", NormPoolNeck),
     ("conv", ConvNeck),
+    ("convx", ConvXNeck),
+    ("mixpool", MixPoolNeck),
+    ("strided", StridedConvNeck),
 ):
     register_branch(_name)(partial(compose, _neck))

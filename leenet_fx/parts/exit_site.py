@@ -114,6 +114,21 @@ def average_pool(features: Sequence[Tensor], shapes: Sequence[FeatureShape], gri
     return concatenate(pooled)
 
 
+def max_pool(features: Sequence[Tensor], shapes: Sequence[FeatureShape], grid: int) -> Tensor:
+    """Return the maxima of maps over the cells of a grid, concatenated.
+
+    Args:
+        features: maps of these shapes, with a batch of B.
+        shapes: one per feature.
+        grid: cells along each side.
+
+    Returns:
+        (B, width), with width as `pooled_width` computes it.
+    """
+    maps = [f.movedim(spec.channel_axis, 1) for f, spec in zip(features, shapes, strict=True)]
+    return concatenate([F.adaptive_max_pool2d(m, grid).flatten(1) for m in maps])
+
+
 def concatenate(tensors: Sequence[Tensor]) -> Tensor:
     """Concatenate tensors along axis 1; a single tensor is returned as it is."""
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), 1)

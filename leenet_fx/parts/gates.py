@@ -75,9 +75,18 @@ get_gate = _gates.get
 
 @register_gate("features")
 class FeatureGate(Gate):
-    """Linear map of the neck's vector (LEENet; EENets; PTEEnet)."""
+    """Linear map of the neck's vector (LEENet; EENets; PTEEnet).
+
+    Its inputs have the standard deviation of a neck's vector, n^−½: with a smaller one, Adam would
+    move the bias far faster than the part that depends on the image, and the gate would stay
+    constant.
+    """
 
     reads = "features"
+
+    def __init__(self, site: ExitSite, width: int) -> None:
+        super().__init__(site, width)
+        self.inputs = Standardize(width, power=0.5)
 
     def gate_inputs(self, inputs: Tensor, previous_logits: Tensor | None) -> Tensor:
         return inputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +112,7 @@ class CascadeHead(Head):
         own: Tensor = self.linear(inputs)
         if previous_logits is not None:
             previous_logits = previous_logits.detach()
-            own = own + self.before(previous_logits[:, -1])
+            own = own + self.before(self.normalized(previous_logits[:, -1]))
         logits = (
             own.unsqueeze(1)
             if previous_logits is None
@@ -120,6 +121,10 @@ class CascadeHead(Head):
         logs = logits.log_softmax(2)
         ensemble = (self.weights.exp().view(-1, 1) * logs).mean(1) + self.bias
         return torch.cat([own, torch.where(self.ensembles, ensemble, own)], 1)
+
+    def normalized(self, previous_logits: Tensor) -> Tensor:
+        """Return what V is applied to, from the logits of the head before (B, m)."""
+        return previous_logits
 
     def classify(self, hidden: Tensor) -> Tensor:
         return hidden[:, self.site.num_classes :]
@@ -139,14 +144,32 @@ class CascadeHead(Head):
             self.ensembles.fill_(group == "ensembles")
 
 
+@register_head("cascade-norm")
+class NormCascadeHead(CascadeHead):
+    """`CascadeHead` with a LayerNorm on the logits of the head before, as in the authors' code."""
+
+    def __init__(self, site: ExitSite, width: int) -> None:
+        super().__init__(site, width)
+        if site.position:
+            self.norm = nn.LayerNorm(site.num_classes)
+
+    def normalized(self, previous_logits: Tensor) -> Tensor:
+        normalized: Tensor = self.norm(previous_logits)
+        return normalized
+
+
 @register_head("additive")
 class AdditiveHead(Head):
     """Additive head (BoostNet, Yu et al. 2023): zᵢ = W·x + zᵢ₋₁, with zᵢ₋₁ detached.
 
     Each head fits the residual of the earlier ones, as in gradient boosting.
+
+    Attributes:
+        previous_weight: factor of zᵢ₋₁.
     """
 
     reads_previous_logits = True
+    previous_weight: ClassVar[float] = 1.0
 
     def __init__(self, site: ExitSite, width: int) -> None:
         super().__init__(site, width)
@@ -154,7 +177,16 @@ class AdditiveHead(Head):
 
     def forward(self, inputs: Tensor, previous_logits: Tensor | None) -> Tensor:
         logits: Tensor = self.linear(inputs)
-        return logits if previous_logits is None else logits + previous_logits[:, -1].detach()
+        if previous_logits is None:
+            return logits
+        return logits + self.previous_weight * previous_logits[:, -1].detach()
+
+
+@register_head("additive-half")
+class HalfAdditiveHead(AdditiveHead):
+    """`AdditiveHead` with ½·zᵢ₋₁, the `ensemble_reweight` of the authors' experiments."""
+
+    previous_weight: ClassVar[float] = 0.5
 
 
 @register_head("means")
@@ -179,9 +211,13 @@ class MeansHead(Head):
         self._sums: Tensor | None = None
 
     def forward(self, inputs: Tensor, previous_logits: Tensor | None) -> Tensor:
+        return self.negative_squares(inputs) / self.spread
+
+    def negative_squares(self, inputs: Tensor) -> Tensor:
+        """Return −‖x − μₖ‖² (B, classes)."""
         # ‖x‖² is equal for all classes, but distances are also compared between exits.
         squares = (inputs * inputs).sum(1, keepdim=True) + (self.means * self.means).sum(1)
-        return (2 * inputs @ self.means.T - squares).clamp(max=0) / self.spread
+        return (2 * inputs @ self.means.T - squares).clamp(max=0)
 
     def begin_phase(self, group: str) -> None:
         if group == "means":
@@ -223,6 +259,39 @@ class MeansHead(Head):
             )
         means = sums / counts
         self.means.copy_(means)
-        # Σ‖x − μ_y‖² = Σ‖x‖² − Σ_k n_k·‖μ_k‖².
-        spread = (squares.sum() - (counts * means * means).sum()) / counts.sum()
+        # Σ‖x − μ_k‖² over the images of class k = Σ‖x‖² − n_k·‖μ_k‖².
+        scatter = squares.squeeze(1) - (counts * means * means).sum(1)
+        self.set_spread(scatter, counts.squeeze(1))
+
+    def set_spread(self, scatter: Tensor, counts: Tensor) -> None:
+        """Set the normalisation of distances.
+
+        Args:
+            scatter: for each class the sum of ‖x − μₖ‖² over its training images (classes,).
+            counts: number of training images of each class (classes,).
+        """
+        spread = scatter.sum() / counts.sum()
+        self.spread.copy_(torch.where(spread > 0, spread, 1))
+
+
+@register_head("means-euclidean")
+class EuclideanMeansHead(MeansHead):
+    """Euclidean distances to class means, normalised for each class and exit (E2CM).
+
+    zᵢ[k] = −‖x − μₖ‖ / sₖ, with sₖ the root mean square distance of the training images of class k
+    to their mean.
+
+    Attributes:
+        spread: s (classes,).
+    """
+
+    def __init__(self, site: ExitSite, width: int) -> None:
+        super().__init__(site, width)
+        self.spread = torch.ones(site.num_classes)
+
+    def forward(self, inputs: Tensor, previous_logits: Tensor | None) -> Tensor:
+        return -(-self.negative_squares(inputs)).sqrt() / self.spread
+
+    def set_spread(self, scatter: Tensor, counts: Tensor) -> None:
+        spread = (scatter / counts).clamp(min=0).sqrt()
         self.spread.copy_(torch.where(spread > 0, spread, 1))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from leenet_fx.errors import InputError
@@ -15,6 +17,7 @@ from leenet_fx.parts.exit_site import (
     average_pool,
     concatenate,
     finest_grid,
+    max_pool,
     pooled_width,
 )
 from leenet_fx.parts.standardize import Standardize
@@ -121,6 +124,44 @@ class PoolNeck(StandardizedNeck):
         return (average_pool(features, self.site.features, self.grid),)
 
 
+class MixPoolNeck(StandardizedNeck):
+    """α·max + (1−α)·average over the cells of a grid, with a learned α (Shallow-Deep Networks).
+
+    Args:
+        site: features and position; the features must be maps (B, C, H, W).
+        grid: cells along each side; None selects the finest, as for `PoolNeck`.
+
+    Raises:
+        InputError: `grid` is not a positive integer, or the features are no maps.
+    """
+
+    def __init__(self, site: ExitSite, grid: int | None = None) -> None:
+        grid = _checked_grid(site, grid)
+        _check_maps(site, "mixpool")
+        super().__init__(site, pooled_width(site.features, grid))
+        self.grid = grid
+        self.alpha = nn.Parameter(torch.tensor(0.5))
+
+    @property
+    def pooling(self) -> str:
+        return f"maximum and average pooling, grid {self.grid}"
+
+    def pool(self, *features: Tensor) -> tuple[Tensor, ...]:
+        return tuple(
+            pooled(features, self.site.features, self.grid) for pooled in (max_pool, average_pool)
+        )
+
+    def forward(self, *pooled: Tensor) -> Tensor:
+        standardized: Tensor = self.inputs(self._mixed(*pooled))
+        return standardized
+
+    def fit_statistics(self, *pooled: Tensor) -> None:
+        super().fit_statistics(self._mixed(*pooled).detach())
+
+    def _mixed(self, largest: Tensor, average: Tensor) -> Tensor:
+        return self.alpha * largest + (1 - self.alpha) * average
+
+
 class FlattenNeck(StandardizedNeck):
     """All values of the features, flattened and concatenated (LEENet; EENets' `plain`)."""
 
@@ -171,7 +212,7 @@ class ConvNeck(Neck):
 
     The paper does not give the channels. Here stride-2 convolutions that double the channels halve
     the map until its longest side is at most `size`; `blocks` more convolutions keep both; the last
-    map is pooled to 2 x 2 cells.
+    map is pooled to 2 x 2 cells. `ConvXNeck` is as published.
 
     Args:
         site: features and position; the features must be maps (B, C, H, W) of one size.
@@ -183,16 +224,13 @@ class ConvNeck(Neck):
         InputError: an option is not an integer in its range, or the features are no such maps.
     """
 
+    grid: ClassVar[int] = 2
+
     def __init__(
         self, site: ExitSite, blocks: int = 1, size: int = 8, channels: int | None = None
     ) -> None:
         _check_conv_options(blocks, size, channels)
-        if not all(f.is_map for f in site.features) or len({f.size for f in site.features}) > 1:
-            shapes = [f.shape for f in site.features]
-            raise InputError(
-                f"A 'conv' branch reads maps (B, C, H, W) of one size, got {shapes}; 'pool' reads "
-                "any features."
-            )
+        _check_maps(site, "conv")
         width = sum(f.channels for f in site.features)
         max_channels = 4 * width if channels is None else channels
         longest = max(site.features[0].size)
@@ -203,8 +241,8 @@ class ConvNeck(Neck):
             width = min(2 * width, max_channels)
         for _ in range(blocks):
             layers += _convolution(width, width, stride=1)
-        super().__init__(site, width * 4)
-        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        super().__init__(site, width * self.grid**2)
+        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(self.grid), nn.Flatten())
 
     def pool(self, *features: Tensor) -> tuple[Tensor, ...]:
         return features
@@ -214,6 +252,71 @@ class ConvNeck(Neck):
         maps = [f.movedim(s.channel_axis, 1) for f, s in zip(pooled, shapes, strict=True)]
         outputs: Tensor = self.layers(concatenate(maps))
         return CONV_GAIN * outputs / math.sqrt(self.width)
+
+
+class ConvXNeck(ConvNeck):
+    """PTEEnet's ConvX: convolutions at full resolution, BatchNorm, ReLU, then the global average.
+
+    As in the authors' code, each of X convolutions 3x3 keeps channels and resolution, so with two
+    of them a branch costs as much as a residual block.
+
+    Args:
+        site: features and position; the features must be maps (B, C, H, W) of one size.
+        blocks: X.
+
+    Raises:
+        InputError: `blocks` is not an integer ≥ 0, or the features are no such maps.
+    """
+
+    grid: ClassVar[int] = 1
+
+    def __init__(self, site: ExitSite, blocks: int = 2) -> None:
+        super().__init__(site, blocks, size=max(max(f.shape) for f in site.features))
+
+
+class StridedConvNeck(Neck):
+    """A 3x3 convolution with stride 2, BatchNorm and ReLU, then mixed pooling (ZTW's heads).
+
+    BatchNorm is not in the authors' heads; without it SGD at a neck's learning rate diverges. The
+    pooling is α·max + (1−α)·average over at most 4 x 4 cells, with a learned α.
+
+    Args:
+        site: features and position; the features must be maps (B, C, H, W) of one size.
+
+    Raises:
+        InputError: the features are no such maps.
+    """
+
+    def __init__(self, site: ExitSite) -> None:
+        _check_maps(site, "strided")
+        channels = sum(f.channels for f in site.features)
+        grid = min(4, min((side + 1) // 2 for side in site.features[0].size))
+        super().__init__(site, channels * grid**2)
+        self.grid = grid
+        self.layers = nn.Sequential(*_convolution(channels, channels, stride=2))
+        self.alpha = nn.Parameter(torch.tensor(0.5))
+
+    def pool(self, *features: Tensor) -> tuple[Tensor, ...]:
+        return features
+
+    def forward(self, *pooled: Tensor) -> Tensor:
+        shapes = self.site.features
+        maps = [f.movedim(s.channel_axis, 1) for f, s in zip(pooled, shapes, strict=True)]
+        outputs = self.layers(concatenate(maps))
+        largest = F.adaptive_max_pool2d(outputs, self.grid)
+        average = F.adaptive_avg_pool2d(outputs, self.grid)
+        mixed: Tensor = (self.alpha * largest + (1 - self.alpha) * average).flatten(1)
+        return CONV_GAIN * mixed / math.sqrt(self.width)
+
+
+def _check_maps(site: ExitSite, branch: str) -> None:
+    """Raise InputError unless the features are maps of one size."""
+    if not all(f.is_map for f in site.features) or len({f.size for f in site.features}) > 1:
+        shapes = [f.shape for f in site.features]
+        raise InputError(
+            f"A '{branch}' branch reads maps (B, C, H, W) of one size, got {shapes}; 'pool' reads "
+            "any features."
+        )
 
 
 def _check_width(flat: Any, width: int) -> Any:

@@ -11,6 +11,7 @@ from leenet_fx.policies.base import (
     register_policy,
 )
 from leenet_fx.policies.counting import Patience, Vote
+from leenet_fx.policies.cumulative_gate import CumulativeGate
 from leenet_fx.policies.learned_score import LearnedScore
 from leenet_fx.policies.threshold import (
     AlphaConditionedGate,
@@ -26,6 +27,7 @@ from leenet_fx.policies.threshold import (
 __all__ = [
     "AlphaConditionedGate",
     "ClassMeanDistance",
+    "CumulativeGate",
     "Entropy",
     "GateThreshold",
     "LearnedScore",

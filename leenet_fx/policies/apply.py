@@ -45,7 +45,7 @@ def evaluated_exits(policy: Policy, reads_previous: Sequence[bool]) -> tuple[boo
     is_read = False
     for index in reversed(range(len(reads_previous))):
         evaluated.append(is_read or not policy.disables(index))
-        is_read |= evaluated[-1] and (policy.reads == "history" or reads_previous[index])
+        is_read |= evaluated[-1] and (policy.reads_history or reads_previous[index])
     return tuple(reversed(evaluated))
 
 
@@ -55,11 +55,13 @@ def policy_scores(
     """Return the scores that a policy reads at exit `index`; see `Policy.should_exit`.
 
     Args:
-        policy: reads gate logits, class logits or their history.
+        policy: reads gate logits, class logits or the history of either.
         index: of the exit.
         logits: class logits, tensors (B, classes).
         gate_logits: (B, N).
     """
     if policy.reads == "history":
         return torch.stack(list(logits[: index + 1]), 1)
+    if policy.reads == "gate-history":
+        return gate_logits[:, : index + 1].unsqueeze(2)
     return logits[index] if policy.reads == "logits" else gate_logits[:, index]

@@ -21,14 +21,15 @@ class Policy(ABC):
         name: registered name.
         reads: inputs of the decision. "gate": gate logits; class logits are computed only for
             samples that exit. "logits": class logits, computed for all samples that arrive.
-            "history": class logits of this exit and all earlier ones. "nothing": no branch runs.
+            "history": class logits of this exit and all earlier ones. "gate-history": gate logits
+            of these. "nothing": no branch runs.
         alpha: cost weight for gates that are conditioned on it; None for other gates.
         temperatures: N+1, by which the class logits of each exit and of the final classifier are
             divided before their softmax; None for 1.
     """
 
     name: ClassVar[str]
-    reads: ClassVar[Literal["gate", "logits", "history", "nothing"]]
+    reads: ClassVar[Literal["gate", "logits", "history", "gate-history", "nothing"]]
     alpha: float | None = None
     temperatures: tuple[float, ...] | None = None
 
@@ -38,8 +39,9 @@ class Policy(ABC):
 
         Args:
             index: of the exit, 0 to N−1.
-            scores: depending on `reads`, gate logits (B,), class logits (B, classes), or the class
-                logits of exits 0 to `index` (B, index+1, classes).
+            scores: depending on `reads`, gate logits (B,), class logits (B, classes), the class
+                logits of exits 0 to `index` (B, index+1, classes), or their gate logits
+                (B, index+1, 1).
 
         Returns:
             (B,) bool.
@@ -56,6 +58,16 @@ class Policy(ABC):
         Returns:
             (B,), on the policy's scale.
         """
+
+    @property
+    def reads_gates(self) -> bool:
+        """Whether gates decide, so that class logits are needed for exiting samples only."""
+        return self.reads in ("gate", "gate-history")
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether the decision at an exit reads the scores of earlier exits."""
+        return self.reads in ("history", "gate-history")
 
     def disables(self, index: int) -> bool:
         """Return whether no sample can exit at exit `index`, whatever its scores.
@@ -113,6 +125,16 @@ class NeverExit(Policy):
 
     def should_exit(self, index: int, scores: Tensor) -> Tensor:
         return torch.zeros(scores.shape[0], dtype=torch.bool, device=scores.device)
+
+    @property
+    def reads_gates(self) -> bool:
+        """Whether gates decide, so that class logits are needed for exiting samples only."""
+        return self.reads in ("gate", "gate-history")
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether the decision at an exit reads the scores of earlier exits."""
+        return self.reads in ("history", "gate-history")
 
     def disables(self, index: int) -> bool:
         return True

@@ -22,8 +22,8 @@ class ActiveBatch:
         indices: (count,) their indices in the batch; None for all samples in order.
         previous_logits: (count, i, classes) passed on by the exits so far; None if no exit reads
             them.
-        logits_history: (count, i, classes) class logits of the exits so far; None if the policy
-            does not read them.
+        logits_history: (count, i, classes) class logits of the exits so far, or (count, i, 1) their
+            gate logits; None if the policy reads neither.
         classifier_inputs: (count, k) the tensor from which the last exit's class logits are
             computed.
     """

@@ -93,8 +93,8 @@ class PolicyController(ExitController):
         evaluated = evaluated_exits(policy, [branch.reads_previous_logits for branch in branches])
         super().__init__(network, stage_plan, branches, evaluated)
         self.policy = policy
-        self.by_gate = policy.reads == "gate"
-        self.reads_history = policy.reads == "history"
+        self.by_gate = policy.reads_gates
+        self.reads_history = policy.reads_history
         self.alpha = None if policy.alpha is None else torch.tensor(policy.alpha)
         spec = DecisionSpec(self.by_gate, self.alpha is not None, self.passes_logits)
         self.fused_stages = stage_plan.fused_stages(branches, spec)
@@ -106,7 +106,8 @@ class PolicyController(ExitController):
         if passed_logits is not None:
             active.previous_logits = append_logits(active.previous_logits, passed_logits)
         if self.reads_history:
-            scores = active.logits_history = append_logits(active.logits_history, scores)
+            own = scores.unsqueeze(1) if self.by_gate else scores
+            scores = active.logits_history = append_logits(active.logits_history, own)
         return self.policy.should_exit(index, scores)
 
     def classify(self, index: int, active: ActiveBatch, indices: Tensor | None) -> Tensor:

@@ -68,10 +68,10 @@ def attach(
             for other rules (see `placement.default_num_exits`), or what the strategy fixes.
         example_inputs: a batch of images of the size to count costs for; None takes the size in
             the model's configuration.
-        branch: the branch architecture: "pool", "flatten", "bnpool", "conv", a registered name, or
-            a function of an `ExitSite`; None takes the method's, or "pool".
+        branch: the branch architecture: "pool", "flatten", "bnpool", "conv", another registered
+            name, or a function of an `ExitSite`; None takes the method's, or "pool".
         branch_options: options of the branch, by name: for those above head= ("linear",
-            "projection", "cascade", "additive", "means"), gate= (see
+            "projection", "cascade", "additive", "means", …), gate= (see
             `leenet_fx.parts.gates.list_gates`), and the neck's (see `leenet_fx.parts.necks`). With
             gate="features", as in LEENet, a classifier runs only for exiting samples.
         method: a registered method or a `Method`, whose branch and branch options are taken unless

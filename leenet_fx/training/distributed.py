@@ -22,9 +22,10 @@ from leenet_fx.errors import EarlyExitError, InputError, TrainingError
 from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training.metrics import Epoch
 from leenet_fx.training.parameters import restore, snapshot, trained_state
+from leenet_fx.training.precision import choose_precision
 from leenet_fx.training.transfer import Transferable
 
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "auto")
 
 Work: TypeAlias = Callable[[Fabric, EarlyExitModule, "nn.Module | None", list[Epoch]], None]
 """Trains a network in place, on Fabric's device, and appends to the history."""
@@ -43,7 +44,7 @@ def make_fabric(
         ee: the network.
         accelerator: Fabric's; None takes the device of `ee`.
         devices: Fabric's.
-        precision: one of `PRECISIONS`; None takes the first.
+        precision: one of `PRECISIONS`; None takes the first, "auto" what the device is fast at.
         num_nodes: number of machines.
 
     Raises:
@@ -58,6 +59,8 @@ def make_fabric(
         accelerator = device.type
         if devices == 1 and device.index is not None:
             devices = [device.index]
+    if precision == "auto":
+        precision = choose_precision(accelerator)
     several = devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1)
     launched = "TORCHELASTIC_RUN_ID" in os.environ
     if num_nodes != 1 and not launched:

@@ -143,7 +143,8 @@ def fit(
             result is that of one device, up to the order of summation; but BatchNorm that is
             trained, and objectives on batch means, are computed on each process's share.
         num_nodes: number of machines, each with `devices` processes that torchrun starts.
-        precision: "32-true", "bf16-mixed" or "16-mixed".
+        precision: "32-true", which None takes, "bf16-mixed", "16-mixed", or "auto": "bf16-mixed" on
+            devices with instructions for it. Others emulate it, several times slower than float32.
         seed: of everything random.
         progress: whether to show progress on stderr, as bars on a terminal and else as lines;
             None shows it on a terminal.

@@ -78,28 +78,24 @@ def make_final_optimizer(final: nn.Module, lr: float) -> StandardizedAdam:
 
 
 def make_schedulers(
-    optimizers: Sequence[Optimizer], *, epoch: int, epochs: int, batch: int, batches: int | None
+    optimizers: Sequence[Optimizer], *, position: int, length: int
 ) -> list[LambdaLR]:
-    """Return schedulers of `warmup_cosine` that start at a batch of a phase.
+    """Return schedulers of `warmup_cosine` that start at any step.
 
-    The learning rate of a batch is that of its middle. Schedulers hold no state but the position,
+    The learning rate of a step is that of its middle. Schedulers hold no state but the position,
     so new ones at the same position resume an interrupted phase.
 
     Args:
-        optimizers: to set the learning rates of, for the batch at which they start; from
+        optimizers: to set the learning rates of, for the step at which they start; from
             `make_optimizers`, as Fabric has wrapped them or not.
-        epoch: number of completed epochs of the phase.
-        epochs: number of epochs of the phase.
-        batch: number of completed batches of the epoch.
-        batches: number of batches of an epoch. If it is unknown, the learning rate is that of the
-            epoch's middle, and the schedulers are to be stepped once an epoch.
+        position: number of completed steps.
+        length: number of steps over which learning rates rise and fall. Steps are batches; or
+            epochs, where the number of batches of an epoch is unknown.
     """
-    total = epochs * (batches or 1)
-    position = epoch if batches is None else epoch * batches + batch
     return [
         LambdaLR(
             getattr(optimizer, "optimizer", optimizer),
-            lambda step: warmup_cosine((step + 0.5) / total),
+            lambda step: warmup_cosine((step + 0.5) / length),
             last_epoch=position - 1,
         )
         for optimizer in optimizers

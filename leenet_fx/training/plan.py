@@ -76,7 +76,7 @@ class Plan:
     def policy_for(self, num_exits: int) -> Policy | None:
         """Return the policy that training sets; None if it trains none of what a policy reads."""
         policy = self.method.policy_for(num_exits)
-        if policy.reads == "gate" and "gates" not in self.parameter_groups:
+        if policy.reads_gates and "gates" not in self.parameter_groups:
             return None
         return policy if policy.alpha is None else policy.with_alpha(self.alpha)
 

@@ -46,6 +46,7 @@ from leenet_fx.training.phase_loss import PhaseLoss
 from leenet_fx.training.preparation import check_finite, final_input_statistics, first_samples
 from leenet_fx.training.sanity import has_initial_weights
 from leenet_fx.training.standardized_adam import is_plain
+from leenet_fx.training.turns import Turn, turn_at, warn_of_short_updates
 
 logger = logging.getLogger("leenet_fx")
 
@@ -125,6 +126,7 @@ class PhaseTrainer:
         self.stale = 0
         self.done = 0
         self.seen = 0
+        self.trained = [0] * len(phase.updates)
         self.samples: FeatureBatch | None = None
 
     def prepare(self, train: FeatureSource) -> None:
@@ -188,7 +190,7 @@ class PhaseTrainer:
             seconds = time.perf_counter() - start
             history.append(Epoch(self.phase.name, self.done, train_loss, val_loss, seconds))
             after_epoch()
-        self._warn_of_skipped_updates()
+        warn_of_short_updates(self.phase, self.trained)
         restore(self.state, self.best)
         self._set_modes(training=False)
 
@@ -202,6 +204,7 @@ class PhaseTrainer:
             "stale": self.stale,
             "done": self.done,
             "seen": self.seen,
+            "trained": self.trained,
             "temperatures": self.loss.temperatures,
         }
 
@@ -213,7 +216,7 @@ class PhaseTrainer:
                 optimizer.load_state_dict(saved)
         self.best = [value.to(self.fabric.device) for value in state["best"]]
         self.best_loss, self.stale, self.done = state["best_loss"], state["stale"], state["done"]
-        self.seen = state["seen"]
+        self.seen, self.trained = state["seen"], list(state["trained"])
         self.loss.temperatures = state["temperatures"].to(self.fabric.device)
 
     def _keep(self, samples: FeatureBatch) -> None:
@@ -239,16 +242,19 @@ class PhaseTrainer:
         self._set_modes(training=True)
         mean = FiniteMean("train")
         batches = train.count_batches()
-        schedulers_at = partial(
-            make_schedulers, epoch=self.done, epochs=self.epochs, batches=batches
-        )
-        active, schedulers = -1, list[LambdaLR]()
+        by_batch = batches is not None or self.phase.period is not None
+        total = None if by_batch and batches is None else self.epochs * (batches or 1)
+        active: Turn | None = None
+        schedulers: list[LambdaLR] = []
         for index, (batch, cached) in enumerate(self._batches(train)):
-            update_index = (self.seen // self.phase.period) % len(self.phase.updates)
-            optimizers = self.optimizers[update_index]
-            if update_index != active:
-                active, schedulers = update_index, schedulers_at(optimizers, batch=index)
-            update, parameters = self.phase.updates[active], self.parameters[active]
+            position = self.seen if by_batch else self.done
+            turn = turn_at(self.phase, position, total)
+            optimizers, parameters = self.optimizers[turn.update], self.parameters[turn.update]
+            self.trained[turn.update] += 1
+            update = self.phase.updates[turn.update]
+            if turn != active:
+                active, start = turn, position - turn.start
+                schedulers = make_schedulers(optimizers, position=start, length=turn.length)
             alpha = self._random_alpha(batch)
             with self.fabric.autocast():
                 if len(batch.labels):
@@ -262,10 +268,10 @@ class PhaseTrainer:
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            if batches is not None:
+            self.seen += 1
+            if by_batch:
                 for scheduler in schedulers:
                     scheduler.step()
-            self.seen += 1
             if batches is not None and index + 1 < batches:
                 report(
                     f"training {self.phase.name}",
@@ -382,15 +388,3 @@ class PhaseTrainer:
     @property
     def _progress(self) -> float:
         return min(self.done / max(self.epochs - 1, 1), 1.0)
-
-    def _warn_of_skipped_updates(self) -> None:
-        phase = self.phase
-        if 0 < self.seen <= phase.period * (len(phase.updates) - 1):
-            logger.warning(
-                "Phase '%s' ended after %d batches, and its updates alternate every %d batches: "
-                "%s were not trained. Train more epochs, or use a shorter period.",
-                phase.name,
-                self.seen,
-                phase.period,
-                ", ".join(phase.updates[-1].parameter_groups),
-            )

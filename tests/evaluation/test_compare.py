@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from comparisons import OPTIONS, splits
@@ -14,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import leenet_fx
-from leenet_fx import InputError, StorageError, compare
+from leenet_fx import InputError, MaxProbability, StorageError, compare
 from leenet_fx.calibration.budgets import monotone_costs
 from leenet_fx.evaluation.comparison import MethodSpec, frozen_variants
 from leenet_fx.evaluation.method_run import ALPHAS
@@ -76,13 +77,22 @@ def test_model_and_generators_of_the_caller_are_not_changed(whole):
 
 def test_comparison_has_a_run_for_each_spec_and_seed(whole):
     found = whole[0]
-    assert [(run.label, run.seed) for run in found.runs] == [
-        (spec.label, seed) for spec in SPECS for seed in (0, 3)
+    labels = [spec.label for spec in SPECS]
+    pairs = [(label, seed) for label in labels for seed in (0, 3)]
+    # One that is trained for several cost weights is read in two ways.
+    own = pairs.index(("leenet", 0))
+    pairs[own : own + 2] = [
+        ("leenet", 0),
+        ("leenet, thresholds", 0),
+        ("leenet", 3),
+        ("leenet, thresholds", 3),
     ]
+    assert [(run.label, run.seed) for run in found.runs] == pairs
     trade_offs = {run.label: (run.trade_off, len(run.points)) for run in found.runs}
     assert trade_offs == {
         "shallow-deep": ("threshold", 101),
         "leenet": ("cost_weight", len(ALPHAS)),
+        "leenet, thresholds": ("threshold", 21 * len(ALPHAS)),
         "pabee": ("patience", 3),
         "leenet-alpha": ("alpha", len(ALPHAS)),
         "pteenet": ("threshold", 101),
@@ -133,6 +143,42 @@ def test_points_agree_with_evaluate(whole, seed):
         lengths = {"exits": 2, "gates": 0}, {"exits": 0, "gates": 2}
         ee, _, test = fit_by_hand("leenet", seed, *lengths, alpha=at.value)
         assert_agrees(at, leenet_fx.evaluate(ee, test))
+
+
+def test_thresholds_of_networks_trained_for_a_cost_weight_are_swept(whole):
+    """The same networks as by the method's own rule, with thresholds solved for budgets."""
+    runs = {run.label: run for run in whole[0].runs if run.seed == 0}
+    swept = runs["leenet, thresholds"]
+    assert {at.value for at in swept.points} == set(ALPHAS)
+    alpha = ALPHAS[3]
+    lengths = {"exits": 2, "gates": 0}, {"exits": 0, "gates": 2}
+    ee, calibration, test = fit_by_hand("leenet", 0, *lengths, alpha=alpha)
+    points = [at for at in swept.points if at.value == alpha]
+    costs = monotone_costs(ee)
+    for step in (0, 7, 20):
+        leenet_fx.set_budget(ee, calibration, costs[0] + (costs[-1] - costs[0]) * step / 20)
+        assert_agrees(points[step], leenet_fx.evaluate(ee, test))
+
+
+def test_accuracy_may_be_agreement_and_costs_those_of_the_exits_own_branch():
+    specs = [spec for spec in SPECS if spec.label == "shallow-deep"]
+    options = {"own_branch_costs": True, "agreement": True}
+    found = compare(tiny(), specs, *splits(), seeds=(0,), **options, **OPTIONS)
+    (run,) = found.runs
+    assert found.backbone_accuracy == run.backbone_accuracy == 1
+    ee, _, test = fit_by_hand("shallow-deep", 0, 2)
+    costs = ee.costs_for(ee.policy).relative(own_branch=True)
+    for at in run.points:
+        # Exits that a threshold disables are not counted.
+        assert at.relative_flops <= np.dot(at.shares, costs) + 1e-9
+        assert at.relative_flops <= max(1, *costs)
+        assert at.accuracy == 1 or at.shares[-1] < 1
+    ee.policy = MaxProbability(0.0)
+    x = torch.cat([images for images, _ in test])
+    with torch.no_grad():
+        agrees = ee.predict(x).logits.argmax(1) == tiny()(x).argmax(1)
+    first = next(at for at in run.points if at.shares[0] == 1)
+    assert first.accuracy == pytest.approx(float(agrees.double().mean()))
 
 
 def assert_agrees(at, evaluation):

@@ -43,3 +43,16 @@ def test_table_fits_a_terminal():
     assert "backbone 90.00 %" in text
     assert all(label in text for label in leenet_fx.list_methods())
     assert " ".join(f"Skipped: p: {reason}".split()) in " ".join(text.split())
+
+
+def test_a_frontier_without_a_cheap_end_is_named():
+    runs = [
+        method_run([point(0.3, 0.8), point(0.7, 0.9)], "cheap"),
+        method_run([point(0.45, 0.8)], "nearly"),
+        method_run([point(0.85, 0.9), point(0.95, 0.9)], "dear"),
+    ]
+    comparison = Comparison("net", 0.9, 40, 10, tuple(runs))
+    assert [row["cheapest_flops"] for row in comparison.rows()] == [0.3, 0.45, 0.85]
+    text = " ".join(str(comparison).split())
+    assert "No cheap end: dear (from 0.85). Below their cheapest operating point, the area" in text
+    assert "No cheap end" not in str(Comparison("net", 0.9, 40, 10, tuple(runs[:2])))

@@ -21,7 +21,7 @@ from leenet_fx import (
 )
 from leenet_fx.export.stage_modules import export_plan
 from leenet_fx.export.verify import thresholds_for
-from leenet_fx.policies import AlphaConditionedGate
+from leenet_fx.policies import AlphaConditionedGate, CumulativeGate
 
 
 class Cut(nn.Module):
@@ -105,6 +105,7 @@ POLICIES = {
     "class-mean": (ClassMeanDistance([0.5, 0.4]), {"head": "means"}),
     "gate on features": (GateThreshold([0.0, 0.1]), {"gate": "features"}),
     "gate on history": (GateThreshold([0.0, 0.1]), {"gate": "history", "head": "additive"}),
+    "gates that add up": (CumulativeGate([0.5, 0.5]), {"gate": "features"}),
     "alpha": (AlphaConditionedGate(0.3, [0.0, 0.1]), {"gate": "alpha"}),
 }
 

@@ -37,7 +37,7 @@ PRESETS = {
     "leenet-alpha": (["exits", "gates"], AlphaConditionedGate(0.2)),
     "msdnet": (["joint"], MaxProbability(0.9)),
     "pabee": (["joint"], Patience(2)),
-    "pteenet": (["exits"], GateThreshold(0.0)),
+    "pteenet": (["exits", "gates"], GateThreshold(0.0)),
     "shallow-deep": (["exits"], MaxProbability(0.9)),
     "ztw": (["exits", "ensembles"], MaxProbability(0.9)),
 }

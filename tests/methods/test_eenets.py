@@ -106,3 +106,15 @@ def test_eenets_without_two_stages_has_one_phase():
             epochs=1,
         )
         assert phases_run(result) == phases
+
+
+@pytest.mark.parametrize(
+    ("exits", "threshold"), [(1, math.inf), (2, 0.0), (4, math.log(0.25 / 0.75))]
+)
+def test_version_3_as_published_exits_above_one_share_of_the_exits(exits, threshold):
+    """h ≥ 1/N, without the final classifier; as a gate logit."""
+    method = leenet_fx.get_method("eenets", version=3, as_published=True)
+    assert method.policy_for(exits).thresholds == pytest.approx((threshold,))
+    others = [leenet_fx.get_method("eenets", version=v, as_published=True) for v in (0, 1, 2, 4)]
+    assert {type(other.policy_for(exits)) for other in others} == {MaxProbability, GateThreshold}
+    assert others[3].phases[-1].updates[0].objective.published_weights

@@ -12,6 +12,7 @@ from method_helpers import (
     head_weights,
     interrupted_loader,
 )
+from networks import tiny
 
 import leenet_fx
 from leenet_fx.training.checkpoint import load_checkpoint
@@ -53,10 +54,29 @@ def same_tensors(first, second):
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_a_period_longer_than_training_leaves_the_gates_untrained():
+def test_a_period_longer_than_training_leaves_the_gates_untrained(caplog):
     ee = fitted("jei-dnn", epochs={"exits": 1, "alternating": 2}, period=10_000)
+    assert "'alternating' trained gates in only 0 % of its batches" in caplog.text
     start = [math.log(share / (1 - share)) for share in (1 / 5, 1 / 4, 1 / 3, 1 / 2)]
     assert [bias.item() for bias in gate_biases(ee)] == pytest.approx(start, abs=1e-6)
     assert not all_equal(
         head_weights(ee), head_weights(fitted("jei-dnn", epochs={"exits": 1, "alternating": 0}))
     )
+
+
+def test_gates_are_trained_in_a_phase_of_few_batches(caplog):
+    """Turns are shares of the phase: in four batches two are of the gates."""
+    ee = fitted("jei-dnn", epochs={"exits": 1, "alternating": 1})
+    start = [math.log(share / (1 - share)) for share in (1 / 5, 1 / 4, 1 / 3, 1 / 2)]
+    assert all(
+        abs(bias.item() - at) > 1e-3 for bias, at in zip(gate_biases(ee), start, strict=True)
+    )
+    assert "of its batches" not in caplog.text
+
+
+def test_networks_saved_with_a_period_load(tmp_path):
+    ee = fitted("jei-dnn", epochs=1, period=3)
+    leenet_fx.save(ee, tmp_path / "saved")
+    loaded = leenet_fx.load(tmp_path / "saved", tiny())
+    assert loaded.spec.method == ee.spec.method
+    assert loaded.spec.method.build().phases[-1].period == 3

@@ -6,12 +6,10 @@ import torch
 import leenet_fx
 from leenet_fx.data.digits import load_digits
 from leenet_fx.demo.run import train_backbone
-from leenet_fx.evaluation.comparison import MethodSpec, frozen_variants
+from leenet_fx.evaluation import method_run
+from leenet_fx.evaluation.comparison import frozen_variants
 
 PRESETS = [name for name in leenet_fx.list_methods() if not name.startswith("test-")]
-
-TRAINS_SLOWLY = {"pteenet", "jei-dnn"}
-"""Methods that train gates and classifiers together, for which the quick run is too short."""
 
 
 @pytest.fixture(scope="module")
@@ -27,23 +25,28 @@ def backbone(digits):
 @pytest.fixture(scope="module")
 def found(digits, backbone):
     """A comparison of all methods on the frozen backbone: three epochs, one seed."""
-    variants = frozen_variants([name for name in PRESETS if name != "jei-dnn"])
-    return leenet_fx.compare(
-        backbone,
-        [*variants, MethodSpec("jei-dnn", "jei-dnn", {"period": 20})],
-        digits["train"].loader(64, torch.Generator().manual_seed(0)),
-        digits["calibration"].loader(64, torch.Generator().manual_seed(0)),
-        digits["test"].loader(64),
-        strategy="linear",
-        num_exits=3,
-        example_inputs=digits["test"].images[:1],
-        epochs={"exits": 3, "gates": 6},
-        progress=False,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        # Training for each cost weight is what takes the time.
+        patch.setattr(method_run, "LAMBDAS", (0.0, 0.2, 0.6, 2.0))
+        patch.setattr(method_run, "ALPHAS", (0.0, 0.1, 0.2, 0.4, 0.8))
+        return leenet_fx.compare(
+            backbone,
+            frozen_variants(PRESETS),
+            digits["train"].loader(64, torch.Generator().manual_seed(0)),
+            digits["calibration"].loader(64, torch.Generator().manual_seed(0)),
+            digits["test"].loader(64),
+            strategy="linear",
+            num_exits=3,
+            example_inputs=digits["test"].images[:1],
+            epochs={"exits": 3, "gates": 6},
+            progress=False,
+        )
 
 
 def test_all_methods_have_a_frontier(found):
-    assert {run.label for run in found.runs} == set(PRESETS)
+    labels = {run.label for run in found.runs}
+    swept = {f"{name}, thresholds" for name in ("diffbranch", "eenets", "jei-dnn", "leenet")}
+    assert labels == set(PRESETS) | swept
     assert not found.skipped
     assert found.backbone_accuracy > 0.75
     for run in found.runs:
@@ -55,12 +58,12 @@ def test_all_methods_have_a_frontier(found):
         assert len({round(float(cost), 3) for cost in costs}) > 1
 
 
-@pytest.mark.parametrize("name", sorted(set(PRESETS) - TRAINS_SLOWLY))
+@pytest.mark.parametrize("name", PRESETS)
 def test_saving_15_percent_of_the_flops_costs_at_most_two_points_of_accuracy(found, name):
-    (run,) = (run for run in found.runs if run.label == name)
-    saved = run.accuracy_within(0.85)
-    assert saved is not None
-    assert saved >= found.backbone_accuracy - 0.02
+    """Of one of the two frontiers, where there are two."""
+    runs = [run for run in found.runs if run.method == name]
+    saved = [run.accuracy_within(0.85) for run in runs]
+    assert max(at for at in saved if at is not None) >= found.backbone_accuracy - 0.02
 
 
 def test_every_method_beats_random_choice_between_guessing_and_the_backbone(found):

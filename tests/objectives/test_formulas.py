@@ -124,12 +124,28 @@ def eenets_v4(n):
     return loss
 
 
-def jei_dnn_gates(n):
-    terms = []
+def eenets_4_as_published(n):
+    loss = n.mean(lambda b: n.ce(b, n.best(b)) + n.cost_weight * n.c[n.best(b)])
+    for i in n.exits:
+        share = sum(n.best(b) == i for b in range(n.samples)) / n.samples
+        for b in range(n.samples):
+            positive = n.best(b) == i
+            weight = 1 - share if positive else share
+            loss = loss - weight * (n.opens if positive else n.passes)[b][i].log() / n.samples
+    return loss
+
+
+def jei_dnn_gates(n, limit):
+    zeros, ones = [], []
     for b in range(n.samples):
         best = n.best(b)
-        terms += [-(n.opens if best <= i else n.passes)[b][i].log() for i in n.exits]
-    return average(terms)
+        for i in n.exits:
+            if best <= i:
+                ones.append(-n.opens[b][i].log())
+            else:
+                zeros.append(-n.passes[b][i].log())
+    weight = min(len(zeros) / max(len(ones), 1) if zeros else 1, limit)
+    return (sum(zeros) + weight * sum(ones)) / (len(zeros) + len(ones))
 
 
 def distillation(n, mix, t):
@@ -182,7 +198,9 @@ CASES = [
         JEIDNNHeads(),
         lambda n: n.mean(lambda b: sum(n.exit_weight(b, i) * n.ce(b, i) for i in n.classifiers)),
     ),
-    (JEIDNNGates(), jei_dnn_gates),
+    (EENets(4, published_weights=True), eenets_4_as_published),
+    (JEIDNNGates(), lambda n: jei_dnn_gates(n, 5)),
+    (JEIDNNGates(max_positive_weight=0.5), lambda n: jei_dnn_gates(n, 0.5)),
     (Distillation(), lambda n: distillation(n, 0.5, 2)),
     (Distillation(mix=0.9, temperature=0.7), lambda n: distillation(n, 0.9, 0.7)),
     (BoostNet(), lambda n: sum(n.mean_ce(i) / (n.last + 1 - i) for i in n.classifiers)),
@@ -301,7 +319,15 @@ def test_an_open_first_gate_gives_the_cross_entropy_of_the_first_exit(objective,
     )
 
 
-ADDITIVE = [LEENet(), DifferentiableBranching(), EENets(1), EENets(2), PTEEnet(), JEIDNNGates()]
+ADDITIVE = [
+    LEENet(),
+    DifferentiableBranching(),
+    EENets(1),
+    EENets(2),
+    PTEEnet(),
+    # Without the weight of its targets, which depends on all of the batch.
+    JEIDNNGates(max_positive_weight=0.0),
+]
 
 
 @pytest.mark.parametrize("objective", ADDITIVE, ids=repr)

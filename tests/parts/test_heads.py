@@ -28,13 +28,23 @@ from leenet_fx import (
 )
 
 
+def layer_norm(z, norm):
+    centred = z - z.mean(1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(1, keepdims=True) + norm.eps)
+    return scaled * array(norm.weight) + array(norm.bias)
+
+
 @pytest.mark.parametrize("branch", ["pool", "conv"])
-def test_a_cascade_reads_the_previous_head_and_classifies_by_the_ensemble(branch):
-    ee = randomized(attached(branch, head="cascade"))
+@pytest.mark.parametrize("head", ["cascade", "cascade-norm"])
+def test_a_cascade_reads_the_previous_head_and_classifies_by_the_ensemble(branch, head):
+    ee = randomized(attached(branch, head=head))
     z, passed_logits = None, []
     for index, (part, x) in enumerate(zip(ee.exits, neck_vectors(ee), strict=True)):
         own = x @ array(part.head.linear.weight).T + array(part.head.linear.bias)
-        z = own if z is None else own + z @ array(part.head.before.weight).T
+        if z is not None:
+            read = layer_norm(z, part.head.norm) if head == "cascade-norm" else z
+            own = own + read @ array(part.head.before.weight).T
+        z = own
         passed_logits.append(z)
         logs = [
             math.exp(w) * log_softmax(at)
@@ -48,15 +58,16 @@ def test_a_cascade_reads_the_previous_head_and_classifies_by_the_ensemble(branch
         assert np.allclose(found, own, atol=1e-4)
 
 
-def test_additive_heads_sum_their_logits():
-    ee = randomized(attached(head="additive"))
+@pytest.mark.parametrize(("head", "factor"), [("additive", 1), ("additive-half", 0.5)])
+def test_additive_heads_sum_their_logits(head, factor):
+    ee = randomized(attached(head=head))
     total = 0
     for part, x, found in zip(ee.exits, neck_vectors(ee), all_exits(ee).logits, strict=False):
-        total = total + x @ array(part.head.linear.weight).T + array(part.head.linear.bias)
+        total = factor * total + x @ array(part.head.linear.weight).T + array(part.head.linear.bias)
         assert np.allclose(found, total, atol=1e-4)
 
 
-@pytest.mark.parametrize("head", ["cascade", "additive"])
+@pytest.mark.parametrize("head", ["cascade", "cascade-norm", "additive", "additive-half"])
 def test_previous_heads_receive_no_gradient(head):
     ee = randomized(attached(head=head)).train()
     ee.all_exits(BATCH).logits[2].square().sum().backward()
@@ -70,11 +81,13 @@ def test_previous_heads_receive_no_gradient(head):
     assert float(ee.get_submodule("stem").weight.grad.abs().sum()) > 0
 
 
-def test_class_means_equal_those_of_numpy():
+@pytest.mark.parametrize("euclidean", [False, True])
+def test_class_means_equal_those_of_numpy(euclidean):
     """Features of the backbone, pooled, standardized and averaged with numpy."""
     model = tiny()
-    ee = attached(model=model, head="means")
-    leenet_fx.fit(ee, loader(90, batch_size=16), method="e2cm")
+    method = leenet_fx.get_method("e2cm", euclidean=euclidean)
+    ee = attached(model=model, **method.branch_options)
+    leenet_fx.fit(ee, loader(90, batch_size=16), method=method)
     x, labels = data(90)
     new = data(20, seed=7)[0]
     train, test = model.stem(x), model.stem(new)
@@ -90,8 +103,12 @@ def test_class_means_equal_those_of_numpy():
         factor = np.where(deviation > 1e-6, 1 / np.maximum(deviation, 1e-6), 0) / math.sqrt(128)
         vectors, others = ((v - mean) * factor for v in (vectors, others))
         means = np.stack([vectors[labels.numpy() == k].mean(0) for k in range(5)])
-        spread = ((vectors - means[labels.numpy()]) ** 2).sum(1).mean()
+        own = ((vectors - means[labels.numpy()]) ** 2).sum(1)
+        spread = own.mean()
         distances = ((others[:, None] - means[None]) ** 2).sum(2)
+        if euclidean:
+            spread = np.sqrt([own[labels.numpy() == k].mean() for k in range(5)])
+            distances = np.sqrt(distances)
         assert np.allclose(outputs.logits[index], -distances / spread, atol=1e-3)
         assert np.allclose(array(ee.exits[index].head.means), means, atol=1e-5)
 

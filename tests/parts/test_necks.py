@@ -12,7 +12,7 @@ from torch import nn
 import leenet_fx
 from leenet_fx import InputError, MaxProbability
 from leenet_fx.parts.exit_site import ExitSite, FeatureShape
-from leenet_fx.parts.necks import ConvNeck, NormPoolNeck
+from leenet_fx.parts.necks import ConvNeck, ConvXNeck, MixPoolNeck, NormPoolNeck, StridedConvNeck
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,56 @@ def test_convolutions_accept_several_features_and_either_memory_layout():
     assert close(found, 16 * cells / math.sqrt(24), 1e-4)
 
 
+def test_convx_keeps_the_resolution_and_averages_over_all_of_it():
+    torch.manual_seed(0)
+    neck = ConvXNeck(ExitSite((FeatureShape((1, 4, 12, 16), 1),), 5), blocks=2).eval()
+    maps = expected = images(3, 4, 12, 16)
+    for convolution in (neck.layers[0], neck.layers[3]):
+        assert convolution.weight.shape == (4, 4, 3, 3)
+        expected = nn.functional.conv2d(expected, convolution.weight, padding=1)
+        expected = (expected / math.sqrt(1 + neck.layers[1].eps)).relu()
+    assert close(neck(maps), 16 * expected.mean((2, 3)) / math.sqrt(4), 1e-4)
+    assert neck.width == 4
+
+
+def cells(maps, grid):
+    """Cells of a grid (B, C, grid, grid, values)."""
+    count, channels, side, _ = maps.shape
+    parts = maps.reshape(count, channels, grid, side // grid, grid, side // grid)
+    return parts.transpose(0, 1, 2, 4, 3, 5).reshape(count, channels, grid, grid, -1)
+
+
+@pytest.mark.parametrize("axis", [1, 3])
+def test_mixpool_mixes_maximum_and_average_by_a_learned_share(axis):
+    maps = images(40, 6, 8, 8, seed=2).numpy().astype(np.float64)
+    shape = (1, 6, 8, 8) if axis == 1 else (1, 8, 8, 6)
+    neck = MixPoolNeck(ExitSite((FeatureShape(shape, axis),), 5), grid=2)
+    pooled = neck.pool(torch.tensor(np.moveaxis(maps, 1, axis), dtype=torch.float32))
+    neck.fit_statistics(*pooled)
+    half = 0.5 * (cells(maps, 2).max(-1) + cells(maps, 2).mean(-1)).reshape(40, -1)
+    with torch.no_grad():
+        neck.alpha.fill_(0.8)
+    mixed = (0.8 * cells(maps, 2).max(-1) + 0.2 * cells(maps, 2).mean(-1)).reshape(40, -1)
+    # The statistics are those of the initial share, ½.
+    expected = (mixed - half.mean(0)) / half.std(0) / np.sqrt(24)
+    assert np.allclose(neck(*pooled).detach().numpy(), expected, atol=1e-4)
+    neck(*pooled).square().sum().backward()
+    assert float(neck.alpha.grad.abs()) > 0
+
+
+def test_strided_convolutions_pool_to_a_grid_of_at_most_four_cells():
+    torch.manual_seed(0)
+    neck = StridedConvNeck(ExitSite((FeatureShape((1, 4, 16, 16), 1),), 5)).eval()
+    maps = images(3, 4, 16, 16)
+    convolved = nn.functional.conv2d(maps, neck.layers[0].weight, None, 2, 1)
+    convolved = (convolved / math.sqrt(1 + neck.layers[1].eps)).relu()
+    parts = cells(convolved.detach().numpy(), 4)
+    expected = 0.5 * (parts.max(-1) + parts.mean(-1)).reshape(3, -1)
+    assert neck.width == 64
+    assert np.allclose(neck(maps).detach().numpy(), 16 * expected / 8, atol=1e-4)
+    assert StridedConvNeck(ExitSite((FeatureShape((1, 4, 5, 3), 1),), 5)).width == 4 * 4
+
+
 class TokenBlock(nn.Module):
     def __init__(self):
         super().__init__()
@@ -104,3 +154,6 @@ def test_necks_accept_tokens_except_convolutions():
         assert close(found.logits, oracle(ee, BATCH, index), 1e-5)
     with pytest.raises(InputError, match=r"reads maps .* got \[\(1, 16, 8\)\]; 'pool' reads any"):
         leenet_fx.attach(TokenNet().eval(), "every", branch="conv", **options)
+    for branch in ("convx", "mixpool", "strided"):
+        with pytest.raises(InputError, match="'pool' reads any"):
+            leenet_fx.attach(TokenNet().eval(), "every", branch=branch, **options)

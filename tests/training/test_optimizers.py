@@ -42,32 +42,24 @@ def test_rates_at_selected_points():
     assert found == pytest.approx([0, 0.5, 1, 0.5, 0, 0])
 
 
-@pytest.mark.parametrize(("epochs", "batches"), [(1, 1), (3, 7), (12, 5)])
-def test_schedulers_follow_the_closed_form_at_the_middle_of_each_batch(epochs, batches):
+@pytest.mark.parametrize("length", [1, 21, 60])
+def test_schedulers_follow_the_closed_form_at_the_middle_of_each_step(length):
     made = optimizers()
-    for epoch in range(epochs):
-        schedulers = make_schedulers(made, epoch=epoch, epochs=epochs, batch=0, batches=batches)
-        for batch in range(batches):
-            factor = closed_form((epoch + (batch + 0.5) / batches) / epochs)
-            assert rates(made) == pytest.approx([0.1 * factor, 0.4 * factor, 0.4 * factor])
-            for optimizer in made:
-                optimizer.step()
-            for scheduler in schedulers:
-                scheduler.step()
+    schedulers = make_schedulers(made, position=0, length=length)
+    for step in range(length):
+        factor = closed_form((step + 0.5) / length)
+        assert rates(made) == pytest.approx([0.1 * factor, 0.4 * factor, 0.4 * factor])
+        for optimizer in made:
+            optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
 
 
-def test_schedulers_that_start_in_the_middle_of_an_epoch_continue_the_schedule():
+def test_schedulers_that_start_in_the_middle_continue_the_schedule():
     made = optimizers()
-    make_schedulers(made, epoch=2, epochs=4, batch=3, batches=8)
-    factor = closed_form((2 + 3.5 / 8) / 4)
-    assert rates(made) == pytest.approx([0.1 * factor, 0.4 * factor, 0.4 * factor])
-
-
-def test_epochs_of_unknown_length_have_the_rate_of_their_middle():
-    made = optimizers()
-    for epoch in range(5):
-        make_schedulers(made, epoch=epoch, epochs=5, batch=0, batches=None)
-        factor = closed_form((epoch + 0.5) / 5)
+    for position in (19, 3, 0):
+        make_schedulers(made, position=position, length=32)
+        factor = closed_form((position + 0.5) / 32)
         assert rates(made) == pytest.approx([0.1 * factor, 0.4 * factor, 0.4 * factor])
 
 
