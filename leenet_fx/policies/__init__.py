@@ -1,6 +1,11 @@
 """Policies: the decision which samples exit early."""
 
-from leenet_fx.policies.apply import evaluated_exits, exit_indices, policy_scores
+from leenet_fx.policies.apply import (
+    computed_states,
+    evaluated_exits,
+    exit_indices,
+    policy_scores,
+)
 from leenet_fx.policies.base import (
     NeverExit,
     Policy,
@@ -35,6 +40,7 @@ __all__ = [
     "Policy",
     "ThresholdPolicy",
     "Vote",
+    "computed_states",
     "evaluated_exits",
     "exit_indices",
     "get_policy",
