@@ -2,7 +2,8 @@
 
     python benchmarks/side.py --data PATH --weights PATH [--rows NAME…]
 
-Exits are trained on the train split, without augmentation, from cached features. Points are the
+Exits are trained on the train split, without augmentation, from cached features; rows that compare
+options train briefly, on a part of it. Points are the
 subsets of exits with a common threshold that are best on the calibration split; figures are of the
 test split: the least FLOPs of these points within a drop. Finished rows are kept in a file, so an
 interrupted benchmark goes on with the next row.
@@ -15,7 +16,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 from cifar10 import HEAD_BATCH, RESULTS, WORK, Cifar10
 from torch import Tensor
+from torch.utils.data import DataLoader, Subset
 
 import leenet_fx
 from leenet_fx.calibration.cached_outputs import CachedOutputs, compute_outputs, confidences
@@ -36,7 +38,7 @@ RESULT = RESULTS / "side.json"
 PARTIAL = WORK / "side.json"
 COMMAND = "python benchmarks/side.py --data PATH --weights PATH"
 
-EXITS = ("layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer2.2", "layer3.0")
+EXITS = ("layer1.0", "layer1.1", "layer2.0", "layer2.2")
 SPLITS = ("train", "calibration", "test")
 DROPS = (0.0, 0.01, 0.03)
 TARGETS = {"0": 0.72, "1": 0.50, "3": 0.38}
@@ -52,6 +54,7 @@ class Row:
         idea: what differs from the first row.
         options: of the side branches.
         epochs: of training.
+        images: number of training images, drawn at random; None takes all.
         method: of training.
         branch: of all exits.
         exits: where they are.
@@ -59,7 +62,8 @@ class Row:
 
     idea: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    epochs: int = 2
+    epochs: int = 4
+    images: int | None = 10_000
     method: str = "distilled"
     branch: str = "side"
     exits: tuple[str, ...] = EXITS
@@ -86,7 +90,8 @@ LONG = {
     "long": Row(
         "96 channels, four units at the first exit, trained longer",
         {"width": 96, "depth": [4, 1]},
-        epochs=8,
+        epochs=30,
+        images=None,
     ),
 }
 
@@ -117,12 +122,11 @@ def measure(cifar: Cifar10, row: Row, caches: dict[str, FeatureCache]) -> dict[s
     """
     ee = attached(cifar, row)
     for split in SPLITS:
-        if split not in caches or not caches[split].fits(ee):
+        size = row.images if split == "train" and row.images else None
+        if split not in caches or not fits(caches[split], ee, size):
             if split in caches:
                 caches.pop(split).close()
-            seed = 0 if split == "train" else None
-            loader = cifar.loader(split, seed=seed, batch=HEAD_BATCH)
-            caches[split] = cache_features(ee, loader, name=split)
+            caches[split] = cache_features(ee, images_of(cifar, split, row), name=split)
     start = time.perf_counter()
     leenet_fx.fit(ee, caches["train"], method=row.method, epochs=row.epochs, progress=False)
     seconds = time.perf_counter() - start
@@ -141,6 +145,21 @@ def measure(cifar: Cifar10, row: Row, caches: dict[str, FeatureCache]) -> dict[s
         best = min(reached, key=lambda point: point["flops"], default=None)
         found[f"{100 * drop:g}"] = best
     return found
+
+
+def fits(cache: FeatureCache, ee: leenet_fx.EarlyExitModule, size: int | None) -> bool:
+    """Return whether a cache is of a network's features, and of as many images as are needed."""
+    return cache.fits(ee) and (size is None or len(cache) == size)
+
+
+def images_of(cifar: Cifar10, split: str, row: Row) -> Iterable[Any]:
+    """Return batches of a split; of the train split as many images as the row has, shuffled."""
+    if split != "train":
+        return cifar.loader(split, batch=HEAD_BATCH)
+    data: Any = cifar.loader(split, seed=0, batch=HEAD_BATCH).dataset
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(data), generator=generator)[: row.images].tolist()
+    return DataLoader(Subset(data, chosen), HEAD_BATCH, shuffle=True, generator=generator)
 
 
 def correct(logits: Tensor, outputs: CachedOutputs) -> float:
@@ -208,6 +227,7 @@ def write(rows: Mapping[str, Row]) -> None:
             {
                 "row": name,
                 "idea": row.idea,
+                "images": row.images or "all",
                 "epochs": row.epochs,
                 "FLOPs of the branches, %": f"{100 * sum(found['branches']) / found['flops']:.1f}",
                 "accuracy of each exit, %": " / ".join(f"{100 * a:.1f}" for a in found["accuracy"]),

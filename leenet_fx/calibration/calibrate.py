@@ -42,6 +42,7 @@ from leenet_fx.calibration.searched import (
     searched_path,
 )
 from leenet_fx.calibration.seen_images import image_statistics, warn_if_evaluated
+from leenet_fx.calibration.temperature import check_tempered, tempered
 from leenet_fx.data.class_names import check_class_names
 from leenet_fx.errors import InputError
 from leenet_fx.features.batches import check_loader, split_batch
@@ -85,6 +86,7 @@ def calibrate(
     exits: Literal["auto", "all"] | Sequence[int | str] | None = None,
     solver: str = "common",
     cost: str = "flops",
+    temperatures: bool = False,
     name: str | None = None,
     seed: int = 0,
 ) -> OperatingPoint:
@@ -127,6 +129,11 @@ def calibrate(
             the labels or without labels the backbone's predictions; with one threshold for all
             exits, promises are usually cheaper.
         cost: "flops", "params", "bytes", or "seconds" as `leenet_fx.profile` measured.
+        temperatures: whether class probabilities are softmax(ŷ/τ), with a temperature τ for each
+            classifier that minimises the cross-entropy on the images that thresholds are taken
+            from (temperature scaling, Guo et al. 2017). They are kept in the policy, and serve
+            `predict`, whose confidence is then meant as a probability. False keeps those that the
+            policy has.
         name: of the operating point; None takes a name from the target, such as "max_drop=0.01".
         seed: of the order in which images are tested.
 
@@ -151,6 +158,8 @@ def calibrate(
     _check_outputs(outputs, target)
     images = image_statistics(outputs.logits[-1].float().softmax(1).amax(1))
     warn_if_evaluated(ee, images)
+    if temperatures:
+        check_tempered(policy, solver, outputs.labels)
     scores = confidences(ee, policy, outputs)
     _check_scores(scores)
     question = Question(name or f"{target}={limit:g}", target, limit, confidence, solver, cost)
@@ -158,15 +167,20 @@ def calibrate(
     problem = Problem(ee, policy, outputs, cost)
     certificate = None
     if target != "budget":
-        policy, certificate = certify(problem, scores, kept, question, per_class, generator)
+        policy, certificate = certify(
+            problem, scores, kept, question, per_class, generator, temperatures
+        )
         thresholds = list(certificate.thresholds)
     elif solver in SEARCHED:
         order = torch.randperm(len(scores), generator=generator)
         count = round(FITTED_SHARE * len(order))
-        seen = replace(problem, outputs=outputs.select(order[:count]))
+        seen = problem.select(order[:count], temperatures)
         policy, thresholds = searched_budget(solver, seen, limit, generator)
         outputs = outputs.select(order[count:])
     else:
+        if temperatures:
+            policy = tempered(policy, outputs)
+            scores = confidences(ee, policy, outputs)
         kept = kept or selected_for_budget(policy, scores, limit, costs)
         found = budget_thresholds(policy, scores[:, kept], costs.monotone(kept), limit, solver)
         thresholds = spread(found, kept, ee.num_exits)
@@ -275,24 +289,28 @@ def certify(
     question: Question,
     per_class: bool,
     generator: torch.Generator,
+    temperatures: bool = False,
 ) -> tuple[ThresholdPolicy, RiskCertificate]:
     """Return the policy and its cheapest certified thresholds; see `calibrate`."""
     risk = get_risk("accuracy-gap" if question.target == "max_drop" else "disagreement")
-    policy, outputs = problem.policy, problem.outputs
+    outputs = problem.outputs
     order = torch.randperm(len(scores), generator=generator)
     share = SEARCH_SHARE if question.solver in SEARCHED else PATH_SHARE
     count = max(1, round(share * len(order)))
     chosen, tested = order[:count], order[count:]
     number = scores.shape[1]
+    seen = problem.select(chosen, temperatures)
+    policy = seen.policy
+    if temperatures:
+        scores = confidences(problem.ee, policy, outputs)
     if question.solver in SEARCHED:
-        seen = replace(problem, outputs=outputs.select(chosen))
         policy, path = searched_path(question.solver, seen, generator)
         if policy is not problem.policy:
             scores = confidences(problem.ee, policy, outputs)
     else:
         costs = SubsetCosts(problem.ee, policy, question.cost_kind)
         if kept is None:
-            losses = risk.losses(outputs.select(chosen))
+            losses = risk.losses(seen.outputs)
             kept = selected_for_risk(scores[chosen], losses, question.limit, costs)
         if isinstance(policy, CountingPolicy):
             path = [[float(count)] * len(kept) for count in range(number, 0, -1)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from leenet_fx.calibration.per_exit import per_exit
 from leenet_fx.calibration.risk_control import budget_path, path_budgets
 from leenet_fx.calibration.scheduler import fit_scheduler
 from leenet_fx.calibration.solvers import list_solvers
+from leenet_fx.calibration.temperature import tempered
 from leenet_fx.errors import InputError
 from leenet_fx.policies import MaxProbability, ThresholdPolicy
 from leenet_fx.policies.counting import CountingPolicy
@@ -61,6 +62,12 @@ class Problem:
     policy: ThresholdPolicy
     outputs: CachedOutputs
     cost: str
+
+    def select(self, indices: Tensor, temperatures: bool) -> Problem:
+        """Return the problem on some of the samples, to which temperatures may be fitted."""
+        outputs = self.outputs.select(indices)
+        policy = tempered(self.policy, outputs) if temperatures else self.policy
+        return replace(self, policy=policy, outputs=outputs)
 
     def classes(self) -> CachedOutputs:
         """Return the outputs with the backbone's predictions as labels, unless all have labels."""

@@ -129,6 +129,7 @@ def find_point(
         confidence=target.confidence,
         per_class=target.per_class,
         solver=target.solver,
+        temperatures=target.temperatures,
         name=name,
         seed=seed,
     )

@@ -152,7 +152,7 @@ class BranchOptions:
 
     branch: Annotated[
         str | None,
-        typer.Option(help="Exit branch (neck, head, gate): pool, flatten, bnpool, conv, …"),
+        typer.Option(help="Exit branch (neck, head, gate): pool, flatten, bnpool, conv, side, …"),
     ] = None
     head: Annotated[
         str | None, typer.Option(help="Its head: linear, projection, cascade, additive, means.")
@@ -234,6 +234,9 @@ class TargetOptions:
             help="common: one threshold; exponential, per-exit: one for each exit; eenet."
         ),
     ] = "common"
+    temperatures: Annotated[
+        bool, typer.Option("--temperatures", help="Fit a temperature for each classifier.")
+    ] = False
 
 
 @dataclass(frozen=True)

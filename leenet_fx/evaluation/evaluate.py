@@ -66,6 +66,7 @@ class Evaluation:
         timing: times on test sets of growing size; None if `sizes` was not given.
         intervals: of accuracy, cost and time; None in files of earlier versions.
         reliability: bins of the reliability diagram at the exit taken; empty in older records.
+        undivided: the same at temperature 1; empty if the policy has no temperatures.
         curve: accuracy and cost against the threshold; None if the policy has none.
         operating_point: what `leenet_fx.calibrate` found, if its policy is in use.
     """
@@ -85,6 +86,7 @@ class Evaluation:
     timing: Timing | None = None
     intervals: Intervals | None = None
     reliability: tuple[ReliabilityBin, ...] = ()
+    undivided: tuple[ReliabilityBin, ...] = ()
     curve: ThresholdCurve | None = None
     operating_point: OperatingPoint | None = None
 
@@ -199,12 +201,15 @@ def evaluate(
         predicted.append(outputs["backbone"].argmax(1).cpu())
         everywhere = ee.all_exits(images)
         scores = policy_confidence(thresholded, *everywhere)
-        records.append(record_batch(everywhere.logits, outputs["ee"][1], labels, scores))
+        taken = outputs["ee"][1]
+        temperatures = ee.policy.temperatures
+        records.append(record_batch(everywhere.logits, taken, labels, scores, temperatures))
     timer.check_memory()
     samples = concatenate(records)
     of_backbone = torch.cat(predicted)
     warn_if_at_chance(of_backbone, samples.labels, "images")
-    seen = image_statistics(samples.confidence[:, -1])
+    undivided = samples.confidence if samples.undivided is None else samples.undivided
+    seen = image_statistics(undivided[:, -1])
     if not warn_if_calibrated(ee, seen):
         warn_if_fitted(ee, samples.overall_correct, of_backbone == samples.labels)
     remember_evaluation(ee, seen)
@@ -259,6 +264,7 @@ def summarise(
     if backbone_correct is None:
         backbone_correct = records.correct[:, -1]
     confidence, correct = records.overall_confidence, records.overall_correct
+    undivided = records.overall_undivided
     return Evaluation(
         samples=len(records.labels),
         accuracy=accuracy(correct),
@@ -275,6 +281,7 @@ def summarise(
         timing=timing,
         intervals=find_intervals(correct, backbone_correct, spent, timer),
         reliability=reliability_bins(confidence, correct),
+        undivided=() if undivided is None else reliability_bins(undivided, correct),
         curve=threshold_curve(ee, records),
         operating_point=operating_point_in_use(ee),
     )

@@ -54,6 +54,7 @@ class ExitStatistics:
         examples: samples that exit here with a correct prediction, then with a wrong one, of as
             many classes as there are.
         reliability: bins of the reliability diagram over all samples; empty in older records.
+        undivided: the same at temperature 1; empty if the policy has no temperatures.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ExitStatistics:
     confusion: tuple[tuple[int, int, int], ...]
     examples: tuple[Example, ...]
     reliability: tuple[ReliabilityBin, ...] = ()
+    undivided: tuple[ReliabilityBin, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,11 @@ def exit_statistics(
         examples=_examples(records, exits_here & correct)
         + _examples(records, exits_here & ~correct),
         reliability=reliability,
+        undivided=(
+            ()
+            if records.undivided is None
+            else reliability_bins(records.undivided[:, index], correct)
+        ),
     )
 
 

@@ -20,9 +20,10 @@ class SampleRecords:
     Attributes:
         labels: (n,) class indices.
         predicted: (n, N+1) the class that each classifier predicts.
-        confidence: (n, N+1) its softmax probability.
+        confidence: (n, N+1) its softmax probability, at the temperatures of the policy.
         exit_index: (n,) exit taken by each sample; N is the final classifier.
         scores: (n, N) what a policy compares with its thresholds; None if it has none.
+        undivided: (n, N+1) `confidence` at temperature 1; None if the policy has no temperatures.
     """
 
     labels: Tensor
@@ -30,6 +31,7 @@ class SampleRecords:
     confidence: Tensor
     exit_index: Tensor
     scores: Tensor | None = None
+    undivided: Tensor | None = None
 
     @property
     def correct(self) -> Tensor:
@@ -51,12 +53,18 @@ class SampleRecords:
         """(n,) softmax probability of the class predicted at the exit taken."""
         return self._at_exit(self.confidence)
 
+    @property
+    def overall_undivided(self) -> Tensor | None:
+        """(n,) `overall_confidence` at temperature 1; None if the policy has no temperatures."""
+        return None if self.undivided is None else self._at_exit(self.undivided)
+
     def _at_exit(self, values: Tensor) -> Tensor:
         return values.gather(1, self.exit_index.unsqueeze(1)).squeeze(1)
 
 
 def concatenate(batches: Sequence[SampleRecords]) -> SampleRecords:
     """Join the records of several batches."""
+    undivided = [batch.undivided for batch in batches if batch.undivided is not None]
     scores = [batch.scores for batch in batches if batch.scores is not None]
     return SampleRecords(
         labels=torch.cat([batch.labels for batch in batches]),
@@ -64,6 +72,7 @@ def concatenate(batches: Sequence[SampleRecords]) -> SampleRecords:
         confidence=torch.cat([batch.confidence for batch in batches]),
         exit_index=torch.cat([batch.exit_index for batch in batches]),
         scores=torch.cat(scores) if scores else None,
+        undivided=torch.cat(undivided) if undivided else None,
     )
 
 
@@ -72,6 +81,7 @@ def record_batch(
     exit_index: Tensor,
     labels: Tensor,
     scores: Tensor | None = None,
+    temperatures: Sequence[float] | None = None,
 ) -> SampleRecords:
     """Build the records of a batch, on the CPU.
 
@@ -80,14 +90,21 @@ def record_batch(
         exit_index: (B,).
         labels: (B,).
         scores: (B, N) what a policy compares with its thresholds.
+        temperatures: N+1, of the policy; None for 1.
     """
     best = [at.float().softmax(1).max(1) for at in logits]
+    confidence = undivided = torch.stack([at.values for at in best], 1).cpu()
+    if temperatures is not None:
+        divided = zip(logits, temperatures, strict=True)
+        at_temperature = [(at.float() / value).softmax(1).amax(1) for at, value in divided]
+        confidence = torch.stack(at_temperature, 1).cpu()
     return SampleRecords(
         labels=labels.cpu(),
         predicted=torch.stack([at.indices for at in best], 1).cpu(),
-        confidence=torch.stack([at.values for at in best], 1).cpu(),
+        confidence=confidence,
         exit_index=exit_index.cpu(),
         scores=scores,
+        undivided=None if temperatures is None else undivided,
     )
 
 
@@ -98,4 +115,6 @@ def replay(ee: EarlyExitModule, cache: FeatureCache) -> SampleRecords:
         InputError: the cache belongs to another network.
     """
     outputs = compute_outputs(ee, cache)
-    return record_batch(outputs.logits, cached_exit_indices(ee, ee.policy, outputs), outputs.labels)
+    exit_index = cached_exit_indices(ee, ee.policy, outputs)
+    temperatures = ee.policy.temperatures
+    return record_batch(outputs.logits, exit_index, outputs.labels, temperatures=temperatures)

@@ -36,12 +36,19 @@ class ConditionalModule(nn.Module):
         super().__init__()
         self.stages = nn.ModuleList(plan.stages)
         self.sign = plan.decision.sign
+        temperatures = plan.decision.temperatures
+        self.temperatures: Tensor | None
+        values = None if temperatures is None else torch.tensor(temperatures)
+        self.register_buffer("temperatures", values)
         self.num_exits = plan.num_exits
 
     def forward(self, images: Tensor, *settings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits, exits and confidences."""
         logits, exit_index = self._stage(0, (images,), settings)
-        return logits, exit_index, logits.softmax(1).amax(1)
+        divided = logits
+        if self.temperatures is not None:
+            divided = logits / self.temperatures[exit_index].unsqueeze(1)
+        return logits, exit_index, divided.softmax(1).amax(1)
 
     def _stage(
         self, index: int, tensors: Sequence[Tensor], settings: Sequence[Tensor]

@@ -26,12 +26,15 @@ class Decision:
         thresholds: N, the active ones, on the policy's scale; none if early exits are disabled.
         sign: see above.
         alpha: the active cost weight, if gates are conditioned on it.
+        temperatures: N+1, by which the logits of the exit taken are divided for the output
+            `confidence`; None for 1. Stages divide theirs themselves.
     """
 
     policy: dict[str, Any]
     thresholds: tuple[float, ...]
     sign: int
     alpha: float | None
+    temperatures: tuple[float, ...] | None = None
 
     @property
     def enabled(self) -> bool:
@@ -61,4 +64,6 @@ def decision_of(policy: Policy, num_exits: int) -> Decision:
         )
     assert isinstance(policy, ThresholdPolicy)
     thresholds = tuple(policy.threshold_at(index) for index in range(num_exits))
-    return Decision(policy_to_dict(policy), thresholds, policy.sign, policy.alpha)
+    return Decision(
+        policy_to_dict(policy), thresholds, policy.sign, policy.alpha, policy.temperatures
+    )

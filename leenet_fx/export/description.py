@@ -55,6 +55,7 @@ def describe(
             "thresholds": list(decision.thresholds),
             "sign": decision.sign,
             "alpha": decision.alpha,
+            "temperatures": decision.temperatures and list(decision.temperatures),
         },
         # An exported network evaluates every exit that a sample reaches.
         "costs": list(ee.costs_for(ee.policy, enabled=True).relative("flops")),
@@ -85,16 +86,20 @@ def _point(plan: ExportPlan, point: OperatingPoint) -> dict[str, Any] | None:
     if isinstance(policy, NeverExit):
         thresholds = [plan.decision.sign * math.inf] * plan.num_exits
         alpha = plan.decision.alpha
-    elif type(policy) is type(active) and isinstance(policy, ThresholdPolicy):
+    elif (
+        type(policy) is type(active)
+        and isinstance(policy, ThresholdPolicy)
+        and policy.temperatures == active.temperatures
+    ):
         thresholds = [policy.threshold_at(index) for index in range(plan.num_exits)]
         alpha = policy.alpha
     else:
         logger.warning(
-            "The operating point '%s' is left out: its policy is '%s', and the network is exported "
-            "with '%s'. Export it by itself after ee.use('%s').",
+            "The operating point '%s' is left out: its policy is %r, and the network is exported "
+            "with %r. Export it by itself after ee.use('%s').",
             point.name,
-            policy.name,
-            active.name,
+            policy,
+            active,
             point.name,
         )
         return None

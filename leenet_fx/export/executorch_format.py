@@ -140,7 +140,10 @@ def _host_loop(plan: ExportPlan, methods: Sequence[Callable[..., Sequence[Tensor
                 else t.index_select(spec.batch_axis, stays).contiguous()
                 for t, spec in zip(tensors, stage.passed, strict=True)
             ]
-        confidences = logits.softmax(1).amax(1)
+        divided = logits
+        if plan.decision.temperatures is not None:
+            divided = logits / torch.tensor(plan.decision.temperatures)[exits, None]
+        confidences = divided.softmax(1).amax(1)
         return Prediction(logits.numpy(), exits.numpy(), confidences.numpy())
 
     return run

@@ -83,12 +83,12 @@ class _Graph:
         self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
         return output
 
-    def constant(self, name: str, value: object) -> str:
-        """Append an initializer of 64-bit integers."""
+    def constant(self, name: str, value: object, dtype: type[np.generic] = np.int64) -> str:
+        """Append an initializer."""
         from onnx import numpy_helper
 
         output = f"{self.prefix}{name}"
-        self.initializers.append(numpy_helper.from_array(np.asarray(value, np.int64), output))
+        self.initializers.append(numpy_helper.from_array(np.asarray(value, dtype), output))
         return output
 
 
@@ -97,6 +97,7 @@ class _Nested:
         self.models = models
         self.stages = plan.stages
         self.sign = plan.decision.sign
+        self.temperatures = plan.decision.temperatures
         self.num_exits = plan.num_exits
 
     def whole(self) -> onnx.GraphProto:
@@ -107,7 +108,14 @@ class _Nested:
         logits, exits = self._stage(graph, 0, {IMAGES: IMAGES, ALPHA: ALPHA})
         graph.node("Identity", logits, name=LOGITS)
         graph.node("Identity", exits, name=EXIT_INDEX)
-        probabilities = graph.node("Softmax", logits, name="probabilities", axis=1)
+        divided = logits
+        if self.temperatures is not None:
+            values = graph.constant("temperatures", self.temperatures, np.float32)
+            taken = graph.node("Gather", values, exits, name="temperature")
+            axis = graph.constant("temperature_axis", [1])
+            column = graph.node("Unsqueeze", taken, axis, name="temperature_column")
+            divided = graph.node("Div", logits, column, name="divided")
+        probabilities = graph.node("Softmax", divided, name="probabilities", axis=1)
         axis = graph.constant("class_axis", [1])
         graph.node("ReduceMax", probabilities, axis, name=CONFIDENCE, keepdims=0)
         return helper.make_graph(graph.nodes, "leenet_fx", [], [], graph.initializers)

@@ -19,6 +19,7 @@ from leenet_fx.errors import EarlyExitError, ExportError, InputError, first_line
 from leenet_fx.export.formats import Runner
 from leenet_fx.export.stage_modules import ExportPlan
 from leenet_fx.policies import AlphaConditionedGate, Policy, ThresholdPolicy, policy_scores
+from leenet_fx.runtime.outputs import build_prediction
 
 MARGIN = 1e-6
 """Least distance between a confidence and a threshold."""
@@ -240,7 +241,9 @@ class _Comparison:
                 f"The exported network has other logits on {where}: the largest difference is "
                 f"{error:.2g} of the largest logit, at most {self.tolerance:g} is accepted."
             )
-        sure = torch.from_numpy(found).softmax(1).amax(1).numpy()
+        sure = build_prediction(
+            torch.from_numpy(found), torch.from_numpy(found_exits), None, active.temperatures
+        ).confidence.numpy()
         if not np.allclose(confidence, sure, atol=self.tolerance):
             raise ExportError(f"The exported network has other confidences on {where}.")
         self.result = replace(

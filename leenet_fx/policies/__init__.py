@@ -24,6 +24,7 @@ from leenet_fx.policies.threshold import (
     GateThreshold,
     Margin,
     MaxProbability,
+    ProbabilityThreshold,
     ThresholdPolicy,
 )
 
@@ -38,6 +39,7 @@ __all__ = [
     "NeverExit",
     "Patience",
     "Policy",
+    "ProbabilityThreshold",
     "ThresholdPolicy",
     "Vote",
     "computed_states",

@@ -23,11 +23,14 @@ class Policy(ABC):
             samples that exit. "logits": class logits, computed for all samples that arrive.
             "history": class logits of this exit and all earlier ones. "nothing": no branch runs.
         alpha: cost weight for gates that are conditioned on it; None for other gates.
+        temperatures: N+1, by which the class logits of each exit and of the final classifier are
+            divided before their softmax; None for 1.
     """
 
     name: ClassVar[str]
     reads: ClassVar[Literal["gate", "logits", "history", "nothing"]]
     alpha: float | None = None
+    temperatures: tuple[float, ...] | None = None
 
     @abstractmethod
     def should_exit(self, index: int, scores: Tensor) -> Tensor:

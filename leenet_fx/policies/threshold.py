@@ -137,19 +137,79 @@ class AlphaConditionedGate(GateThreshold):
         return AlphaConditionedGate(alpha, self.thresholds)
 
 
+class ProbabilityThreshold(ThresholdPolicy):
+    """Compares a function of the class probabilities softmax(ŷᵢ/τᵢ) with a threshold.
+
+    Args:
+        thresholds: N values, or a single one for all exits.
+        temperatures: N+1, τᵢ of each exit and of the final classifier, on which no decision
+            depends; None for 1. `leenet_fx.calibrate` can fit them (temperature scaling, Guo et
+            al. 2017).
+
+    Raises:
+        InputError: a threshold is not a number, or a temperature is not positive and finite.
+    """
+
+    reads = "logits"
+
+    def __init__(
+        self, thresholds: float | Sequence[float], temperatures: Sequence[float] | None = None
+    ) -> None:
+        super().__init__(thresholds)
+        self.temperatures = None if temperatures is None else _as_temperatures(temperatures)
+
+    def options(self) -> dict[str, Any]:
+        options = super().options()
+        if self.temperatures is not None:
+            options["temperatures"] = list(self.temperatures)
+        return options
+
+    def check(self, num_exits: int) -> None:
+        super().check(num_exits)
+        if self.temperatures is not None and len(self.temperatures) != num_exits + 1:
+            raise InputError(
+                f"{type(self).__name__} has {len(self.temperatures)} temperatures, but the network "
+                f"has {num_exits} exits: give one per exit, and one for the final classifier."
+            )
+
+    def with_temperatures(self, temperatures: Sequence[float] | None) -> Self:
+        """Return a policy of the same kind and options with other temperatures.
+
+        Args:
+            temperatures: N+1; None for 1.
+
+        Raises:
+            InputError: a temperature is not positive and finite.
+        """
+        return type(self)(**{**self.options(), "temperatures": temperatures})
+
+    def probabilities(self, index: int, scores: Tensor) -> Tensor:
+        """Return the class probabilities at exit `index`, (B, classes) float32."""
+        logits = scores.float()
+        if self.temperatures is not None:
+            logits = logits / self.temperatures[index]
+        return logits.softmax(1)
+
+
+def _as_temperatures(values: Sequence[float]) -> tuple[float, ...]:
+    numbers = as_thresholds(values)
+    if not all(0 < value < math.inf for value in numbers):
+        raise InputError(f"Temperatures must be positive and finite, got {values!r}.")
+    return numbers
+
+
 @register_policy("max-prob")
-class MaxProbability(ThresholdPolicy):
+class MaxProbability(ProbabilityThreshold):
     """Exit iff the largest class probability ≥ Tᵢ (Shallow-Deep Networks; MSDNet)."""
 
     name = "max-prob"
-    reads = "logits"
 
     def confidence(self, index: int, scores: Tensor) -> Tensor:
-        return scores.float().softmax(1).amax(1)
+        return self.probabilities(index, scores).amax(1)
 
 
 @register_policy("entropy")
-class Entropy(ThresholdPolicy):
+class Entropy(ProbabilityThreshold):
     """Exit iff the entropy −Σ p·ln p ≤ Tᵢ, in nats (BranchyNet).
 
     The confidence is the negative entropy. The paper has <; ≤ is the convention of the other
@@ -157,28 +217,25 @@ class Entropy(ThresholdPolicy):
     """
 
     name = "entropy"
-    reads = "logits"
     sign = -1
 
     def confidence(self, index: int, scores: Tensor) -> Tensor:
-        probabilities = scores.float().softmax(1)
-        terms: Tensor = torch.special.entr(probabilities)
+        terms: Tensor = torch.special.entr(self.probabilities(index, scores))
         return -terms.sum(1)
 
 
 @register_policy("margin")
-class Margin(ThresholdPolicy):
+class Margin(ProbabilityThreshold):
     """Exit iff the largest minus the second largest class probability ≥ Tᵢ (JEI-DNN's margin).
 
     With a single class the margin is 1.
     """
 
     name = "margin"
-    reads = "logits"
 
     def confidence(self, index: int, scores: Tensor) -> Tensor:
         # Padding with probability 0 gives a single class a second largest, and changes no other.
-        probabilities = F.pad(scores.float().softmax(1), (0, 1))
+        probabilities = F.pad(self.probabilities(index, scores), (0, 1))
         best, second = probabilities.topk(2, 1).values.unbind(1)
         return best - second
 

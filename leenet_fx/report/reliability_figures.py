@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leenet_fx.calibration.intervals import share_interval
-from leenet_fx.report.plots import BLUE, GREY
+from leenet_fx.evaluation.reliability import ReliabilityBin, expected_calibration_error
+from leenet_fx.report.plots import BLUE, GREY, ORANGE
 from leenet_fx.report.svg import FONT, WIDTH, svg_style, to_svg
 from leenet_fx.tables import percent
 
@@ -49,10 +50,13 @@ def reliability(evaluation: Mapping[str, Any], name: str) -> str:
         )
         for axes, (title, found) in zip(grid.flat, panels, strict=False):
             _draw(axes, found["reliability"])
-            numbers = (
-                f"ECE {percent(found['calibration_error'], 1)} %\n"
-                f"AUROC {percent(found['auroc'], 1)} %"
-            )
+            before = found.get("undivided") or ()
+            if before:
+                _draw_undivided(axes, before)
+            error = percent(found["calibration_error"], 1)
+            if before:
+                error = f"{percent(_error(before), 1)} → {error}"
+            numbers = f"ECE {error} %\nAUROC {percent(found['auroc'], 1)} %"
             axes.set_title(f"{title}\n{numbers}", loc="left", fontsize=FONT - 2)
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
@@ -88,6 +92,15 @@ def bin_interval(row: Mapping[str, Any]) -> tuple[float, float]:
     """
     found = share_interval(row["correct"], row["count"], LEVEL)
     return found.low, found.high
+
+
+def _error(bins: Sequence[Mapping[str, Any]]) -> float | None:
+    return expected_calibration_error(tuple(ReliabilityBin(**row) for row in bins))
+
+
+def _draw_undivided(axes: Any, bins: Sequence[Mapping[str, Any]]) -> None:
+    accuracies = [row["correct"] / row["count"] for row in bins]
+    axes.plot([row["confidence"] for row in bins], accuracies, color=ORANGE, lw=1, marker=".", ms=3)
 
 
 def _draw(axes: Any, bins: Sequence[Mapping[str, Any]]) -> None:

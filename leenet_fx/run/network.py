@@ -231,7 +231,7 @@ class ExportedNetwork:
 
     def _queues(self, setting: Setting, batch_size: int) -> Queues:
         stages = self.description["stages"]
-        return Queues(stages, self.sessions, self.num_classes, setting, batch_size)
+        return Queues(stages, self.sessions, self.num_exits, self.num_classes, setting, batch_size)
 
     def _setting(self, point: str | None, thresholds: Any, alpha: float | None) -> Setting:
         policy = self.description["policy"]
@@ -254,11 +254,13 @@ class ExportedNetwork:
             raise InputError(f"alpha must lie in [0, 1], got {alpha!r}.")
         if not active and thresholds is not None and self.num_exits:
             raise InputError(f"'{self.path}' has no early exits: it was exported without a policy.")
+        temperatures = policy.get("temperatures")
         values = active if thresholds is None else _thresholds(thresholds, self.num_exits)
         return Setting(
             np.asarray(values, np.float32) if active else None,
             int(policy["sign"]),
             None if alpha is None else np.asarray(alpha, np.float32),
+            None if temperatures is None else np.asarray(temperatures, np.float32),
         )
 
     def _check_images(self, images: Any) -> None:

@@ -26,11 +26,12 @@ class Prediction(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """Thresholds (N,) or None without early exits; their sign; α or None."""
+    """Thresholds (N,) or None without early exits; their sign; α or None; temperatures or None."""
 
     thresholds: NDArray[np.float32] | None
     sign: int
     alpha: NDArray[np.float32] | None
+    temperatures: NDArray[np.float32] | None = None
 
 
 @dataclass
@@ -65,6 +66,7 @@ class Queues:
         self,
         stages: Sequence[Any],
         sessions: Sequence[Any],
+        num_exits: int,
         num_classes: int,
         setting: Setting,
         batch_size: int,
@@ -74,12 +76,14 @@ class Queues:
         Args:
             stages: their descriptions.
             sessions: of ONNX Runtime, one for each stage.
+            num_exits: N, the index of the final classifier; without early exits there is one stage.
             num_classes: width of the logits.
             setting: thresholds and α.
             batch_size: number of samples that a stage waits for.
         """
         self.stages = stages
         self.sessions = sessions
+        self.num_exits = num_exits
         self.num_classes = num_classes
         self.setting = setting
         self.batch_size = batch_size
@@ -123,8 +127,11 @@ class Queues:
         finished = []
         while self.batches and self.batches[0].exited == self.batches[0].count:
             batch = self.batches.popleft()
-            finished.append(prediction_of(batch.logits, batch.exit_index))
+            finished.append(self._prediction(batch))
         return finished
+
+    def _prediction(self, batch: _Batch) -> Prediction:
+        return prediction_of(batch.logits, batch.exit_index, self.setting.temperatures)
 
     def _oldest(self) -> int | None:
         unfinished = (i for i, batch in enumerate(self.batches) if batch.exited < batch.count)
@@ -149,7 +156,7 @@ class Queues:
         alpha = [] if self.setting.alpha is None else [self.setting.alpha]
         outputs = session.run(None, dict(zip(names, [*group.tensors, *alpha], strict=False)))
         if index == len(self.stages) - 1:
-            self._record(index, group.indices, outputs[0])
+            self._record(self.num_exits, group.indices, outputs[0])
             return
         logits, confidence, *tensors = outputs
         assert self.setting.thresholds is not None
@@ -177,8 +184,13 @@ class Queues:
             batch.exited += len(positions)
 
 
-def prediction_of(logits: NDArray[np.float32], exit_index: NDArray[np.int64]) -> Prediction:
-    """Return a prediction from logits (B, classes) and exits (B,)."""
-    exponentials = np.exp(logits - logits.max(1, keepdims=True)) if len(logits) else logits
+def prediction_of(
+    logits: NDArray[np.float32],
+    exit_index: NDArray[np.int64],
+    temperatures: NDArray[np.float32] | None = None,
+) -> Prediction:
+    """Return a prediction from logits (B, classes), exits (B,), and temperatures (N+1,)."""
+    divided = logits if temperatures is None else logits / temperatures[exit_index, None]
+    exponentials = np.exp(divided - divided.max(1, keepdims=True)) if len(logits) else logits
     confidence = 1 / exponentials.sum(1) if len(logits) else np.empty(0, np.float32)
     return Prediction(logits, exit_index, confidence.astype(np.float32))

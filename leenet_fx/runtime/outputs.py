@@ -32,7 +32,7 @@ class Prediction:
     Attributes:
         logits: (B, classes).
         exit_index: (B,) exit of each sample; N is the final classifier.
-        confidence: (B,) largest class probability.
+        confidence: (B,) largest class probability, at the temperatures of the policy if it has any.
         cost: (B,) FLOPs, relative to the backbone.
     """
 
@@ -86,7 +86,10 @@ def early_exits_enabled() -> ModeError:
 
 
 def build_prediction(
-    logits: Tensor, exit_index: Tensor, costs: Sequence[float] | None
+    logits: Tensor,
+    exit_index: Tensor,
+    costs: Sequence[float] | None,
+    temperatures: Sequence[float] | None = None,
 ) -> Prediction:
     """Build a prediction from logits and exits.
 
@@ -94,10 +97,14 @@ def build_prediction(
         logits: (B, classes).
         exit_index: (B,).
         costs: N+1, the relative cost of each exit; None if no branch ran, so that it is 1.
+        temperatures: N+1, by which logits are divided for the confidence; None for 1.
     """
     if costs is None:
         cost = torch.ones(exit_index.shape, device=logits.device)
     else:
         cost = torch.tensor(costs, device=logits.device)[exit_index]
-    confidence = logits.float().softmax(1).amax(1) if len(logits) else cost.new_empty(0)
+    divided = logits.float()
+    if temperatures is not None:
+        divided = divided / torch.tensor(temperatures, device=logits.device)[exit_index, None]
+    confidence = divided.softmax(1).amax(1) if len(logits) else cost.new_empty(0)
     return Prediction(logits, exit_index, confidence, cost)

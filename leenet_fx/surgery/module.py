@@ -119,7 +119,7 @@ class EarlyExitModule(ExitGraphModule):
             early_exits_disabled: whether no branch ran, so that the cost is 1.
         """
         costs = None if early_exits_disabled else self.costs.relative("flops")
-        return build_prediction(logits, exit_index, costs)
+        return build_prediction(logits, exit_index, costs, self.policy.temperatures)
 
     def run_with(self, images: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
         """Run conditionally under any policy, in the present mode.

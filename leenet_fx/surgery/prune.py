@@ -13,6 +13,7 @@ from leenet_fx.errors import InputError
 from leenet_fx.parts.branches import Branch
 from leenet_fx.policies import (
     Policy,
+    ProbabilityThreshold,
     ThresholdPolicy,
     computed_states,
     evaluated_exits,
@@ -166,7 +167,12 @@ def _pruned_graph(graph: fx.Graph, kept: Sequence[int]) -> fx.Graph:
 
 
 def _pruned_policy(policy: Policy, kept: Sequence[int]) -> Policy:
-    if not isinstance(policy, ThresholdPolicy) or len(policy.thresholds) == 1:
+    if not isinstance(policy, ThresholdPolicy):
+        return policy
+    if isinstance(policy, ProbabilityThreshold) and policy.temperatures is not None:
+        temperatures = policy.temperatures
+        policy = policy.with_temperatures([temperatures[index] for index in (*kept, -1)])
+    if len(policy.thresholds) == 1:
         return policy
     return policy.with_thresholds([policy.thresholds[index] for index in kept])
 

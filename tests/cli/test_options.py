@@ -21,7 +21,15 @@ IMAGES = (
 )
 WEIGHTS = ("weights", "pretrained")
 LOADER = ("batch-size", "workers")
-TARGET = ("max-drop", "max-disagreement", "budget", "confidence", "per-class", "solver")
+TARGET = (
+    "max-drop",
+    "max-disagreement",
+    "budget",
+    "confidence",
+    "per-class",
+    "solver",
+    "temperatures",
+)
 KEEP = ("keep", "max-drop", "budget")
 LAST = ("config", "format", "json", "help")
 VERBS = {

@@ -50,6 +50,39 @@ def test_patience_counts_over_exits_that_read_earlier_logits(tmp_path):
     assert {1, 3} <= reached
 
 
+@pytest.mark.parametrize("format", ["onnx", "onnx-stages", "torch-export"])
+def test_temperatures_divide_logits_for_decisions_and_confidences(tmp_path, format):
+    ee = random_heads(small())
+    batch = contrasts(24)
+    scores = ee.all_exits(batch).logits[0] / 4
+    threshold = scores.softmax(1).amax(1).median().item()
+    rest = 0.99 * ee.all_exits(batch).logits[1].softmax(1).amax(1).quantile(0.5).item()
+    ee.policy = leenet_fx.MaxProbability([threshold, rest], temperatures=[4.0, 1.0, 3.0])
+    path = tmp_path / ("net.pt2" if format == "torch-export" else "net")
+    leenet_fx.export(ee, path, format)
+    if format == "torch-export":
+        program = torch.export.load(path).module()
+        logits, exits, confidence = program(batch, torch.tensor(ee.policy.thresholds))
+    else:
+        logits, exits, confidence = leenet_fx.run.load(path, threads=1).predict(batch.numpy())
+    expected = ee.predict(batch)
+    assert exits.tolist() == expected.exit_index.tolist()
+    assert len(set(exits.tolist())) == 3
+    assert np.allclose(logits, expected.logits.detach(), atol=1e-4)
+    assert np.allclose(confidence, expected.confidence.detach(), atol=1e-5)
+
+
+@pytest.mark.parametrize("format", ["onnx", "onnx-stages"])
+def test_without_early_exits_all_samples_reach_the_final_classifier(tmp_path, format):
+    ee = small()
+    ee.policy = leenet_fx.NeverExit()
+    leenet_fx.export(ee, tmp_path / "net", format)
+    batch = contrasts(5)
+    found = leenet_fx.run.load(tmp_path / "net", threads=1).predict(batch.numpy())
+    assert found.exit_index.tolist() == [2] * 5
+    assert np.allclose(found.logits, ee(batch).detach(), atol=1e-6)
+
+
 def test_alpha_is_an_input_of_gates_that_are_conditioned_on_it(tmp_path):
     ee = random_heads(small(branch_options={"gate": "alpha"}))
     ee.policy = AlphaConditionedGate(0.3, [0.1, -0.2])

@@ -207,7 +207,7 @@ class TestExecuTorch:
     def test_a_host_composes_the_methods_of_the_file(self, tmp_path):
         pytest.importorskip("executorch", reason="executorch is not installed")
         ee = small([1])
-        ee.policy = MaxProbability(0.25)
+        ee.policy = MaxProbability(0.25, temperatures=[1.0, 2.0])
         path = tmp_path / "net.pte"
         result = leenet_fx.export(ee, path, "executorch")
         assert result.verification.batches == 14 + 1

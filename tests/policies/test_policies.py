@@ -244,6 +244,7 @@ def test_policies_are_registered_by_name():
         MaxProbability(0.9),
         Entropy([0.1, 0.7]),
         Margin(0.25),
+        Margin([0.25, 0.5], temperatures=[1.0, 2.0, 0.5]),
         ClassMeanDistance([2.0, math.inf]),
         Patience(3),
         Vote([1, 2, math.inf]),

@@ -160,6 +160,14 @@ def test_exits_are_chosen_by_what_they_and_their_states_cost():
     assert close(found.logits, expected(ee)[0], 1e-5)
     costs = torch.cat([ee.predict(x).cost for x, _ in loader(n=160, seed=4)])
     assert float(costs.mean()) == pytest.approx(point.cost.estimate)
+    selection = leenet_fx.select_exits(ee, loader(n=160, seed=4))
+    ee.policy = MaxProbability(
+        [selection.threshold if i in selection.exits else INF for i in range(4)]
+    )
+    costs = torch.cat([ee.predict(x).cost for x, _ in loader(n=160, seed=4)])
+    assert float(costs.mean()) == pytest.approx(selection.cost)
+    with pytest.raises(InputError, match="do not add up to those of 2 exits"):
+        leenet_fx.select_exits(ee, loader(n=160, seed=4), 2)
 
 
 def test_pruning_keeps_the_exits_whose_state_is_read():

@@ -29,7 +29,8 @@ def test_a_pruned_network_predicts_the_same_where_the_others_were_disabled(metho
     ee = attached(method=method)
     kind = MaxProbability if method == "shallow-deep" else leenet_fx.GateThreshold
     middle = 0.205 if method == "shallow-deep" else 0.0
-    ee.policy = kind([middle if i in kept else INF for i in range(4)])
+    options = {"temperatures": [1.1, 0.9, 1.2, 0.8, 2.0]} if kind is MaxProbability else {}
+    ee.policy = kind([middle if i in kept else INF for i in range(4)], **options)
     before, policy = state(ee), ee.policy
     pruned = leenet_fx.prune(ee)
     assert pruned.spec.placement.names == tuple(ee.spec.placement.names[i] for i in kept)
@@ -38,6 +39,7 @@ def test_a_pruned_network_predicts_the_same_where_the_others_were_disabled(metho
     rows = torch.tensor([*kept, 4])
     assert torch.equal(rows[found.exit_index], expected.exit_index)
     assert torch.equal(found.cost, expected.cost)
+    assert close(found.confidence, expected.confidence, 1e-5)
     for kept_logits, row in zip(pruned.all_exits(X).logits, rows.tolist(), strict=True):
         assert close(kept_logits, ee.all_exits(X).logits[row], 1e-5)
     # Weights are copies, and the network is as it was.
