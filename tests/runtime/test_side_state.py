@@ -195,3 +195,14 @@ def test_an_exported_file_passes_the_state_on(tmp_path):
     logits, index = expected(ee)
     assert found.exit_index.tolist() == index.tolist()
     assert close(torch.tensor(found.logits), logits, 1e-5)
+
+
+def test_tools_of_torch_see_every_exit():
+    ee = attached().train()
+    again = torch.fx.symbolic_trace(ee)
+    compiled = torch.compile(ee, backend="eager", fullgraph=True)
+    torch.manual_seed(0)
+    expected_logits = ee.all_exits(X).logits
+    for found in (again(X).logits, compiled(X).logits):
+        for one, other in zip(found, expected_logits, strict=True):
+            assert close(one, other, 1e-4)
