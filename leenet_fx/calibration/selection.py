@@ -125,7 +125,8 @@ def select_exits(
         cost: "flops", "params", "bytes", or "seconds" as `leenet_fx.profile` measured.
 
     Raises:
-        InputError: the decision at an exit depends on other exits; values out of range.
+        InputError: the decision at an exit depends on other exits; `num_exits` for exits that pass
+            on a state; values out of range.
         PlacementError: no choice of this number of exits is accurate enough.
         UnknownNameError: no such cost.
     """
@@ -134,6 +135,11 @@ def select_exits(
         raise InputError(
             f"With the policy {policy!r} and branches of {ee.spec.branch!r}, the decision at an "
             "exit depends on other exits, so exits cannot be chosen from outputs of all of them."
+        )
+    if num_exits is not None and any(branch.carries_state for branch in ee.exits.branches()):
+        raise InputError(
+            "Exits that pass on a state share its cost, so costs of single exits do not add up to "
+            f"those of {num_exits!r} exits: leave num_exits out."
         )
     if isinstance(max_drop, bool) or not 0 <= max_drop <= 1:
         raise InputError(f"max_drop must be a fraction in [0, 1], got {max_drop!r}.")

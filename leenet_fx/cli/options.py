@@ -152,7 +152,7 @@ class BranchOptions:
 
     branch: Annotated[
         str | None,
-        typer.Option(help="Exit branch (neck, head, gate): pool, flatten, bnpool, conv, …"),
+        typer.Option(help="Exit branch (neck, head, gate): pool, flatten, bnpool, conv, side, …"),
     ] = None
     head: Annotated[
         str | None, typer.Option(help="Its head: linear, projection, cascade, additive, means.")

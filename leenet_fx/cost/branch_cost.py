@@ -33,18 +33,33 @@ class BranchCost:
         hidden: pooling, neck, and what gate and classifier share.
         gate: the gate logit.
         classify: the class logits.
+        state: pooling and state, which are not in `hidden` then; 0 for branches without a state.
     """
 
     hidden: Cost
     gate: Cost
     classify: Cost
+    state: Cost = Cost(0, 0, 0)
 
 
-def branch_cost(branch: Branch) -> BranchCost:
-    """Count the cost of a branch on meta tensors; its weights are not changed.
+def branch_costs(branches: Iterable[Branch]) -> tuple[BranchCost, ...]:
+    """Count the costs of branches on meta tensors; their weights are not changed.
 
     Parameters that gate and classifier share count as `hidden`.
+
+    Args:
+        branches: of all exits, in order.
     """
+    costs = []
+    state: Tensor | None = None
+    for branch in branches:
+        cost, state = _branch_cost(branch, state)
+        costs.append(cost)
+    return tuple(costs)
+
+
+def _branch_cost(branch: Branch, previous_state: Tensor | None) -> tuple[BranchCost, Tensor | None]:
+    """Return the cost of a branch, and its state if it carries one."""
     dtype = next((p.dtype for p in branch.parameters()), torch.float32)
     meta = clone(branch, "meta").eval()
     for parameter in meta.parameters():
@@ -59,13 +74,22 @@ def branch_cost(branch: Branch) -> BranchCost:
             1, site.position, site.num_classes, dtype=dtype, device="meta"
         )
 
+    def compute_state(*inputs: Tensor) -> Tensor:
+        return meta.state(*meta.pool(*inputs), previous_state=previous_state)
+
     def compute_hidden(*inputs: Tensor) -> Tensor:
-        return meta.hidden(*meta.pool(*inputs), previous_logits=previous_logits)
+        pooled = inputs if meta.carries_state else meta.pool(*inputs)
+        return meta.hidden(*pooled, previous_logits=previous_logits)
 
     def compute_gate(hidden: Tensor) -> Tensor:
         return meta.gate_logit(meta.gate_inputs(hidden, previous_logits))
 
-    hidden, hidden_cost = _measure(compute_hidden, *features)
+    state, state_cost = None, Cost(0, 0, 0)
+    if meta.carries_state:
+        state, state_cost = _measure(compute_state, *features)
+        state_cost = replace(state_cost, params=_count(_parameters_behind(state)))
+        state = state.detach()
+    hidden, hidden_cost = _measure(compute_hidden, *(features if state is None else [state]))
     gate_logit, gate_cost = _measure(compute_gate, hidden.detach())
     class_logits, classifier_cost = _measure(meta.classify, hidden.detach())
     hidden_uses, gate_uses, classifier_uses = map(
@@ -73,12 +97,15 @@ def branch_cost(branch: Branch) -> BranchCost:
     )
     gate_params = _count(gate_uses - hidden_uses - classifier_uses)
     classifier_params = _count(classifier_uses - hidden_uses - gate_uses)
-    hidden_params = _count(meta.parameters()) - gate_params - classifier_params
-    return BranchCost(
+    shared_params = _count(meta.parameters()) - gate_params - classifier_params
+    hidden_params = shared_params - state_cost.params
+    cost = BranchCost(
         hidden=replace(hidden_cost, params=hidden_params),
         gate=replace(gate_cost, params=gate_params),
         classify=replace(classifier_cost, params=classifier_params),
+        state=state_cost,
     )
+    return cost, state
 
 
 def _measure(call: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, Cost]:

@@ -155,7 +155,8 @@ def cost_table(
 
     A sample that exits at i has run the backbone up to i, the deciding part of branch i and of
     those branches before it that are evaluated, and the classifier of branch i; the last row has
-    run the backbone and every deciding part that is evaluated.
+    run the backbone and every deciding part that is evaluated. The states of all exits before an
+    exit that is evaluated are counted, if exits carry a state.
 
     Args:
         profile: cost of the backbone up to each candidate boundary.
@@ -168,21 +169,24 @@ def cost_table(
     backbone = Cost(profile.flops, profile.params, profile.bytes)
     rows: list[CostRow] = []
     previous: list[Cost] = []
-    branch_total = Cost(0, 0, 0)
+    branch_total = state_total = Cost(0, 0, 0)
+    # The states that samples have computed that do not exit early.
+    final_states = Cost(0, 0, 0)
     used = [True] * len(branches) if evaluated is None else evaluated
     for index, branch, is_used in zip(placement.indices, branches, used, strict=True):
         boundary = profile.candidates[index]
-        previous.append(branch_total)
+        previous.append(state_total + branch_total)
         deciding = branch.gate if reads == "gate" else branch.classify
         with_branch = branch_total + branch.hidden + deciding
-        total = Cost(boundary.flops, boundary.params, boundary.bytes) + with_branch
+        state_total = state_total + branch.state
+        total = Cost(boundary.flops, boundary.params, boundary.bytes) + state_total + with_branch
         if is_used:
-            branch_total = with_branch
+            branch_total, final_states = with_branch, state_total
         if reads == "gate":
             total = total + branch.classify
         rows.append(_row(boundary.name, total, backbone))
-    previous.append(branch_total)
-    rows.append(_row("final", backbone + branch_total, backbone))
+    previous.append(final_states + branch_total)
+    rows.append(_row("final", backbone + final_states + branch_total, backbone))
     matching = latency if latency is not None and latency.reads == reads else None
     return CostTable(profile.model, backbone, rows, reads, matching, used, previous)
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from leenet_fx import tables
 from leenet_fx.errors import InputError
+from leenet_fx.policies import computed_states
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Latency:
         regrouping: N, selecting the remaining samples and copying their values.
         backbone_quartiles: for each batch size, between which half of the times of the backbone
             lie; empty if not recorded.
+        stage_and_state: N, a stage with the state of the exit behind it; empty if exits carry none.
     """
 
     device: str
@@ -46,6 +48,7 @@ class Latency:
     classification: tuple[tuple[float, ...], ...]
     regrouping: tuple[tuple[float, ...], ...]
     backbone_quartiles: tuple[tuple[float, float], ...] = ()
+    stage_and_state: tuple[tuple[float, ...], ...] = ()
 
     @property
     def num_exits(self) -> int:
@@ -143,10 +146,13 @@ class Latency:
         """
         size = self.reference if batch_size is None else batch_size
         at_exits: list[float] = []
-        total = 0.0
+        # An exit reads all states before it, even where no later exit is evaluated.
+        total = before = 0.0
         for index, part in enumerate(self._parts(evaluated)):
-            with_branch = total + self._at(self.stage_and_exit[index], size)
+            with_branch = before + self._at(self.stage_and_exit[index], size)
             at_exits.append(with_branch + self._at(self.classification[index], size))
+            is_used = evaluated is None or evaluated[index]
+            before += self._at(part if is_used else self._unused(index), size)
             total += self._at(part, size)
         last = total + self._at(self.stages[-1], size)
         return tuple(seconds / size for seconds in (*at_exits, last))
@@ -189,10 +195,17 @@ class Latency:
         return {"unit": "seconds per batch", **asdict(self)}
 
     def _parts(self, evaluated: Sequence[bool] | None) -> list[tuple[float, ...]]:
-        """Return the times of N stages, each with the decision of its exit if that is evaluated."""
+        """Return the times of N stages, each with the part of its exit that runs."""
         used = [True] * self.num_exits if evaluated is None else evaluated
-        pairs = zip(used, self.stage_and_exit, self.stages, strict=False)
-        return [with_exit if is_used else alone for is_used, with_exit, alone in pairs]
+        parts = []
+        for index, (is_used, is_read) in enumerate(zip(used, computed_states(used), strict=True)):
+            unused = self._unused(index) if is_read else self.stages[index]
+            parts.append(self.stage_and_exit[index] if is_used else unused)
+        return parts
+
+    def _unused(self, index: int) -> tuple[float, ...]:
+        """Return the times of a stage before an exit that only passes a state on, if any."""
+        return self.stage_and_state[index] if self.stage_and_state else self.stages[index]
 
     def _check(self, name: str, values: Sequence[float]) -> None:
         if len(values) != self.num_exits + 1:

@@ -89,6 +89,8 @@ def profile(
     def medians(name: str) -> tuple[float, ...]:
         return tuple(statistics.median(measured[size][name]) for size in sizes)
 
+    has_states = "stage and state 0" in measured[sizes[0]]
+
     def times(name: str, count: int) -> tuple[tuple[float, ...], ...]:
         return tuple(medians(f"{name} {i}") for i in range(count))
 
@@ -105,6 +107,7 @@ def profile(
         stage_and_exit=times("stage and exit", ee.num_exits),
         classification=times("classification", ee.num_exits),
         regrouping=times("regrouping", ee.num_exits),
+        stage_and_state=times("stage and state", ee.num_exits if has_states else 0),
         backbone_quartiles=tuple(_quartiles(measured[size]["backbone"]) for size in sizes),
     )
     ee.latency = latency
@@ -190,6 +193,10 @@ class _ExitRound(_StageRound):
         self.plan = ee.stage_plan
         self.num_exits = ee.num_exits
         self.controller = ee.controller(_Undecided(ee.policy))
+        # Exits before the last only pass their states on.
+        self.passing = None
+        if self.controller.carries_state:
+            self.passing = ee.controller(_Undecided(ee.policy, last=self.num_exits - 1))
 
     def __call__(self, repeats: int) -> None:
         for _ in range(repeats):
@@ -199,6 +206,10 @@ class _ExitRound(_StageRound):
             active = ActiveBatch((self.images,), len(self.images))
             for index in range(self.num_exits):
                 self.time(f"stage and exit {index}", run_stage, self.controller, index, active)
+            if self.passing is not None:
+                active = ActiveBatch((self.images,), len(self.images))
+                for index in range(self.num_exits):
+                    self.time(f"stage and state {index}", run_stage, self.passing, index, active)
         active = ActiveBatch((self.images,), len(self.images))
         for index in range(self.num_exits):
             run_stage(self.controller, index, active)
@@ -219,16 +230,20 @@ class _ExitRound(_StageRound):
 
 
 class _Undecided(Policy):
-    """Evaluates every exit as another policy does, and lets no sample exit."""
+    """Evaluates every exit, or the last, as another policy does, and lets no sample exit."""
 
     name = "undecided"
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, last: int | None = None) -> None:
         if policy.reads == "nothing":
             policy = GateThreshold()
         self.policy = policy
         self.reads = policy.reads  # type: ignore[misc]
         self.alpha = policy.alpha
+        self.last = last
+
+    def disables(self, index: int) -> bool:
+        return self.last is not None and index < self.last
 
     def confidence(self, index: int, scores: Tensor) -> Tensor:
         return self.policy.confidence(index, scores)

@@ -6,7 +6,8 @@ and `outputs` list, all with one slice for each sample along `batch_axis`:
 - stage 0 reads `images`; stage i reads what stage i−1 passes on: its `outputs` without the first
   two. Stages 0 to N−1 read a scalar `alpha` at the end if gates are conditioned on it.
 - stages 0 to N−1 return `logits` (B, classes), `confidence` (B,), then the values at the cut, with
-  the logits of earlier exits if a later branch or the policy reads them.
+  the logits of earlier exits if a later branch or the policy reads them, and the exit's state if
+  the next branch reads it.
 - stage N returns `logits`.
 
 A format exports each module by itself, with the plan's `examples` and a symbolic batch size, and
@@ -84,6 +85,7 @@ class ExitStage(StageModule):
         reads_alpha: whether the last input is α.
         passes_logits: whether the next stage reads the logits that exits pass on.
         passes_history: whether the next stage reads the class logits of all exits so far.
+        passes_state: whether the next stage reads the exit's state.
         layout: of the values at the cut; set when an example has run.
     """
 
@@ -98,7 +100,7 @@ class ExitStage(StageModule):
         branch: Branch,
         policy: Policy,
         cut: Cut,
-        states: tuple[bool, bool],
+        states: tuple[bool, bool, bool],
         last: bool,
     ) -> None:
         super().__init__(index, backbone, read)
@@ -107,22 +109,26 @@ class ExitStage(StageModule):
         self.cut = cut
         self.reads_alpha = policy.alpha is not None
         self._states = states
-        self.passes_logits, self.passes_history = (state and not last for state in states)
+        self.passes_logits, self.passes_history, self.passes_state = (
+            state and not last for state in states
+        )
 
     def compute(
         self, tensors: Sequence[Tensor], alpha: Tensor | None
     ) -> tuple[Any, Tensor, Tensor, list[Tensor]]:
-        """Return the values at the cut, class logits, confidence, and logits for later exits."""
+        """Return the values at the cut, class logits, confidence, and what later exits read."""
         num_live = 1 if self._read is None else len(self._read.specs)
         live = self.live(tensors[:num_live])
         states = iter(tensors[num_live:])
-        needs_logits, needs_history = (state and self.index > 0 for state in self._states)
+        needs_logits, needs_history, needs_state = (s and self.index > 0 for s in self._states)
         previous_logits = next(states) if needs_logits else None
         history = next(states) if needs_history else None
+        previous_state = next(states) if needs_state else None
         branch = self.branch
         read = previous_logits if branch.reads_previous_logits else None
         pooled = branch.pool(*[live[i] for i in self.cut.features])
-        hidden = branch.hidden(*pooled, previous_logits=read)
+        inputs, state = branch.hidden_inputs(pooled, previous_state)
+        hidden = branch.hidden(*inputs, previous_logits=read)
         logits = branch.classify(hidden)
         scores = logits
         if self.policy.reads_gates:
@@ -137,6 +143,9 @@ class ExitStage(StageModule):
         if self.passes_history:
             assert history is not None
             passed.append(history)
+        if self.passes_state:
+            assert state is not None
+            passed.append(state)
         return live, logits, confidence.float(), passed
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -220,7 +229,8 @@ def _backbone(ee: EarlyExitModule, images: Tensor) -> tuple[list[StageModule], l
 def _stages(ee: EarlyExitModule, images: Tensor) -> tuple[list[StageModule], list[Any]]:
     policy, branches = ee.policy, list(ee.exits.branches())
     passes_logits = any(branch.reads_previous_logits for branch in branches)
-    states = (passes_logits, policy.reads_history)
+    passes_state = any(branch.carries_state for branch in branches)
+    states = (passes_logits, policy.reads_history, passes_state)
     alpha = () if policy.alpha is None else (torch.tensor(policy.alpha),)
     read: CutLayout | None = None
     specs: tuple[TensorSpec, ...] = (tensor_spec(IMAGES, images, 0),)
@@ -258,7 +268,11 @@ def _stages(ee: EarlyExitModule, images: Tensor) -> tuple[list[StageModule], lis
 
 
 def _state_specs(stage: ExitStage, tensors: Sequence[Tensor]) -> list[TensorSpec]:
-    flags = (stage.passes_logits, "previous_logits"), (stage.passes_history, "logits_history")
+    flags = (
+        (stage.passes_logits, "previous_logits"),
+        (stage.passes_history, "logits_history"),
+        (stage.passes_state, "state"),
+    )
     names = [f"cut{stage.index}_{name}" for passes, name in flags if passes]
     return [tensor_spec(name, t, 0) for name, t in zip(names, tensors, strict=True)]
 

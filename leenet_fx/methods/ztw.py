@@ -14,8 +14,9 @@ def ztw(threshold: float = 0.9, conv_heads: bool = False) -> Method:
 
     Args:
         threshold: least class probability of the ensemble that exits.
-        conv_heads: whether heads are those of the authors' code: a convolution with stride 2 (and BatchNorm),
-            maximum and average pooling to 4 x 4, and a LayerNorm on the cascaded logits.
+        conv_heads: whether heads are those of the authors' code: a convolution with stride 2 (and
+            BatchNorm), maximum and average pooling to 4 x 4, and a LayerNorm on the cascaded
+            logits.
 
     Raises:
         InputError: `threshold` is not a number, or `conv_heads` not a bool.

@@ -20,7 +20,10 @@ __all__ = ["Branch", "ExitSite", "FeatureShape"]
 class Branch(nn.Module, ABC):
     """Base of exit branches, in stages that the runtime executes for as few samples as possible.
 
-    The stages are `pool` → `hidden` → `gate_inputs` → `gate_logit` and `hidden` → `classify`.
+    The stages are `pool` → `hidden` → `gate_inputs` → `gate_logit` and `hidden` → `classify`. A
+    branch that `carries_state` computes a `state` after `pool`: `hidden` reads it in place of the
+    pooled features, and so does the `state` of the next exit.
+
     A subclass takes an `ExitSite` (and keyword options, if any) and defines `hidden`, `gate_logit`,
     `classify`, `gate_parameters`, `classifier_parameters` and `reset_gate`.
 
@@ -28,7 +31,10 @@ class Branch(nn.Module, ABC):
         site: features and position that the branch is built for.
         reads_previous_logits: whether `hidden` and `gate_inputs` read the logits that earlier exits
             pass on; always false at the first exit.
+        carries_state: whether the branch computes a `state`. All branches of a network do, or none.
     """
+
+    carries_state: bool = False
 
     def __init__(self, site: ExitSite, *, reads_previous_logits: bool = False) -> None:
         super().__init__()
@@ -58,12 +64,38 @@ class Branch(nn.Module, ABC):
         """
         return features
 
+    def state(self, *pooled: Tensor, previous_state: Tensor | None = None) -> Tensor:
+        """Compute the state (B, …), if the branch `carries_state`.
+
+        Args:
+            pooled: output of `pool`.
+            previous_state: state of the exit before; None at the first exit.
+        """
+        raise NotImplementedError(f"{type(self).__name__} carries no state.")
+
+    def hidden_inputs(
+        self, pooled: Sequence[Tensor], previous_state: Tensor | None
+    ) -> tuple[Sequence[Tensor], Tensor | None]:
+        """Compute what `hidden` reads, and the state for the next exit.
+
+        Args:
+            pooled: output of `pool`.
+            previous_state: as for `state`.
+
+        Returns:
+            `pooled` and None, or the state twice if the branch `carries_state`.
+        """
+        if not self.carries_state:
+            return pooled, None
+        state = self.state(*pooled, previous_state=previous_state)
+        return (state,), state
+
     @abstractmethod
     def hidden(self, *pooled: Tensor, previous_logits: Tensor | None = None) -> Tensor:
         """Compute the hidden tensor (B, n), from which gate inputs and class logits are read.
 
         Args:
-            pooled: output of `pool`.
+            pooled: output of `pool`; the state, if the branch `carries_state`.
             previous_logits: `passed_logits` of earlier exits (B, position, m), if
                 `reads_previous_logits`.
         """
@@ -170,26 +202,31 @@ class Branch(nn.Module, ABC):
 
     def forward(
         self, *features: Tensor, previous_exits: Sequence[tuple[Tensor, ...]] = ()
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Run all stages.
 
         Args:
             features: tensors of the site's shapes, with a batch of B.
-            previous_exits: results of `forward` at all earlier exits, if `reads_previous_logits`.
+            previous_exits: results of `forward` at all earlier exits, if the branch reads their
+                logits or carries a state.
 
         Returns:
-            Class logits (B, m), gate logits (B,), and the logits passed on to later exits (B, m).
+            Class logits (B, m), gate logits (B,), the logits passed on to later exits (B, m), and
+            the state, if the branch carries one.
         """
         previous_logits = (
-            torch.stack([passed_logits for _, _, passed_logits in previous_exits], 1)
-            if previous_exits
+            torch.stack([outputs[2] for outputs in previous_exits], 1)
+            if self.reads_previous_logits
             else None
         )
-        hidden = self.hidden(*self.pool(*features), previous_logits=previous_logits)
+        previous_state = previous_exits[-1][3] if self.carries_state and previous_exits else None
+        inputs, state = self.hidden_inputs(self.pool(*features), previous_state)
+        hidden = self.hidden(*inputs, previous_logits=previous_logits)
         return (
             self.classify(hidden),
             self.gate_logit(self.gate_inputs(hidden, previous_logits)),
             self.passed_logits(hidden),
+            *(() if state is None else (state,)),
         )
 
 
@@ -247,10 +284,12 @@ def run_branches(
         pooled: output of `pool` for each branch.
     """
     passed_logits: list[Tensor] = []
+    state: Tensor | None = None
     outputs = []
     for branch, tensors in zip(branches, pooled, strict=True):
         previous_logits = torch.stack(passed_logits, 1) if branch.reads_previous_logits else None
-        hidden = branch.hidden(*tensors, previous_logits=previous_logits)
+        inputs, state = branch.hidden_inputs(tensors, state)
+        hidden = branch.hidden(*inputs, previous_logits=previous_logits)
         passed_logits.append(branch.passed_logits(hidden))
         gate_inputs = branch.gate_inputs(hidden, previous_logits)
         outputs.append(BranchOutputs(hidden, previous_logits, gate_inputs))

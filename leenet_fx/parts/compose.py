@@ -26,6 +26,7 @@ from leenet_fx.parts.necks import (
     PoolNeck,
     StridedConvNeck,
 )
+from leenet_fx.parts.side import SideNeck
 from leenet_fx.registry import unknown_name
 
 
@@ -35,6 +36,7 @@ class NeckBranch(Branch):
     def __init__(self, neck: Neck, *, reads_previous_logits: bool = False) -> None:
         super().__init__(neck.site, reads_previous_logits=reads_previous_logits)
         self.neck = neck
+        self.carries_state = neck.carries_state
 
     @property
     def pooling(self) -> str:
@@ -42,6 +44,9 @@ class NeckBranch(Branch):
 
     def pool(self, *features: Tensor) -> tuple[Tensor, ...]:
         return self.neck.pool(*features)
+
+    def state(self, *pooled: Tensor, previous_state: Tensor | None = None) -> Tensor:
+        return self.neck.state(*pooled, previous_state=previous_state)
 
     def neck_parameters(self) -> list[nn.Parameter]:
         return list(self.neck.parameters())
@@ -184,6 +189,11 @@ def compose(
         return ProjectionBranch(neck(site, **options))
     built_neck = neck(site, **options)
     head_type, gate_type = get_head(head), get_gate("confidence" if gate is None else gate)
+    if built_neck.carries_state and head_type is MeansHead:
+        raise InputError(
+            f"head='{head}' has no trained weights, and a neck that carries a state needs training:"
+            " choose another head, or branch='pool'."
+        )
     built_head = head_type(site, built_neck.width)
     built_gate = gate_type(site, built_neck.width)
     if gate_type.reads == "features":
@@ -204,5 +214,6 @@ for _name, _neck in (
     ("convx", ConvXNeck),
     ("mixpool", MixPoolNeck),
     ("strided", StridedConvNeck),
+    ("side", SideNeck),
 ):
     register_branch(_name)(partial(compose, _neck))

@@ -35,7 +35,10 @@ class Neck(nn.Module, ABC):
     Attributes:
         site: features and position that the neck is built for.
         width: n, the length of the output vector.
+        carries_state: whether `forward` reads a `state` in place of the pooled features.
     """
+
+    carries_state = False
 
     def __init__(self, site: ExitSite, width: int) -> None:
         super().__init__()
@@ -60,9 +63,18 @@ class Neck(nn.Module, ABC):
             Tensors (B, …).
         """
 
+    def state(self, *pooled: Tensor, previous_state: Tensor | None = None) -> Tensor:
+        """Compute the state (B, …) that `forward` and the next exit read, if `carries_state`.
+
+        Args:
+            pooled: output of `pool`.
+            previous_state: state of the exit before; None at the first exit.
+        """
+        raise NotImplementedError(f"{type(self).__name__} carries no state.")
+
     @abstractmethod
     def forward(self, *pooled: Tensor) -> Tensor:
-        """Map the output of `pool` to vectors (B, n).
+        """Map the output of `pool`, or the state if `carries_state`, to vectors (B, n).
 
         Their standard deviation should be about n^−½, or `CONV_GAIN` times that behind
         convolutions: the heads' learning rates assume it.

@@ -1,6 +1,11 @@
 """Policies: the decision which samples exit early."""
 
-from leenet_fx.policies.apply import evaluated_exits, exit_indices, policy_scores
+from leenet_fx.policies.apply import (
+    computed_states,
+    evaluated_exits,
+    exit_indices,
+    policy_scores,
+)
 from leenet_fx.policies.base import (
     NeverExit,
     Policy,
@@ -39,6 +44,7 @@ __all__ = [
     "ProbabilityThreshold",
     "ThresholdPolicy",
     "Vote",
+    "computed_states",
     "evaluated_exits",
     "exit_indices",
     "get_policy",

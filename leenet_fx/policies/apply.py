@@ -49,6 +49,17 @@ def evaluated_exits(policy: Policy, reads_previous: Sequence[bool]) -> tuple[boo
     return tuple(reversed(evaluated))
 
 
+def computed_states(evaluated: Sequence[bool]) -> tuple[bool, ...]:
+    """Return for each exit whether its state is computed, in networks whose exits carry one.
+
+    A state is computed if the branch, or that of any later exit, is evaluated.
+
+    Args:
+        evaluated: N, whether each branch is evaluated.
+    """
+    return tuple(any(evaluated[index:]) for index in range(len(evaluated)))
+
+
 def policy_scores(
     policy: Policy, index: int, logits: Sequence[Tensor], gate_logits: Tensor
 ) -> Tensor:

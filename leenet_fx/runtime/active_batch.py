@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from leenet_fx.graph.batch_dim import select_samples
+from leenet_fx.graph.batch_dim import BatchDim, select_samples
 from leenet_fx.runtime.stages import Cut
+
+_SAMPLES = BatchDim("samples")
 
 
 @dataclass(slots=True)
@@ -24,6 +26,7 @@ class ActiveBatch:
             them.
         logits_history: (count, i, classes) class logits of the exits so far, or (count, i, 1) their
             gate logits; None if the policy reads neither.
+        state: (count, …) of the last exit; None if no later exit reads it.
         classifier_inputs: (count, k) the tensor from which the last exit's class logits are
             computed.
     """
@@ -33,6 +36,7 @@ class ActiveBatch:
     indices: Tensor | None = None
     previous_logits: Tensor | None = None
     logits_history: Tensor | None = None
+    state: Tensor | None = None
     classifier_inputs: Tensor | None = None
 
     def select(self, remaining: Tensor, cut: Cut) -> None:
@@ -52,6 +56,8 @@ class ActiveBatch:
         self.indices = remaining if self.indices is None else take(self.indices, remaining)
         self.previous_logits = take(self.previous_logits, remaining)
         self.logits_history = take(self.logits_history, remaining)
+        if self.state is not None:
+            self.state = select_samples(self.state, _SAMPLES, remaining, self.count)
         self.classifier_inputs = None
         self.count = remaining.shape[0]
 

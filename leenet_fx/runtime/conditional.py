@@ -71,11 +71,13 @@ def run_stage(controller: ExitController, index: int, active: ActiveBatch) -> Ex
         InputError: at this image size a value that the exit reads does not follow the batch.
     """
     exits = controller.run(index, active)
-    if exits is None:
+    if exits is None and not controller.computes_state[index]:
         return None
     count, cut = active.count, controller.stage_plan.cuts[index]
     for position in cut.features:
         check_samples(active.live[position], cut.batch_dims[position], count)
+    if exits is None:
+        return None
     exit_count = int(exits) if count == 1 else int(exits.sum())
     if not exit_count:
         return None

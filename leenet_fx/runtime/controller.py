@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from leenet_fx.parts.branches import Branch
-from leenet_fx.policies import Policy, evaluated_exits
+from leenet_fx.policies import Policy, computed_states, evaluated_exits
 from leenet_fx.runtime.active_batch import ActiveBatch, append_logits, take
 from leenet_fx.runtime.fused_stage import DecisionSpec
 from leenet_fx.runtime.stage_plan import StagePlan
@@ -24,6 +24,9 @@ class ExitController(ABC):
         branches: N, one behind each stage but the last.
         evaluated: N, whether each branch is evaluated.
         passes_logits: whether any branch that is evaluated reads the logits of earlier exits.
+        carries_state: whether branches carry a state.
+        computes_state: N, whether the state of each exit is computed.
+        passes_state: N, whether the next exit reads it.
     """
 
     def __init__(
@@ -42,6 +45,10 @@ class ExitController(ABC):
             for branch, used in zip(branches, evaluated, strict=True)
             if used
         )
+        self.carries_state = any(branch.carries_state for branch in branches)
+        computed = computed_states(self.evaluated)
+        self.computes_state = computed if self.carries_state else (False,) * len(computed)
+        self.passes_state = (*self.computes_state[1:], False)
 
     def run(self, index: int, active: ActiveBatch) -> Tensor | None:
         """Run a stage, and decide at the exit behind it if it is evaluated.
@@ -55,8 +62,20 @@ class ExitController(ABC):
         """
         if self.evaluated[index]:
             return self.decide(index, active)
+        if self.computes_state[index]:
+            self.pass_on(index, active)
+            return None
         active.live = self.stage_plan.runs[index](self.network, *active.live)
         return None
+
+    @abstractmethod
+    def pass_on(self, index: int, active: ActiveBatch) -> None:
+        """Run a stage and compute the state of the exit behind it, without its decision.
+
+        Args:
+            index: index of stage and exit.
+            active: the remaining samples; its values become those at the cut behind the stage.
+        """
 
     @abstractmethod
     def decide(self, index: int, active: ActiveBatch) -> Tensor:
@@ -96,19 +115,33 @@ class PolicyController(ExitController):
         self.by_gate = policy.reads_gates
         self.reads_history = policy.reads_history
         self.alpha = None if policy.alpha is None else torch.tensor(policy.alpha)
-        spec = DecisionSpec(self.by_gate, self.alpha is not None, self.passes_logits)
-        self.fused_stages = stage_plan.fused_stages(branches, spec)
+        has_alpha = self.alpha is not None
+        specs = [
+            DecisionSpec(self.by_gate, has_alpha, self.passes_logits, used or not passes_on)
+            for used, passes_on in zip(evaluated, self.computes_state, strict=True)
+        ]
+        self.fused_stages = stage_plan.fused_stages(branches, specs)
+
+    def pass_on(self, index: int, active: ActiveBatch) -> None:
+        self._run_fused(index, active)
 
     def decide(self, index: int, active: ActiveBatch) -> Tensor:
-        active.live, active.classifier_inputs, scores, passed_logits = self.fused_stages[index](
-            self.network, active.previous_logits, self.alpha, *active.live
-        )
+        scores, passed_logits = self._run_fused(index, active)
+        assert scores is not None
         if passed_logits is not None:
             active.previous_logits = append_logits(active.previous_logits, passed_logits)
         if self.reads_history:
             own = scores.unsqueeze(1) if self.by_gate else scores
             scores = active.logits_history = append_logits(active.logits_history, own)
         return self.policy.should_exit(index, scores)
+
+    def _run_fused(self, index: int, active: ActiveBatch) -> tuple[Tensor | None, Tensor | None]:
+        """Return what the policy reads, and the logits for later exits."""
+        active.live, active.classifier_inputs, scores, passed_logits, state = self.fused_stages[
+            index
+        ](self.network, active.previous_logits, active.state, self.alpha, *active.live)
+        active.state = state if self.passes_state[index] else None
+        return scores, passed_logits
 
     def classify(self, index: int, active: ActiveBatch, indices: Tensor | None) -> Tensor:
         inputs: Tensor = take(active.classifier_inputs, indices)
@@ -132,8 +165,15 @@ class ForcedController(ExitController):
         super().__init__(network, stage_plan, branches, [True] * len(branches))
         self.exit_index = exit_index
 
-    def decide(self, index: int, active: ActiveBatch) -> Tensor:
+    def pass_on(self, index: int, active: ActiveBatch) -> None:
         active.live = self.stage_plan.runs[index](self.network, *active.live)
+        branch, features = self.branches[index], self.stage_plan.cuts[index].features
+        if self.carries_state:
+            pooled = branch.pool(*[active.live[i] for i in features])
+            active.state = branch.state(*pooled, previous_state=active.state)
+
+    def decide(self, index: int, active: ActiveBatch) -> Tensor:
+        self.pass_on(index, active)
         if self.passes_logits:
             passed_logits = self.branches[index].passed_logits(self._hidden(index, active, None))
             active.previous_logits = append_logits(active.previous_logits, passed_logits)
@@ -148,5 +188,7 @@ class ForcedController(ExitController):
         previous_logits = None
         if branch.reads_previous_logits and active.previous_logits is not None:
             previous_logits = take(active.previous_logits[:, :index], indices)
-        pooled = branch.pool(*[take(active.live[i], indices) for i in features])
-        return branch.hidden(*pooled, previous_logits=previous_logits)
+        inputs: Sequence[Tensor] = [take(active.state, indices)]
+        if not self.carries_state:
+            inputs = branch.pool(*[take(active.live[i], indices) for i in features])
+        return branch.hidden(*inputs, previous_logits=previous_logits)

@@ -12,30 +12,36 @@ from leenet_fx.graph import compat
 from leenet_fx.parts.branches import Branch
 from leenet_fx.runtime.stages import Cut, Stage, make_function
 
-Decision: TypeAlias = tuple[tuple[Any, ...], Tensor, Tensor, Tensor | None]
+Decision: TypeAlias = tuple[
+    tuple[Any, ...], Tensor | None, Tensor | None, Tensor | None, Tensor | None
+]
 """Outputs of a stage and the exit behind it: the values at the cut; the tensor from which class
 logits are computed; gate logits (B,) or class logits (B, classes), as the policy reads; logits
-(B, classes) for later exits, None if no exit reads those of earlier exits."""
+(B, classes) for later exits, None if no exit reads those of earlier exits; the state (B, …), None
+if branches carry none. All but the first and the last are None for an exit that is not evaluated
+and only passes its state on."""
 
 StageFunction: TypeAlias = Callable[..., Decision]
-"""`(network, previous_logits, alpha, *live)` → `Decision`."""
+"""`(network, previous_logits, previous_state, alpha, *live)` → `Decision`."""
 
 Wrap: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 @dataclass(frozen=True)
 class DecisionSpec:
-    """What a policy reads of every exit.
+    """What a policy reads of an exit.
 
     Attributes:
         by_gate: whether it reads gate logits, so that only exiting samples are classified.
         has_alpha: whether gates are conditioned on α.
         passes_logits: whether any exit reads the logits of earlier exits.
+        is_evaluated: whether the policy decides there; otherwise only the state is computed.
     """
 
     by_gate: bool
     has_alpha: bool
     passes_logits: bool
+    is_evaluated: bool = True
 
 
 class FusedStage:
@@ -88,19 +94,24 @@ class FusedStage:
         )
 
     def __call__(
-        self, network: nn.Module, previous_logits: Tensor | None, alpha: Tensor | None, *live: Any
+        self,
+        network: nn.Module,
+        previous_logits: Tensor | None,
+        previous_state: Tensor | None,
+        alpha: Tensor | None,
+        *live: Any,
     ) -> Decision:
         """Run the stage and the exit's decision.
 
         Args:
             network: the module whose weights are read.
             previous_logits: (B, index, classes) of earlier exits, if a branch reads them.
+            previous_state: (B, …) of the exit before, if branches carry a state.
             alpha: scalar, for gates conditioned on it.
             live: the values at the cut before the stage; the images (B, …) for the first.
         """
-        if any(self._hooks):
-            return self.stepwise(network, previous_logits, alpha, *live)
-        return self.fused(network, previous_logits, alpha, *live)
+        run = self.stepwise if any(self._hooks) else self.fused
+        return run(network, previous_logits, previous_state, alpha, *live)
 
 
 def can_inline(branch: Branch) -> bool:
@@ -119,35 +130,49 @@ def _stepwise(run: Callable[..., Any], cut: Cut, index: int, spec: DecisionSpec)
     features, name = cut.features, str(index)
 
     def run_and_decide(
-        network: nn.Module, previous_logits: Tensor | None, alpha: Tensor | None, *live: Any
+        network: nn.Module,
+        previous_logits: Tensor | None,
+        previous_state: Tensor | None,
+        alpha: Tensor | None,
+        *live: Any,
     ) -> Decision:
         live = run(network, *live)
         exits: Any = network._modules["exits"]
         read = [live[i] for i in features]
-        return live, *_decide(exits._modules[name], read, previous_logits, alpha, spec)
+        branch = exits._modules[name]
+        return live, *_decide(branch, read, previous_logits, previous_state, alpha, spec)
 
     return run_and_decide
 
 
 def _decide(
-    branch: Any, features: Sequence[Any], previous_logits: Any, alpha: Any, spec: DecisionSpec
-) -> tuple[Any, Any, Any]:
+    branch: Any,
+    features: Sequence[Any],
+    previous_logits: Any,
+    previous_state: Any,
+    alpha: Any,
+    spec: DecisionSpec,
+) -> tuple[Any, Any, Any, Any]:
     if not branch.reads_previous_logits:
         previous_logits = None
-    hidden = branch.hidden(*branch.pool(*features), previous_logits=previous_logits)
+    inputs, state = branch.hidden_inputs(branch.pool(*features), previous_state)
+    if not spec.is_evaluated:
+        return None, None, None, state
+    hidden = branch.hidden(*inputs, previous_logits=previous_logits)
     passed_logits = branch.passed_logits(hidden) if spec.passes_logits else None
     if spec.by_gate:
         gate_inputs = branch.gate_inputs(hidden, previous_logits)
-        return hidden, branch.gate_logit(gate_inputs, alpha), passed_logits
+        return hidden, branch.gate_logit(gate_inputs, alpha), passed_logits, state
     logits = branch.classify(hidden)
-    return logits, logits, passed_logits
+    return logits, logits, passed_logits, state
 
 
 def _inline(stage: Stage, cut: Cut, branch: Branch, index: int, spec: DecisionSpec) -> fx.Graph:
     graph = fx.Graph()
     tracer = fx.proxy.GraphAppendingTracer(graph)
-    previous_logits, alpha = (
-        fx.Proxy(graph.placeholder(name), tracer) for name in ("previous_logits", "alpha")
+    previous_logits, previous_state, alpha = (
+        fx.Proxy(graph.placeholder(name), tracer)
+        for name in ("previous_logits", "previous_state", "alpha")
     )
     live: Any = graph.graph_copy(stage.graph, {})
     features = [fx.Proxy(live[i], tracer) for i in cut.features]
@@ -155,6 +180,8 @@ def _inline(stage: Stage, cut: Cut, branch: Branch, index: int, spec: DecisionSp
         _symbolic(branch, f"exits.{index}", tracer),
         features,
         previous_logits,
+        # At the first exit there is none.
+        previous_state if index else None,
         alpha if spec.has_alpha else None,
         spec,
     )

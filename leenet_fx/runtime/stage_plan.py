@@ -49,15 +49,15 @@ class StagePlan:
         )
 
     def fused_stages(
-        self, branches: Sequence[Branch], spec: DecisionSpec
+        self, branches: Sequence[Branch], specs: Sequence[DecisionSpec]
     ) -> tuple[FusedStage, ...]:
-        """Return stages 0 to N−1, each with the decision of the exit behind it.
+        """Return stages 0 to N−1, each with the part of the exit behind it that runs.
 
         Args:
             branches: N, in order.
-            spec: what the policy reads of them.
+            specs: N, what the policy reads of each.
         """
-        key = (spec, *branches)
+        key = (*specs, *branches)
         if key not in self._fused:
             self._fused[key] = tuple(
                 FusedStage(
@@ -66,7 +66,7 @@ class StagePlan:
                     self.cuts[index],
                     branch,
                     index,
-                    spec,
+                    specs[index],
                     partial(self._wrap, self._inputs[index]),
                 )
                 for index, branch in enumerate(branches)

@@ -222,4 +222,5 @@ def _concatenate(groups: Sequence[ActiveBatch], cut: Cut) -> ActiveBatch:
         indices=concatenated("indices"),
         previous_logits=concatenated("previous_logits"),
         logits_history=concatenated("logits_history"),
+        state=concatenated("state"),
     )

@@ -68,8 +68,8 @@ def attach(
             for other rules (see `placement.default_num_exits`), or what the strategy fixes.
         example_inputs: a batch of images of the size to count costs for; None takes the size in
             the model's configuration.
-        branch: the branch architecture: "pool", "flatten", "bnpool", "conv", another registered
-            name, or a function of an `ExitSite`; None takes the method's, or "pool".
+        branch: the branch architecture: "pool", "flatten", "bnpool", "conv", "side", another
+            registered name, or a function of an `ExitSite`; None takes the method's, or "pool".
         branch_options: options of the branch, by name: for those above head= ("linear",
             "projection", "cascade", "additive", "means", …), gate= (see
             `leenet_fx.parts.gates.list_gates`), and the neck's (see `leenet_fx.parts.necks`). With
@@ -199,6 +199,12 @@ def _build(
             for position, index in enumerate(placement.indices)
         ]
         branches = [make_branch(factory, site, options) for site in sites]
+    if len({branch.carries_state for branch in branches}) > 1:
+        without = next(i for i, branch in enumerate(branches) if not branch.carries_state)
+        raise InputError(
+            f"The branch of exit {without} carries no state, and others do: a state passes from "
+            "each exit to the next, so give all exits branches with a state, or none."
+        )
     return [branch.to(weight.device, weight.dtype) for branch in branches]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from leenet_fx.cost.branch_cost import branch_cost
+from leenet_fx.cost.branch_cost import branch_costs
 from leenet_fx.graph.boundaries import Boundary
 from leenet_fx.graph.traced_model import TracedModel
 from leenet_fx.methods import MethodConfig
@@ -60,7 +60,8 @@ def insert_exits(
         with graph.inserting_after(nodes[boundary.position]):
             features = tuple(feature.node for feature in boundary.features)
             keywords: dict[str, Any] = {}
-            if branches[index].reads_previous_logits:
+            reads_logits = branches[index].reads_previous_logits
+            if reads_logits or (calls and branches[index].carries_state):
                 keywords["previous_exits"] = tuple(calls)
             calls.append(graph.call_module(f"exits.{index}", features, keywords))
     output = nodes[-1]
@@ -78,7 +79,7 @@ def insert_exits(
         cuts=tuple(_cut(boundary) for boundary in chosen),
         branch=branch,
         branch_options=dict(branch_options),
-        branch_costs=tuple(map(branch_cost, branches)),
+        branch_costs=branch_costs(branches),
         image_shape=traced.image_shape,
         num_classes=traced.num_classes,
         final_classifier=traced.final_classifier,

@@ -15,6 +15,7 @@ from leenet_fx.policies import (
     Policy,
     ProbabilityThreshold,
     ThresholdPolicy,
+    computed_states,
     evaluated_exits,
     policy_to_dict,
 )
@@ -36,11 +37,11 @@ def prune(ee: EarlyExitModule, exits: Sequence[int | str] | None = None) -> Earl
     Args:
         ee: the network.
         exits: the exits to keep, by index or by the name of the block before them; None keeps those
-            that the present policy evaluates.
+            that the present policy evaluates, or whose state an exit reads that it evaluates.
 
     Raises:
-        InputError: no exits, or a repeated one; a branch that is kept reads the logits of an exit
-            that is not; the policy was fitted to all exits (`LearnedScore`).
+        InputError: no exits, or a repeated one; a branch that is kept reads the logits or the state
+            of an exit that is not; the policy was fitted to all exits (`LearnedScore`).
         UnknownNameError: no exit after a block of that name.
     """
     branches = list(ee.exits.branches())
@@ -48,10 +49,11 @@ def prune(ee: EarlyExitModule, exits: Sequence[int | str] | None = None) -> Earl
     kept = _kept(ee, reads, exits)
     for index in kept:
         removed = [earlier for earlier in range(index) if earlier not in kept]
-        if reads[index] and removed:
+        if removed and (reads[index] or branches[index].carries_state):
+            read = "logits of all exits" if reads[index] else "state of the exit"
             raise InputError(
-                f"The branch of exit {index} reads the logits of all exits before it, so exit "
-                f"{removed[0]} cannot be removed: keep it, or attach and fit without it."
+                f"The branch of exit {index} reads the {read} before it, so exit {removed[0]} "
+                "cannot be removed: keep it, or attach and fit without it."
             )
     spec, placed = ee.spec, ee.spec.placement
     copied = copy.deepcopy(ee)
@@ -92,7 +94,10 @@ def _kept(
 ) -> list[int]:
     """Return the indices of the exits to keep, ascending."""
     if exits is None:
-        kept = [index for index, used in enumerate(evaluated_exits(ee.policy, reads)) if used]
+        used = evaluated_exits(ee.policy, reads)
+        if any(branch.carries_state for branch in ee.exits.branches()):
+            used = computed_states(used)
+        kept = [index for index, is_used in enumerate(used) if is_used]
         if not kept:
             raise InputError(
                 f"The policy {ee.policy!r} evaluates no exit: name the exits to keep, or take the "

@@ -29,7 +29,8 @@ def fresh_compiler():
 
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize(
-    "options", [{}, {"method": "ztw"}, {"branch_options": {"gate": ALPHA_GATE}}]
+    "options",
+    [{}, {"method": "ztw"}, {"branch_options": {"gate": ALPHA_GATE}}, {"branch": "side"}],
 )
 def test_any_number_of_remaining_samples_is_compiled_once(options):
     ee = half_leave(attached(**options), images(64, 3, 16, 16))
