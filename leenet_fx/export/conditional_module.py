@@ -113,7 +113,8 @@ def conditional_program(plan: ExportPlan, device: str = "cpu") -> torch.export.E
     axes = ({0: batch}, *(None for _ in examples[1:]))
     try:
         with torch.no_grad(), quiet():
-            return torch.export.export(module, examples, dynamic_shapes=(axes[0], axes[1:]))
+            settings = (axes[1:],) if axes[1:] else ()
+            return torch.export.export(module, examples, dynamic_shapes=(axes[0], *settings))
     except Exception as error:
         # It raises errors of any kind.
         raise ExportError(

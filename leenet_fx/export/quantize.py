@@ -120,7 +120,10 @@ def _quantized(
                 Reader(),
                 quant_format=quantization.QuantFormat.QDQ,
                 per_channel=True,
-                activation_type=quantization.QuantType.QInt8,
+                # CPUs without VNNI have fast kernels for unsigned activations only, whose sums would
+                # overflow with weights of all 8 bits.
+                activation_type=quantization.QuantType.QUInt8,
+                reduce_range=True,
                 weight_type=quantization.QuantType.QInt8,
                 nodes_to_exclude=_decision_nodes(model),
                 # In 8 bits, confidences of many samples would be equal.

@@ -15,9 +15,10 @@ from typing import Any, TypeAlias
 import torch
 from lightning_fabric import Fabric
 from torch import nn
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from leenet_fx import errors
-from leenet_fx.errors import EarlyExitError, InputError
+from leenet_fx.errors import EarlyExitError, InputError, TrainingError
 from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training.metrics import Epoch
 from leenet_fx.training.parameters import restore, snapshot, trained_state
@@ -34,6 +35,7 @@ def make_fabric(
     accelerator: str | None,
     devices: int | str | list[int],
     precision: str | None,
+    num_nodes: int = 1,
 ) -> Fabric:
     """Return a Fabric for the requested devices, or for the device of the network.
 
@@ -42,9 +44,11 @@ def make_fabric(
         accelerator: Fabric's; None takes the device of `ee`.
         devices: Fabric's.
         precision: one of `PRECISIONS`; None takes the first.
+        num_nodes: number of machines.
 
     Raises:
-        InputError: a precision that would convert the weights, or devices that do not exist.
+        InputError: a precision that would convert the weights, devices that do not exist, or
+            several machines without a launcher.
     """
     precision = "32-true" if precision is None else precision
     if precision not in PRECISIONS:
@@ -56,11 +60,17 @@ def make_fabric(
             devices = [device.index]
     several = devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1)
     launched = "TORCHELASTIC_RUN_ID" in os.environ
+    if num_nodes != 1 and not launched:
+        raise InputError(
+            f"num_nodes={num_nodes!r} needs processes on several machines: start this script on "
+            "each of them with torchrun."
+        )
     strategy = ("ddp" if launched else "ddp_spawn") if several or launched else "auto"
     try:
         return Fabric(
             accelerator=accelerator,
             devices=devices,
+            num_nodes=num_nodes,
             precision=precision,  # type: ignore[arg-type]
             strategy=strategy,
         )
@@ -90,6 +100,7 @@ def run(
 
     Raises:
         EarlyExitError: as `work` raises it; the weights trained until then are in place.
+        TrainingError: a process was killed.
     """
     launcher = fabric.strategy.launcher
     if launcher is None or launcher.is_interactive_compatible or not _spawns(launcher):
@@ -109,7 +120,14 @@ def run(
             path=list(sys.path),
             backbone=backbone,
         )
-        fabric.launch(Transferable(function))
+        try:
+            fabric.launch(Transferable(function))
+        except ProcessExitedException as error:
+            raise TrainingError(
+                f"A training process ended unexpectedly: {errors.first_line(error)}. The weights "
+                "are as before; with out=, resume=True goes on from the last checkpoint, with any "
+                "number of devices."
+            ) from error
         result = torch.load(file, map_location="cpu", weights_only=True)
     restore(trained_state(ee, _submodule(ee, final_path), backbone=backbone), result["state"])
     history[:] = [Epoch(**epoch) for epoch in result["history"]]

@@ -86,6 +86,7 @@ def fit(
     tensorboard: bool = False,
     accelerator: str | None = None,
     devices: int | str | list[int] = 1,
+    num_nodes: int = 1,
     precision: str | None = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -141,6 +142,7 @@ def fit(
         devices: Fabric's: how many, or which. Each batch is shared among their processes, so the
             result is that of one device, up to the order of summation; but BatchNorm that is
             trained, and objectives on batch means, are computed on each process's share.
+        num_nodes: number of machines, each with `devices` processes that torchrun starts.
         precision: "32-true", "bf16-mixed" or "16-mixed".
         seed: of everything random.
         progress: whether to show progress on stderr, as bars on a terminal and else as lines;
@@ -152,7 +154,8 @@ def fit(
     Raises:
         InputError, UnknownNameError: an argument or a batch does not fit; `ee` is unchanged.
         StorageError: `out` cannot be written to; the last checkpoint in it is intact.
-        TrainingError: the loss is not finite; the weights of the last good epoch are restored.
+        TrainingError: the loss is not finite, or a process was killed; the weights of the last good
+            epoch are restored.
     """
     chosen = choose_method(ee, method)
     data = FitData(train, val, calibration)
@@ -183,6 +186,7 @@ def fit(
             tensorboard=tensorboard,
             accelerator=accelerator,
             devices=devices,
+            num_nodes=num_nodes,
             precision=precision,
             progress=progress,
         )
@@ -210,6 +214,7 @@ def _run(
     tensorboard: bool,
     accelerator: str | None,
     devices: int | str | list[int],
+    num_nodes: int,
     precision: str | None,
     progress: bool | None,
 ) -> FitResult:
@@ -220,7 +225,7 @@ def _run(
         finished = _finished_run(ee, folder, plan, class_names)
         if finished is not None:
             return finished
-    fabric = distributed.make_fabric(ee, accelerator, devices, precision)
+    fabric = distributed.make_fabric(ee, accelerator, devices, precision, num_nodes)
     final = None if plan.final_path is None else ee.get_submodule(plan.final_path)
     result = FitResult(plan.method.name, plan.alpha, plan.cost, plan.seed, plan.options)
     if not plan.trains_final:

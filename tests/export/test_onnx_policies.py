@@ -72,15 +72,19 @@ def test_temperatures_divide_logits_for_decisions_and_confidences(tmp_path, form
     assert np.allclose(confidence, expected.confidence.detach(), atol=1e-5)
 
 
-@pytest.mark.parametrize("format", ["onnx", "onnx-stages"])
+@pytest.mark.parametrize("format", ["onnx", "onnx-stages", "torch-export"])
 def test_without_early_exits_all_samples_reach_the_final_classifier(tmp_path, format):
     ee = small()
     ee.policy = leenet_fx.NeverExit()
-    leenet_fx.export(ee, tmp_path / "net", format)
+    path = tmp_path / ("net.pt2" if format == "torch-export" else "net")
+    leenet_fx.export(ee, path, format)
     batch = contrasts(5)
-    found = leenet_fx.run.load(tmp_path / "net", threads=1).predict(batch.numpy())
-    assert found.exit_index.tolist() == [2] * 5
-    assert np.allclose(found.logits, ee(batch).detach(), atol=1e-6)
+    if format == "torch-export":
+        logits, exits, _ = torch.export.load(path).module()(batch)
+    else:
+        logits, exits, _ = leenet_fx.run.load(path, threads=1).predict(batch.numpy())
+    assert exits.tolist() == [2] * 5
+    assert np.allclose(logits, ee(batch).detach(), atol=1e-6)
 
 
 def test_alpha_is_an_input_of_gates_that_are_conditioned_on_it(tmp_path):

@@ -1,7 +1,9 @@
 """fit on other devices and in several processes."""
 
 import copy
+import os
 import pickle
+import signal
 import subprocess
 import sys
 
@@ -58,6 +60,36 @@ def test_two_processes_give_the_result_of_one(cache, tmp_path, two_threads):
     assert torch.equal(loaded.exits[0].head.linear.weight, two.exits[0].head.linear.weight)
 
 
+class Fatal(TensorDataset):
+    """Kills the second process when it reads images for the third time."""
+
+    reads = 0
+
+    def __getitem__(self, index):
+        self.reads += 1
+        if self.reads > 150 and os.environ.get("LOCAL_RANK") == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_killed_process_leaves_a_run_that_any_number_of_processes_resumes(tmp_path):
+    def loader(kind):
+        generator = torch.Generator().manual_seed(1)
+        return DataLoader(kind(*data(70)), 23, shuffle=True, generator=generator)
+
+    whole, killed = attached(), attached()
+    options = {"epochs": 4, "seed": 4, "method": "shallow-deep"}
+    leenet_fx.fit(whole, loader(TensorDataset), **options)
+    before = copy.deepcopy(killed.state_dict())
+    several = {"accelerator": "cpu", "devices": 2}
+    with pytest.raises(TrainingError, match=r"process ended unexpectedly.*resume=True"):
+        leenet_fx.fit(killed, loader(Fatal), out=tmp_path, **several, **options)
+    assert all(torch.equal(before[key], value) for key, value in killed.state_dict().items())
+    leenet_fx.fit(killed, loader(TensorDataset), out=tmp_path, resume=True, **options)
+    for (name, a), b in zip(whole.state_dict().items(), killed.state_dict().values(), strict=True):
+        assert torch.allclose(a.double(), b.double(), atol=2e-5), name
+
+
 def test_an_error_in_a_process_is_raised_here():
     ee = attached()
     before = copy.deepcopy(ee.state_dict())
@@ -91,6 +123,7 @@ def test_a_loss_that_is_not_finite_restores_the_weights_in_mixed_precision():
         ({"precision": "bf16-true"}, "precision must be one of 32-true, bf16-mixed, 16-mixed"),
         ({"accelerator": "abacus"}, "accelerator='abacus'"),
         ({"devices": -3}, "devices=-3"),
+        ({"num_nodes": 2}, "num_nodes=2 needs .* torchrun"),
     ],
 )
 def test_devices_and_precisions_that_do_not_exist_are_errors(options, message):
