@@ -66,6 +66,13 @@ def test_deployment_shows_what_is_printed(tmp_path, monkeypatch):
         assert printed == output
 
 
+def test_serving_shows_what_is_printed(tmp_path, monkeypatch):
+    pytest.importorskip("fastapi")
+    monkeypatch.chdir(tmp_path)
+    ((printed, output),) = run("serving.md")
+    assert printed == output
+
+
 def test_methods_lists_every_method_and_its_options(monkeypatch):
     text = (DOCS / "pages" / "methods.md").read_text()
     row = r"^\| `([\w-]+)` \|(?:[^|\n]*\|){4}([^|\n]*)\|[^|\n]*\|[^|\n]*\|$"

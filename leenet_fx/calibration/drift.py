@@ -22,12 +22,11 @@ BLOCK = 10_000
 """Number of images after which counting starts anew, so that a late drift is found too."""
 
 
-class DriftMonitor:
+class ExitShareMonitor:
     """Warns once if the exit shares met in use are not those of the calibration images.
 
-    The promise of an operating point is about images like those of its calibration. Exit shares
-    need no labels, and move if images become harder, easier, or others. They may also stay where
-    they are while accuracy falls: no warning is no proof.
+    Exit shares need no labels, and move if images become harder, easier, or others. They may also
+    stay where they are while accuracy falls: no warning is no proof.
 
     The test may be looked at after every image. Its evidence against equal shares is the
     likelihood ratio
@@ -40,7 +39,8 @@ class DriftMonitor:
     j = 1, 2, … is tested at the level (1 − confidence) / (j (j + 1)), which sum to 1 − confidence.
 
     Attributes:
-        point: the operating point.
+        name: of the operating point.
+        exit_shares: (N+1,) at calibration.
         counts: (N+1,) number of images at each exit, and at the final classifier, in this block.
         samples: number of images in all blocks.
         drifted: whether drift was found; it stays True until `reset`.
@@ -48,41 +48,31 @@ class DriftMonitor:
 
     def __init__(
         self,
-        ee: EarlyExitModule,
-        point: str | OperatingPoint | None = None,
+        name: str,
+        exit_shares: Sequence[float],
+        calibrated_on: int,
         *,
         confidence: float = 0.99,
         block: int = BLOCK,
     ) -> None:
-        """Watch a network.
+        """Watch exits taken.
 
         Args:
-            ee: a network that was calibrated.
-            point: the operating point, or its name; None takes the one in use.
+            name: of the operating point.
+            exit_shares: (N+1,) at calibration.
+            calibrated_on: number of calibration images.
             confidence: probability of no warning, however long, if there is no drift.
             block: number of images after which counting starts anew.
 
         Raises:
-            InputError: no operating point is in use; numbers out of range.
-            UnknownNameError: no point of that name.
+            InputError: numbers out of range.
         """
-        check_level(confidence)
-        if isinstance(block, bool) or not isinstance(block, int) or block < 1:
-            raise InputError(f"block must be a whole number from 1, got {block!r}.")
-        if point is None:
-            found = point_in_use(ee)
-            if found is None:
-                raise InputError(
-                    "No operating point is in use, so there are no exit shares to compare with: "
-                    "leenet_fx.calibrate(ee, …), or ee.use(name)."
-                )
-        else:
-            found = ee.use(point)
-        self.ee = ee
-        self.point = found
+        _check(confidence, block)
+        self.name = name
+        self.exit_shares = tuple(exit_shares)
         self.confidence = confidence
         self.block = block
-        self._expected = [round(share * found.samples) for share in found.exit_shares]
+        self._expected = [round(share * calibrated_on) for share in exit_shares]
         self.reset()
 
     def reset(self) -> None:
@@ -91,25 +81,6 @@ class DriftMonitor:
         self.samples = 0
         self.drifted = False
         self._blocks = 1
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return the logits of `ee(images)`, and count the exits taken."""
-        return self.predict(images).logits
-
-    def predict(self, images: Tensor, **options: Any) -> Prediction:
-        """Return `ee.predict(images)`, and count the exits taken.
-
-        Raises:
-            InputError: the network has another policy than the operating point.
-        """
-        if self.ee.policy != self.point.build_policy():
-            raise InputError(
-                f"The network's policy is no longer that of operating point '{self.point.name}': "
-                "make a new DriftMonitor, or ee.use the point."
-            )
-        prediction = self.ee.predict(images, **options)
-        self.update(prediction.exit_index)
-        return prediction
 
     def update(self, exit_index: Tensor) -> bool:
         """Count exits taken, log a warning at the first drift, and return `drifted`.
@@ -166,10 +137,10 @@ class DriftMonitor:
     def summary(self) -> str:
         """Return shares met and expected as a sentence."""
         met = ", ".join(f"{share:.3f}" for share in self.shares)
-        expected = ", ".join(f"{share:.3f}" for share in self.point.exit_shares)
+        expected = ", ".join(f"{share:.3f}" for share in self.exit_shares)
         found = "differ from" if self.drifted else "are compatible with"
         advice = (
-            f" What operating point '{self.point.name}' promises is not about such images: "
+            f" What operating point '{self.name}' promises is not about such images: "
             "calibrate again."
             if self.drifted
             else ""
@@ -181,6 +152,78 @@ class DriftMonitor:
 
     def __str__(self) -> str:
         return self.summary()
+
+
+class DriftMonitor(ExitShareMonitor):
+    """Watches the exits that a network takes; see `ExitShareMonitor`.
+
+    The promise of an operating point is about images like those of its calibration. This warns once
+    if the exit shares met in use are not those of the calibration images.
+
+    Attributes:
+        point: the operating point.
+    """
+
+    def __init__(
+        self,
+        ee: EarlyExitModule,
+        point: str | OperatingPoint | None = None,
+        *,
+        confidence: float = 0.99,
+        block: int = BLOCK,
+    ) -> None:
+        """Watch a network.
+
+        Args:
+            ee: a network that was calibrated.
+            point: the operating point, or its name; None takes the one in use.
+            confidence: probability of no warning, however long, if there is no drift.
+            block: number of images after which counting starts anew.
+
+        Raises:
+            InputError: no operating point is in use; numbers out of range.
+            UnknownNameError: no point of that name.
+        """
+        _check(confidence, block)
+        if point is None:
+            found = point_in_use(ee)
+            if found is None:
+                raise InputError(
+                    "No operating point is in use, so there are no exit shares to compare with: "
+                    "leenet_fx.calibrate(ee, …), or ee.use(name)."
+                )
+        else:
+            found = ee.use(point)
+        super().__init__(
+            found.name, found.exit_shares, found.samples, confidence=confidence, block=block
+        )
+        self.ee = ee
+        self.point = found
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the logits of `ee(images)`, and count the exits taken."""
+        return self.predict(images).logits
+
+    def predict(self, images: Tensor, **options: Any) -> Prediction:
+        """Return `ee.predict(images)`, and count the exits taken.
+
+        Raises:
+            InputError: the network has another policy than the operating point.
+        """
+        if self.ee.policy != self.point.build_policy():
+            raise InputError(
+                f"The network's policy is no longer that of operating point '{self.point.name}': "
+                "make a new DriftMonitor, or ee.use the point."
+            )
+        prediction = self.ee.predict(images, **options)
+        self.update(prediction.exit_index)
+        return prediction
+
+
+def _check(confidence: float, block: int) -> None:
+    check_level(confidence)
+    if isinstance(block, bool) or not isinstance(block, int) or block < 1:
+        raise InputError(f"block must be a whole number from 1, got {block!r}.")
 
 
 def log_mixture(counts: Sequence[int]) -> float:

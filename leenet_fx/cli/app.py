@@ -24,6 +24,7 @@ from leenet_fx.cli import (
     models,
     report,
     run,
+    serve,
     strategies,
     sweep,
 )
@@ -48,6 +49,7 @@ for verb in (
     report.report,
     export.export,
     run.run,
+    serve.serve,
     models.models,
     strategies.strategies,
     demo.demo,

@@ -74,9 +74,10 @@ def fit(
     --budget, thresholds are then chosen on the calibration split, as by 'leenet-fx calibrate OUT'.
     """
     from leenet_fx.cli.calibrate import check_target, check_unseen, find_point, save_again
-    from leenet_fx.cli.images import prepare, write_transform
+    from leenet_fx.cli.images import prepare
     from leenet_fx.cli.setup import measure_if_timed, method_with_options, phase_epochs
     from leenet_fx.report.records import FILES
+    from leenet_fx.storage.transform_file import write_transform
     from leenet_fx.training.fit import fit as fit_exits
 
     if resume and overwrite:

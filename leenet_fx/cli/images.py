@@ -20,7 +20,7 @@ from leenet_fx.cli.options import (
     TransformOptions,
 )
 from leenet_fx.cli.setup import attach_exits, build, check_placement, example_images
-from leenet_fx.errors import InputError, StorageError
+from leenet_fx.errors import InputError
 from leenet_fx.progress import report
 
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from leenet_fx.surgery.module import EarlyExitModule
 
 logger = logging.getLogger("leenet_fx")
-
-TRANSFORM = "transform.json"
-"""File beside the exits that has the transform they were fitted with."""
 
 PROBED = 64
 """Number of images whose size is compared with the network's."""
@@ -255,37 +252,6 @@ def warn_if_ordered_otherwise(images: Data) -> None:
             "otherwise: labels or splits are not those of the fit. Fit again.",
             images.name,
         )
-
-
-def write_transform(folder: Path, config: TransformConfig) -> None:
-    """Write `transform.json`.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    from leenet_fx.storage.files import write_atomically
-    from leenet_fx.storage.json_files import to_json
-
-    write_atomically(folder / TRANSFORM, to_json(config.to_dict()))
-
-
-def read_transform(folder: Path) -> TransformConfig | None:
-    """Return the transform that `write_transform` wrote; None if there is no file.
-
-    Raises:
-        StorageError: the file is damaged.
-    """
-    from leenet_fx.data.transforms import TransformConfig
-    from leenet_fx.storage.json_files import read_json
-
-    path = folder / TRANSFORM
-    if not path.exists():
-        return None
-    content = read_json(path)
-    try:
-        return TransformConfig.from_dict(content)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise StorageError(f"'{path}' is damaged: {error}") from error
 
 
 def _natural(name: str) -> list[str | int]:

@@ -68,8 +68,8 @@ def save_choice(
     """
     from dataclasses import replace
 
-    from leenet_fx.cli.images import write_transform
     from leenet_fx.storage.exits import save
+    from leenet_fx.storage.transform_file import write_transform
 
     if keeper is None or keep.keep is None:
         return

@@ -13,6 +13,7 @@ from leenet_fx.cli.config import FILE, inherited, is_default, read_options
 from leenet_fx.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.utils.data import DataLoader
 
     from leenet_fx.data.splits import Data
@@ -84,26 +85,19 @@ def open_saved(ctx: typer.Context, folder: Path, saved: o.SavedOptions) -> Saved
     from leenet_fx.cli.images import (
         check_number_of_classes,
         open_images,
-        read_transform,
         transform_values,
         warn_if_ordered_otherwise,
         warn_if_resized,
     )
-    from leenet_fx.cli.setup import build
     from leenet_fx.data.transforms import override, transform_config
     from leenet_fx.storage.exits import load
+    from leenet_fx.storage.transform_file import read_transform
 
     fitted = options_of_fit(folder)
     given = transform_values(saved)
     own = {field.name: getattr(saved, field.name) for field in fields(o.DataSetOptions)}
     data_set = inherited(ctx, o.DataSetOptions(**own), fitted)
-    name = saved.model or _library_model(fitted, folder)
-    weights = saved.weights or (Path(fitted["weights"]) if fitted.get("weights") else None)
-    network = build(
-        name,
-        o.BackboneOptions(weights=weights, pretrained=bool(fitted.get("pretrained"))),
-        num_classes=fitted.get("num_classes"),
-    )
+    network = build_backbone(folder, fitted, saved.model, saved.weights)
     ee = load(folder, network)
     classes = None
     if is_default(ctx, "classes") and data_set.classes is not None:
@@ -119,6 +113,32 @@ def open_saved(ctx: typer.Context, folder: Path, saved: o.SavedOptions) -> Saved
     if fitted and ee.spec.class_names is None:
         warn_if_ordered_otherwise(images)
     return SavedRun(ee, images, transform, fitted, data_set)
+
+
+def build_backbone(
+    folder: Path, fitted: dict[str, Any], model: str | None, weights: Path | None
+) -> nn.Module:
+    """Build the backbone of a saved network.
+
+    Args:
+        folder: of the network.
+        fitted: options of its fit.
+        model: its name, if not that of the fit.
+        weights: file of its weights, if not that of the fit.
+
+    Raises:
+        InputError: the fit names a model file, and `model` is None.
+        EarlyExitError: as `build` raises.
+    """
+    from leenet_fx.cli.setup import build
+
+    name = model or _library_model(fitted, folder)
+    weights = weights or (Path(fitted["weights"]) if fitted.get("weights") else None)
+    return build(
+        name,
+        o.BackboneOptions(weights=weights, pretrained=bool(fitted.get("pretrained"))),
+        num_classes=fitted.get("num_classes"),
+    )
 
 
 def options_of_fit(folder: Path) -> dict[str, Any]:

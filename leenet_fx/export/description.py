@@ -112,6 +112,7 @@ def _point(plan: ExportPlan, point: OperatingPoint) -> dict[str, Any] | None:
         "level": point.level,
         "promised": point.promised,
         "bound": point.bound,
+        "samples": point.samples,
         "exit_shares": list(point.exit_shares),
         "cost": point.cost.estimate,
         "accuracy": None if point.accuracy is None else point.accuracy.estimate,

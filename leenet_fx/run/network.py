@@ -151,10 +151,10 @@ class ExportedNetwork:
             InputError: images, thresholds or alpha that do not fit.
             UnknownNameError: no such operating point.
         """
-        setting = self._setting(point, thresholds, alpha)
+        setting = self.setting(point, thresholds, alpha)
         self._check_images(images)
-        if not self._has_stages:
-            return self._run_file(images, setting)
+        if not self.has_stages:
+            return self.run_file(images, setting)
         if not len(images):
             return prediction_of(np.empty((0, self.num_classes), np.float32), np.empty(0, np.int64))
         queues = self._queues(setting, len(images))
@@ -190,7 +190,7 @@ class ExportedNetwork:
         Raises:
             InputError, UnknownNameError: as `predict`.
         """
-        setting = self._setting(point, thresholds, alpha)
+        setting = self.setting(point, thresholds, alpha)
         for name, value, least in (("batch_size", batch_size, 1), ("max_delay", max_delay, 0)):
             if value is not None and (int(value) != value or value < least):
                 raise InputError(f"{name} must be a whole number from {least}, got {value!r}.")
@@ -202,8 +202,8 @@ class ExportedNetwork:
         queues: Queues | None = None
         for images in batches:
             self._check_images(images)
-            if not self._has_stages:
-                yield self._run_file(images, setting)
+            if not self.has_stages:
+                yield self.run_file(images, setting)
                 continue
             if queues is None:
                 queues = self._queues(setting, batch_size or max(1, len(images)))
@@ -216,7 +216,8 @@ class ExportedNetwork:
             queues.finish_oldest()
             yield from queues.pop_finished()
 
-    def _run_file(self, images: NDArray[np.float32], setting: Setting) -> Prediction:
+    def run_file(self, images: NDArray[np.float32], setting: Setting) -> Prediction:
+        """Run a network whose stages are in one file."""
         inputs: dict[str, Any] = {"images": np.ascontiguousarray(images)}
         if setting.thresholds is not None:
             inputs["thresholds"] = setting.thresholds
@@ -226,14 +227,18 @@ class ExportedNetwork:
         return Prediction(*self.sessions[0].run(names, inputs))
 
     @property
-    def _has_stages(self) -> bool:
+    def has_stages(self) -> bool:
+        """Whether stages are files of their own."""
         return "stages" in self.description
 
     def _queues(self, setting: Setting, batch_size: int) -> Queues:
         stages = self.description["stages"]
         return Queues(stages, self.sessions, self.num_exits, self.num_classes, setting, batch_size)
 
-    def _setting(self, point: str | None, thresholds: Any, alpha: float | None) -> Setting:
+    def setting(
+        self, point: str | None, thresholds: Any = None, alpha: float | None = None
+    ) -> Setting:
+        """Return thresholds and α; see `predict` for arguments and errors."""
         policy = self.description["policy"]
         active, active_alpha = policy["thresholds"], policy["alpha"]
         if point is not None:

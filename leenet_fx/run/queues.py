@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ class Setting(NamedTuple):
 
 
 @dataclass
-class _Group:
+class Group:
     """Samples that wait before a stage: their tensors, and their indices in the stream."""
 
     tensors: list[Any]
@@ -87,7 +87,7 @@ class Queues:
         self.num_classes = num_classes
         self.setting = setting
         self.batch_size = batch_size
-        self.waiting: list[list[_Group]] = [[] for _ in self.stages]
+        self.waiting: list[list[Group]] = [[] for _ in self.stages]
         self.batches: deque[_Batch] = deque()
         self.num_samples = 0
 
@@ -98,7 +98,7 @@ class Queues:
         self.batches.append(_Batch(self.num_samples, logits, np.empty(count, np.int64)))
         if count:
             indices = np.arange(self.num_samples, self.num_samples + count)
-            self._run(0, _Group([np.ascontiguousarray(images)], indices))
+            self._run(0, Group([np.ascontiguousarray(images)], indices))
         self.num_samples += count
 
     def run_full(self) -> None:
@@ -139,41 +139,21 @@ class Queues:
 
     def _run_waiting(self, stage: int) -> None:
         groups, self.waiting[stage] = self.waiting[stage], []
-        specs = self.stages[stage]["inputs"]
-        tensors = [
-            parts[0] if axis is None or len(parts) == 1 else np.concatenate(parts, axis)
-            for parts, axis in zip(
-                zip(*(group.tensors for group in groups), strict=True),
-                (spec["batch_axis"] for spec in specs),
-                strict=False,
-            )
-        ]
-        self._run(stage, _Group(tensors, np.concatenate([group.indices for group in groups])))
+        self._run(stage, join(self.stages[stage], groups))
 
-    def _run(self, index: int, group: _Group) -> None:
-        stage, session = self.stages[index], self.sessions[index]
-        names = [spec["name"] for spec in stage["inputs"]]
-        alpha = [] if self.setting.alpha is None else [self.setting.alpha]
-        outputs = session.run(None, dict(zip(names, [*group.tensors, *alpha], strict=False)))
-        if index == len(self.stages) - 1:
-            self._record(self.num_exits, group.indices, outputs[0])
-            return
-        logits, confidence, *tensors = outputs
-        assert self.setting.thresholds is not None
-        exits = confidence >= self.setting.sign * self.setting.thresholds[index]
-        if exits.any():
-            self._record(index, group.indices[exits], logits[exits])
-            remaining = np.flatnonzero(~exits)
-            axes = [spec["batch_axis"] for spec in stage["outputs"][2:]]
-            tensors = [
-                tensor if axis is None else np.take(tensor, remaining, axis)
-                for tensor, axis in zip(tensors, axes, strict=True)
-            ]
-            group = _Group(tensors, group.indices[remaining])
-        else:
-            group = _Group(tensors, group.indices)
-        if len(group.indices):
-            self.waiting[index + 1].append(group)
+    def _run(self, index: int, group: Group) -> None:
+        is_last = index == len(self.stages) - 1
+        exited, logits, remaining = run_stage(
+            self.stages[index],
+            self.sessions[index],
+            self.setting,
+            group,
+            None if is_last else index,
+        )
+        if len(exited):
+            self._record(self.num_exits if is_last else index, exited, logits)
+        if remaining is not None:
+            self.waiting[index + 1].append(remaining)
 
     def _record(self, exit_index: int, indices: NDArray[np.int64], logits: Any) -> None:
         for batch in self.batches:
@@ -182,6 +162,71 @@ class Queues:
             batch.logits[positions] = logits[mask]
             batch.exit_index[positions] = exit_index
             batch.exited += len(positions)
+
+
+def join(stage: Mapping[str, Any], groups: Sequence[Group]) -> Group:
+    """Join samples that wait before the same stage into one group, in order.
+
+    Args:
+        stage: its description.
+        groups: one or more.
+    """
+    tensors = [
+        parts[0] if axis is None or len(parts) == 1 else np.concatenate(parts, axis)
+        for parts, axis in zip(
+            zip(*(group.tensors for group in groups), strict=True),
+            (spec["batch_axis"] for spec in stage["inputs"]),
+            strict=False,
+        )
+    ]
+    return Group(tensors, np.concatenate([group.indices for group in groups]))
+
+
+def select(axes: Sequence[int | None], group: Group, positions: NDArray[np.int64]) -> Group:
+    """Return some of the samples of a group.
+
+    Args:
+        axes: of the samples, for each tensor; None for a tensor without samples.
+        group: the samples.
+        positions: (n,) of those to select.
+    """
+    tensors = [
+        tensor if axis is None else np.take(tensor, positions, axis)
+        for tensor, axis in zip(group.tensors, axes, strict=True)
+    ]
+    return Group(tensors, group.indices[positions])
+
+
+def run_stage(
+    stage: Mapping[str, Any], session: Any, setting: Setting, group: Group, exit_index: int | None
+) -> tuple[NDArray[np.int64], NDArray[np.float32], Group | None]:
+    """Run a stage on samples.
+
+    Args:
+        stage: its description.
+        session: of the runtime.
+        setting: thresholds and α.
+        group: the samples.
+        exit_index: index of the exit behind the stage; None at the last stage.
+
+    Returns:
+        Indices (n,) in the stream and logits (n, classes) of the samples that exit, and the
+        remaining samples, None if there are none.
+    """
+    names = [spec["name"] for spec in stage["inputs"]]
+    alpha = [] if setting.alpha is None else [setting.alpha]
+    outputs = session.run(None, dict(zip(names, [*group.tensors, *alpha], strict=False)))
+    if exit_index is None:
+        return group.indices, outputs[0], None
+    logits, confidence, *tensors = outputs
+    assert setting.thresholds is not None
+    exits = confidence >= setting.sign * setting.thresholds[exit_index]
+    remaining = Group(tensors, group.indices)
+    if exits.any():
+        axes = [spec["batch_axis"] for spec in stage["outputs"][2:]]
+        remaining = select(axes, remaining, np.flatnonzero(~exits))
+    rest = remaining if len(remaining.indices) else None
+    return group.indices[exits], logits[exits], rest
 
 
 def prediction_of(

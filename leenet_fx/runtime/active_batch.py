@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from leenet_fx.graph.batch_dim import BatchDim, select_samples
+from leenet_fx.graph.batch_dim import BatchDim, concat_samples, select_samples
 from leenet_fx.runtime.stages import Cut
 
 _SAMPLES = BatchDim("samples")
@@ -94,3 +95,31 @@ def append_logits(previous: Tensor | None, logits: Tensor) -> Tensor:
     if previous is None:
         return torch.stack([logits], 1)
     return torch.cat([previous, logits.unsqueeze(1)], 1)
+
+
+def concatenate(groups: Sequence[ActiveBatch], cut: Cut) -> ActiveBatch:
+    """Join samples that wait before the same stage into one batch, in order.
+
+    Args:
+        groups: one or more.
+        cut: the cut whose values are their `live`.
+    """
+    if len(groups) == 1:
+        return groups[0]
+
+    def concatenated(name: str) -> Tensor | None:
+        tensors = [getattr(group, name) for group in groups]
+        return None if tensors[0] is None else torch.cat(tensors)
+
+    values = zip(*(group.live for group in groups), strict=True)
+    return ActiveBatch(
+        live=tuple(
+            concat_samples(parts, batch_dim)
+            for parts, batch_dim in zip(values, cut.batch_dims, strict=True)
+        ),
+        count=sum(group.count for group in groups),
+        indices=concatenated("indices"),
+        previous_logits=concatenated("previous_logits"),
+        logits_history=concatenated("logits_history"),
+        state=concatenated("state"),
+    )

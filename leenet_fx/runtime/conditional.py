@@ -94,6 +94,23 @@ def run_stage(controller: ExitController, index: int, active: ActiveBatch) -> Ex
     return ExitedSamples(index, indices, logits)
 
 
+def run_any_stage(
+    controller: ExitController, index: int, active: ActiveBatch
+) -> ExitedSamples | None:
+    """Run a stage as `run_stage` does; at the last one, all samples exit.
+
+    Args:
+        controller: decides which samples exit.
+        index: index of the stage, 0 to N.
+        active: the remaining samples before the stage; those after it when the call returns.
+    """
+    if index < len(controller.stage_plan.cuts):
+        return run_stage(controller, index, active)
+    logits = controller.stage_plan.runs[-1](controller.network, *active.live)
+    active.count = 0
+    return ExitedSamples(index, active.indices, logits)
+
+
 def merge_logits(exited: Sequence[ExitedSamples]) -> Tensor:
     """Return the logits (B, classes) of all samples, in the order of the batch."""
     if len(exited) == 1:

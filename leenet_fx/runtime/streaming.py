@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 
 from leenet_fx.errors import InputError, ModeError
-from leenet_fx.graph.batch_dim import concat_samples
-from leenet_fx.runtime.active_batch import ActiveBatch
-from leenet_fx.runtime.conditional import run_stage
+from leenet_fx.runtime.active_batch import ActiveBatch, concatenate
+from leenet_fx.runtime.conditional import run_any_stage
 from leenet_fx.runtime.controller import ExitController
 from leenet_fx.runtime.network import NetworkWithExits
 from leenet_fx.runtime.outputs import Prediction
-from leenet_fx.runtime.stages import Cut
 
 
 def predict_stream(
@@ -175,15 +173,10 @@ class _Queues:
 
     def _run_waiting(self, stage: int) -> None:
         groups, self.waiting[stage] = self.waiting[stage], []
-        self._run(stage, _concatenate(groups, self.controller.stage_plan.cuts[stage - 1]))
+        self._run(stage, concatenate(groups, self.controller.stage_plan.cuts[stage - 1]))
 
     def _run(self, stage: int, active: ActiveBatch) -> None:
-        if stage == len(self.controller.stage_plan.cuts):
-            assert active.indices is not None
-            logits = self.controller.stage_plan.runs[-1](self.ee, *active.live)
-            self._record(stage, active.indices, logits)
-            return
-        group = run_stage(self.controller, stage, active)
+        group = run_any_stage(self.controller, stage, active)
         if group is not None:
             assert group.indices is not None
             self._record(stage, group.indices, group.logits)
@@ -202,25 +195,3 @@ class _Queues:
             batch.logits[positions] = logits[mask]
             batch.exit_index[positions] = exit_index
             batch.exited += len(positions)
-
-
-def _concatenate(groups: Sequence[ActiveBatch], cut: Cut) -> ActiveBatch:
-    if len(groups) == 1:
-        return groups[0]
-
-    def concatenated(name: str) -> Tensor | None:
-        tensors = [getattr(group, name) for group in groups]
-        return None if tensors[0] is None else torch.cat(tensors)
-
-    values = zip(*(group.live for group in groups), strict=True)
-    return ActiveBatch(
-        live=tuple(
-            concat_samples(parts, batch_dim)
-            for parts, batch_dim in zip(values, cut.batch_dims, strict=True)
-        ),
-        count=sum(group.count for group in groups),
-        indices=concatenated("indices"),
-        previous_logits=concatenated("previous_logits"),
-        logits_history=concatenated("logits_history"),
-        state=concatenated("state"),
-    )

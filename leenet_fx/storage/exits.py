@@ -172,7 +172,7 @@ def load(
     if isinstance(model, EarlyExitModule):
         ee = model
     else:
-        given = _library_model(config, path) if model is None else model
+        given = library_model(config, path) if model is None else model
         ee = _attach_saved(config, given, path, weights)
     _check_description(config, ee, path)
     _check_operations(config, ee, path, strict)
@@ -202,7 +202,16 @@ def _policy(config: ExitConfig, path: Path) -> Policy:
     return policy
 
 
-def _library_model(config: ExitConfig, path: Path) -> nn.Module:
+def library_model(config: ExitConfig, path: Path) -> nn.Module:
+    """Build the timm or torchvision model that a description names, in evaluation mode.
+
+    Args:
+        config: the description.
+        path: of its file, for messages.
+
+    Raises:
+        InputError: another model; StorageError: it cannot be built.
+    """
     name = config.model
     # A model file of the user's is never run: loading runs no code.
     if not name.startswith(("timm/", "torchvision/")) or ".py:" in name:

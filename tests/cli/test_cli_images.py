@@ -11,10 +11,11 @@ from PIL import Image
 
 import leenet_fx
 from leenet_fx.cli.config import inherited
-from leenet_fx.cli.images import read_transform, transform_values, warn_if_resized
+from leenet_fx.cli.images import transform_values, warn_if_resized
 from leenet_fx.cli.options import DataSetOptions, TransformOptions
 from leenet_fx.data.transforms import build_transform, transform_config
 from leenet_fx.errors import InputError, StorageError
+from leenet_fx.storage.transform_file import read_transform
 
 FACTORY = """
 import torch

@@ -64,6 +64,11 @@ VERBS = {
         *("format", "point", "backbone", "model", *IMAGES, "weights", "split", "config"),
         *("json", "help"),
     ),
+    "serve": (
+        *("model", "weights", "mean", "std", "interpolation", "point", "host", "port", "api-key"),
+        *("batch-size", "max-delay", "queue", "max-bytes", "max-pixels", "rate", "threads"),
+        "help",
+    ),
     "run": ("data", "point", "backbone", "batch-size", "threads", "limit", *LAST[1:]),
 }
 
