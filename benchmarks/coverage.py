@@ -433,7 +433,7 @@ def _keys(model: nn.Module, ee: EarlyExitModule) -> None:
     if ee.load_state_dict(theirs, strict=False).unexpected_keys:
         raise RuntimeError("the original's state dict does not load")
     keys = model.load_state_dict(ee.state_dict(), strict=False)
-    if keys.missing_keys or not all(key.startswith("exits.") for key in keys.unexpected_keys):
+    if keys.missing_keys or not all("exits." in key for key in keys.unexpected_keys):
         raise RuntimeError("the original does not load the state dict")
 
 
