@@ -126,16 +126,6 @@ class NeverExit(Policy):
     def should_exit(self, index: int, scores: Tensor) -> Tensor:
         return torch.zeros(scores.shape[0], dtype=torch.bool, device=scores.device)
 
-    @property
-    def reads_gates(self) -> bool:
-        """Whether gates decide, so that class logits are needed for exiting samples only."""
-        return self.reads in ("gate", "gate-history")
-
-    @property
-    def reads_history(self) -> bool:
-        """Whether the decision at an exit reads the scores of earlier exits."""
-        return self.reads in ("history", "gate-history")
-
     def disables(self, index: int) -> bool:
         return True
 
