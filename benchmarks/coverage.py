@@ -41,6 +41,7 @@ from leenet_fx.graph.hf_models import image_shape
 from leenet_fx.report.results import Criterion, Result
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
+PACKAGES = Path(torch.__file__).parents[1]
 PARTIAL = Path(__file__).parent / "coverage-partial.jsonl"
 SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384)
 """Image sizes; the first that a model accepts is used, 32 for large models only."""
@@ -102,7 +103,9 @@ def check(name: str) -> dict[str, Any]:
         del model
         row |= _run(name, row["params"])
     except Exception as error:
-        row["failure"] = f"{type(error).__name__}: {' '.join(str(error).split())[:900]}"
+        # Messages name files of this machine.
+        message = " ".join(str(error).split()).replace(f"{PACKAGES}/", "")
+        row["failure"] = f"{type(error).__name__}: {message[:900]}"
     gc.collect()
     row["verified"] = "failure" not in row
     row["check_s"] = round(time.perf_counter() - start, 1)

@@ -23,6 +23,7 @@ from leenet_fx.export.formats import ExportFormat, Runner, register_format
 from leenet_fx.export.onnx_stages import quiet
 from leenet_fx.export.stage_modules import ALPHA, ExportPlan, StageModule
 from leenet_fx.run import Prediction
+from leenet_fx.runtime.outputs import build_prediction
 from leenet_fx.storage.json_files import encode
 
 LARGEST_BATCH = 4
@@ -140,10 +141,7 @@ def _host_loop(plan: ExportPlan, methods: Sequence[Callable[..., Sequence[Tensor
                 else t.index_select(spec.batch_axis, stays).contiguous()
                 for t, spec in zip(tensors, stage.passed, strict=True)
             ]
-        divided = logits
-        if plan.decision.temperatures is not None:
-            divided = logits / torch.tensor(plan.decision.temperatures)[exits, None]
-        confidences = divided.softmax(1).amax(1)
-        return Prediction(logits.numpy(), exits.numpy(), confidences.numpy())
+        confidence = build_prediction(logits, exits, None, plan.decision.temperatures).confidence
+        return Prediction(logits.numpy(), exits.numpy(), confidence.numpy())
 
     return run
