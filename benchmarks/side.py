@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from cifar10 import HEAD_BATCH, NETWORKS, RESULTS, WORK, Cifar10
-from tensor_images import TensorImages
+from in_memory import InMemory
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
@@ -113,7 +113,7 @@ def long_row(idea: str, exits: str, **options: Any) -> Row:
         options: of the row, and else of the side branches.
     """
     of_row = {key: options.pop(key) for key in list(options) if key in Row.__dataclass_fields__}
-    long = {"epochs": 60, "images": None, "augment": True, "exits": tuple(exits.split())}
+    long = {"epochs": 40, "images": None, "augment": True, "exits": tuple(exits.split())}
     return Row(idea, {"fusion": "gated", **options}, **{**long, **of_row})
 
 
@@ -196,11 +196,8 @@ ROWS |= {
         depth=[4, 3, 2],
         reads="patches",
         recipe="joint",
-        epochs=40,
     ),
-    "trained-light": long_row(
-        "light, the backbone trained with its exits", FOUR, recipe="joint", epochs=40
-    ),
+    "trained-light": long_row("light, the backbone trained with its exits", FOUR, recipe="joint"),
 }
 
 
@@ -234,13 +231,11 @@ def measure(
     """
     ee = attached(cifar, row).to(device)
     data: dict[str, Any] = {}
-    for split in SPLITS:
-        if row.augment:
-            drawn = torch.Generator().manual_seed(row.seed) if split == "train" else None
-            data[split] = TensorImages(
-                cifar, split, AUGMENTED_BATCH, device, drawn, augment=split == "train"
-            )
-            continue
+    if row.augment:
+        images = InMemory(cifar.folder, cifar.model, 32, device=device)
+        data = {split: images.loader(split) for split in SPLITS[1:]}
+        data["train"] = images.training(seed=row.seed, batch=AUGMENTED_BATCH, augment=True)
+    for split in () if row.augment else SPLITS:
         size = row.images if split == "train" and row.images else None
         if split not in caches or not fits(caches[split], ee, size):
             if split in caches:
