@@ -89,6 +89,17 @@ class Row:
         return f"{self.network.replace('resnet', 'ResNet-')}, {trained}"
 
 
+DEEP = {
+    "width": 64,
+    "resolution": 16,
+    "depth": [4, 3, 2],
+    "fusion": "gated",
+    "reads": "patches",
+}
+"""A state of 16 x 16 cells, several units at an exit."""
+
+AUGMENTED: dict[str, Any] = {"images": None, "augment": True}
+
 ROWS = {
     "base": Row("48 channels at 8 x 8, a separable unit an exit, states added"),
     "alone": Row("nothing is passed", {"passes": "nothing"}),
@@ -101,103 +112,36 @@ ROWS = {
     "labels": Row("labels only, no distillation", method="shallow-deep"),
     "pool": Row("pooled linear heads", branch="pool"),
     "longer": Row("gated, on all images", {"fusion": "gated"}, epochs=6, images=None),
-}
-
-
-def long_row(idea: str, exits: str, **options: Any) -> Row:
-    """Return a row that trains on all images, augmented.
-
-    Args:
-        idea: of the row.
-        exits: names of blocks, separated by spaces.
-        options: of the row, and else of the side branches.
-    """
-    of_row = {key: options.pop(key) for key in list(options) if key in Row.__dataclass_fields__}
-    long = {"epochs": 40, "images": None, "augment": True, "exits": tuple(exits.split())}
-    return Row(idea, {"fusion": "gated", **options}, **{**long, **of_row})
-
-
-FOUR = "layer1.0 layer1.1 layer2.0 layer2.2"
-ROWS |= {
-    "light": long_row("48 channels at 8 x 8, one separable unit an exit", FOUR),
-    "deep16": long_row(
-        "64 channels at 16 x 16, 4/3/2 separable units",
-        "layer1.0 layer1.2 layer2.1",
-        width=64,
-        resolution=16,
-        depth=[4, 3, 2],
-        grid=4,
+    "deep": Row(
+        "64 channels at 16 x 16, 4/3/2 units, gated, all values of a cell are read",
+        DEEP,
+        epochs=27,
+        exits=("layer1.0", "layer1.2", "layer2.1"),
+        **AUGMENTED,
     ),
-    "deep16-patches": long_row(
-        "likewise, all values of a cell are read",
-        "layer1.0 layer1.2 layer2.1",
-        width=64,
-        resolution=16,
-        depth=[4, 3, 2],
-        reads="patches",
+    "early": Row(
+        "likewise, 6/2/1 units: more at the first exit",
+        {**DEEP, "depth": [6, 2, 1]},
+        epochs=25,
+        exits=("layer1.0", "layer2.0", "layer2.2"),
+        **AUGMENTED,
     ),
-    "deep8": long_row(
-        "128 channels at 8 x 8, 4/3/2 separable units, all values of a cell are read",
-        "layer1.0 layer1.2 layer2.1",
-        width=128,
-        resolution=8,
-        depth=[4, 3, 2],
-        reads="patches",
-    ),
-    "full16": long_row(
-        "32 channels at 16 x 16, 3/2/2 full convolutions",
-        "layer1.0 layer1.2 layer2.1",
-        width=32,
-        resolution=16,
-        depth=[3, 2, 2],
-        unit="full",
-        reads="patches",
-    ),
-    "early": long_row(
-        "64 channels at 16 x 16, 6 units at the first exit",
-        "layer1.0 layer2.0 layer2.2",
-        width=64,
-        resolution=16,
-        depth=[6, 2, 1],
-        reads="patches",
-    ),
-    "deep16-labels": long_row(
-        "deep16-patches, labels only",
-        "layer1.0 layer1.2 layer2.1",
-        width=64,
-        resolution=16,
-        depth=[4, 3, 2],
-        reads="patches",
-        method="shallow-deep",
-    ),
-    "resnet56": long_row(
-        "64 channels at 16 x 16, 6/4/4/2 separable units",
-        "layer1.1 layer1.4 layer1.8 layer2.3",
-        width=64,
-        resolution=16,
-        depth=[6, 4, 4, 2],
-        reads="patches",
-        network="resnet56",
-    ),
-    "resnet56-wide": long_row(
-        "96 channels at 16 x 16, 6/4/2 separable units",
-        "layer1.0 layer1.4 layer2.1",
-        width=96,
-        resolution=16,
-        depth=[6, 4, 2],
-        reads="patches",
-        network="resnet56",
-    ),
-    "trained": long_row(
-        "deep16-patches, the backbone trained with its exits",
-        "layer1.0 layer1.2 layer2.1",
-        width=64,
-        resolution=16,
-        depth=[4, 3, 2],
-        reads="patches",
+    "trained": Row(
+        "as deep, the backbone trained with its exits",
+        DEEP,
+        epochs=22,
+        exits=("layer1.0", "layer1.2", "layer2.1"),
         recipe="joint",
+        **AUGMENTED,
     ),
-    "trained-light": long_row("light, the backbone trained with its exits", FOUR, recipe="joint"),
+    "deep-56": Row(
+        "likewise, 6/4/4/2 units",
+        {**DEEP, "depth": [6, 4, 4, 2]},
+        epochs=22,
+        exits=("layer1.1", "layer1.4", "layer1.8", "layer2.3"),
+        network="resnet56",
+        **AUGMENTED,
+    ),
 }
 
 
@@ -346,7 +290,7 @@ def stored() -> dict[str, dict[str, Any]]:
 def settings(row: Row) -> dict[str, Any]:
     """Return what a finished row must agree with, as JSON values."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(row)))
-    return values
+    return {name: value for name, value in values.items() if name != "idea"}
 
 
 def write(rows: Mapping[str, Row]) -> None:
