@@ -117,7 +117,7 @@ def throughput(name: str, folder: Path) -> None:
 def kill(count: int, rate: float) -> None:
     """Lose a replica five times under load; every accepted request must get predict's answer."""
     folder = prepare(SMALL, Path(), Path())
-    with serving(folder, "--replicas", "2,1,1", "--queue", "4096") as server:
+    with serving(folder, "--replicas", "2", "--queue", "4096") as server:
         process = load(server, folder, rate, count)
         killed = []
         for turn, stage in enumerate(KILLED):

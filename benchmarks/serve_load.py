@@ -59,7 +59,8 @@ async def run(url: str, folder: Path, rate: float, count: int, seed: int) -> dic
     generator = random.Random(seed)
     chosen = [generator.randrange(len(bodies)) for _ in range(count)]
     tasks = []
-    connector = aiohttp.TCPConnector(limit=0)
+    # The server closes idle connections after 5 seconds; a request just then would fail.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
     async with aiohttp.ClientSession(connector=connector, timeout=TIMEOUT) as session:
         start = due = time.perf_counter()
         for index in chosen:
@@ -82,6 +83,7 @@ async def run(url: str, folder: Path, rate: float, count: int, seed: int) -> dic
         "count": count,
         "seconds": seconds,
         "statuses": statuses,
+        "errors": [answer for status, answer, _ in found if status != 200][:20],
         "latencies": [latency for status, _, latency in found if status == 200],
         "answered": len(answered),
         "same class": sum(answer["class_index"] == labels[i] for i, answer in answered),

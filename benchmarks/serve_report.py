@@ -35,7 +35,7 @@ def report(done: Mapping[str, Any], path: Path) -> None:
 
 
 def _table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    hidden = ("memory", "by exit", "statuses", "used")
+    hidden = ("memory", "by exit", "statuses", "used", "errors")
     return [{key: value for key, value in row.items() if key not in hidden} for row in rows]
 
 
