@@ -17,6 +17,7 @@ import signal
 import statistics
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ PARTS = ("kill", "malformed", "throughput", "simulation", "soak")
 NETWORKS = ("resnet18", "lite0")
 SMALL = "resnet18-small"
 
-RATES = (0.2, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.15)
+RATES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.3, 1.7, 2.2)
 """Loads, relative to what one core would answer without a server."""
 
 LOAD_SECONDS = 20.0
@@ -94,24 +95,30 @@ def costs(name: str, folder: Path) -> dict[str, float]:
 
 
 def throughput(name: str, folder: Path) -> None:
-    """Measure latencies at several loads, of the backbone and of the network with exits."""
+    """Measure latencies at several loads, of the backbone and of the network with exits.
+
+    Both servers run, and the loads of the two alternate, because other programs of a machine come
+    and go.
+    """
     one = costs(name, folder)["backbone"]
-    for kind, replicas in REPLICAS.items():
-        keys = [f"{name}/{kind}/{share:g}" for share in RATES]
-        if all(key in kept() for key in keys):
-            continue
-        with serving(folder, "--kind", kind, "--replicas", replicas) as server:
-            loaded(load(server, folder, 0.2 / one, 30), folder)
-            for share, key in zip(RATES, keys, strict=True):
-                if key in kept():
-                    continue
-                rate = share / one
-                usage = Usage(server)
-                found = loaded(load(server, folder, rate, int(rate * LOAD_SECONDS)), folder)
-                values = summary(found)
-                used = usage.read()
-                used["others"] = max(0.0, used["others"] - found["cpu"])
-                keep(key, {**values, "used": used, "load average": os.getloadavg()[0]})
+    keys = [(share, kind) for share in RATES for kind in REPLICAS]
+    todo = [(s, kind) for s, kind in keys if f"{name}/{kind}/{s:g}" not in kept()]
+    if not todo:
+        return
+    with ExitStack() as stack:
+        servers = {}
+        for kind, replicas in REPLICAS.items():
+            arguments = ("--kind", kind, "--replicas", replicas)
+            servers[kind] = stack.enter_context(serving(folder, *arguments))
+            loaded(load(servers[kind], folder, 0.2 / one, 30), folder)
+        for share, kind in todo:
+            rate = share / one
+            usage = Usage(servers[kind])
+            found = loaded(load(servers[kind], folder, rate, int(rate * LOAD_SECONDS)), folder)
+            used = usage.read()
+            used["others"] = max(0.0, used["others"] - found["cpu"])
+            values = {**summary(found), "used": used, "load average": os.getloadavg()[0]}
+            keep(f"{name}/{kind}/{share:g}", values)
 
 
 def kill(count: int, rate: float) -> None:
@@ -180,7 +187,7 @@ def main() -> None:
         kill(options.count, options.rate)
     if "malformed" in options.part and "malformed" not in kept():
         malformed(1000)
-    for name in options.network:
+    for name in options.network if {"throughput", "simulation"} & {*options.part} else ():
         if path := missing(name, options.data, options.weights):
             print(f"Skipped {name}: needs '{path}'.", file=sys.stderr)
             continue
