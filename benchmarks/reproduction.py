@@ -34,6 +34,7 @@ from torch import nn
 
 import leenet_fx
 from leenet_fx.calibration.cached_outputs import CachedOutputs, compute_outputs
+from leenet_fx.calibration.class_thresholds import fit_class_thresholds
 from leenet_fx.environment import device_name
 from leenet_fx.evaluation.method_run import phase_epochs, trains_backbone
 from leenet_fx.features.feature_cache import FeatureCache
@@ -44,6 +45,9 @@ from leenet_fx.training.sanity import extremes_expected
 
 PARTIAL = Path(__file__).parent / "fitted" / "reproduction"
 EXAMPLES = Path(__file__).parents[1] / "examples"
+PRECISIONS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.875, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99)
+"""Of CalexNet's thresholds for each class."""
+
 SIZE = {"cifar10": 32, "imagenette": 160}
 LARGEST_BATCH = {"cifar10": 1024, "imagenette": 64}
 TIMED = (32, 1)
@@ -242,13 +246,23 @@ def points(
     if row.method == "backbone-only":
         policies = [(leenet_fx.NeverExit(), 0.0, "own")]
     else:
-        policies = [(ee.policy, 0.0 if weight is None else weight, "own")] if row.own_rule else []
+        found = own_rule(row, ee, counted["calibration"], weight) if row.own_rule else []
+        policies = [(*one, "own") for one in found]
         policies += [(*one, "swept") for one in swept(ee, trainer.method, counted["calibration"])]
     return [
         {"rule": rule, "value": value, "cost weight": weight}
         | measured(ee, policy, counted, row.accounting)
         for policy, value, rule in policies
     ]
+
+
+def own_rule(
+    row: Row, ee: leenet_fx.EarlyExitModule, outputs: CachedOutputs, weight: float | None
+) -> list[tuple[leenet_fx.Policy, float]]:
+    """Return the policies of the method's own rule on the calibration split."""
+    if row.method == "calexnet":
+        return [(fit_class_thresholds(ee, outputs, at), at) for at in PRECISIONS]
+    return [(ee.policy, 0.0 if weight is None else weight)]
 
 
 def ensembles(
