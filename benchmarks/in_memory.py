@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from leenet_fx.data.images import LabelledSubset, TransformedImages, open_files
 from leenet_fx.data.splits import open_data
-from leenet_fx.data.transforms import transform_config
+from leenet_fx.data.transforms import build_transform, override, transform_config
 
 BATCH = 500
 PADDING = 4
@@ -49,8 +49,8 @@ class InMemory:
             files = open_files(unseen, classes=data.classes)
             self._splits["unseen"] = LabelledSubset(files, range(len(files)), files.targets)
         config = transform_config(model, (3, size, size))
-        self._config = config
-        self._size = size
+        resized = build_transform(override(config, mean=(0.0,), std=(1.0,)))
+        self._to_pixels = lambda image: (255 * resized(image)).round().to(torch.uint8)
         self._limit = limit
         self._read: dict[str, tuple[Tensor, Tensor]] = {}
         self._mean = torch.tensor(config.mean).view(3, 1, 1)
@@ -67,7 +67,7 @@ class InMemory:
             subset = self._splits[split]
             order = torch.randperm(len(subset), generator=torch.Generator().manual_seed(0))
             chosen = LabelledSubset(subset, order[: self._limit].tolist(), subset.targets)
-            loader = DataLoader(TransformedImages(chosen, self._resized()), BATCH)
+            loader = DataLoader(TransformedImages(chosen, self._to_pixels), BATCH)
             read = list(loader)
             self._read[split] = torch.cat([b[0] for b in read]), torch.cat([b[1] for b in read])
         return self._read[split]
@@ -90,19 +90,6 @@ class InMemory:
     def training(self, *, seed: int, batch: int, augment: bool) -> AugmentedBatches:
         """Return batches of the train split on the device."""
         return AugmentedBatches(self, seed=seed, batch=batch, augment=augment)
-
-    def _resized(self):  # type: ignore[no-untyped-def]
-        from timm.data import create_transform
-
-        to_pixels = create_transform(
-            (3, self._size, self._size),
-            mean=(0.0,) * 3,
-            std=(1.0,) * 3,
-            interpolation=self._config.interpolation,
-            crop_pct=self._config.crop_pct,
-            crop_mode=self._config.crop_mode,
-        )
-        return lambda image: (to_pixels(image) * 255).round().to(torch.uint8)
 
 
 class AugmentedBatches:

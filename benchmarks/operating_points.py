@@ -24,7 +24,13 @@ from leenet_fx.methods import Method
 from leenet_fx.policies import Patience, Policy, ThresholdPolicy
 
 STEPS = 100
+"""Number of steps between the quantiles of the confidences that become thresholds."""
+
 BUDGETS = 24
+"""Number of steps between the budgets that exponential exit shares are solved for."""
+
+SCHEDULES = 8
+"""Number of steps between the budgets of EENet's scheduler, of which each takes many seconds."""
 
 
 @torch.no_grad()
@@ -68,7 +74,8 @@ def swept(
         return
     assert isinstance(policy, ThresholdPolicy)
     costs = monotone_costs(ee)
-    budgets = [costs[0] + (costs[-1] - costs[0]) * step / BUDGETS for step in range(BUDGETS + 1)]
+    count = SCHEDULES if method.trade_off == "schedule" else BUDGETS
+    budgets = [costs[0] + (costs[-1] - costs[0]) * step / count for step in range(count + 1)]
     if method.trade_off == "schedule":
         problem = Problem(ee, policy, outputs, "flops")
         for budget in budgets:
@@ -140,3 +147,22 @@ def within_drop(
     limit = baseline - drop - 1e-9
     found = [point for point in points if point["calibration"]["accuracy"] >= limit]
     return min(found, key=lambda point: point["calibration"]["cost"], default=None)
+
+
+def chosen_points(
+    points: list[dict[str, Any]], at_cost: float | None, at_drop: float | None, baseline: float
+) -> list[dict[str, Any]]:
+    """Return the points of a method's own rule that are chosen for a cost and for a drop.
+
+    Args:
+        points: of both rules.
+        at_cost: mean cost; None chooses none for it.
+        at_drop: drop in accuracy; None chooses none for it.
+        baseline: accuracy on the calibration split that drops are measured from.
+    """
+    own = [point for point in points if point["rule"] == "own"]
+    chosen = [
+        None if at_cost is None else within_cost(own, at_cost),
+        None if at_drop is None else within_drop(own, baseline, at_drop),
+    ]
+    return [point for point in chosen if point is not None]

@@ -26,16 +26,18 @@ from typing import Any
 import torch
 from in_memory import InMemory
 from methods import backbone_only
-from operating_points import accuracy, measured, outputs_of, swept
+from operating_points import accuracy, chosen_points, measured, outputs_of, swept
 from reproduction_page import write
 from reproduction_rows import ROWS, Row
 from safetensors.torch import load_file
 from torch import nn
 
 import leenet_fx
-from leenet_fx.calibration.cached_outputs import CachedOutputs
+from leenet_fx.calibration.cached_outputs import CachedOutputs, compute_outputs
+from leenet_fx.calibration.class_thresholds import fit_class_thresholds
 from leenet_fx.environment import device_name
 from leenet_fx.evaluation.method_run import phase_epochs, trains_backbone
+from leenet_fx.features.feature_cache import FeatureCache
 from leenet_fx.methods.phases import Phase
 from leenet_fx.objectives import soft_probabilities
 from leenet_fx.storage.files import write_atomically
@@ -43,9 +45,15 @@ from leenet_fx.training.sanity import extremes_expected
 
 PARTIAL = Path(__file__).parent / "fitted" / "reproduction"
 EXAMPLES = Path(__file__).parents[1] / "examples"
+PRECISIONS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.875, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99)
+"""Of CalexNet's thresholds for each class."""
+
 SIZE = {"cifar10": 32, "imagenette": 160}
+LARGEST_BATCH = {"cifar10": 1024, "imagenette": 64}
 TIMED = (32, 1)
 """Batch sizes of `--time`."""
+
+TIMED_IMAGES = 128
 
 
 def network(row: Row, weights: Path) -> nn.Module:
@@ -127,6 +135,8 @@ class Trainer:
         self.method = method_of(row)
         self.seconds = 0.0
         joint = trains_backbone(self.method)
+        batch = min(batch, LARGEST_BATCH[row.data])
+        self.caches: dict[str, FeatureCache] = {}
         self.train: Any
         if joint or row.augmented or row.uncached:
             self.train = data.training(seed=0, batch=batch, augment=joint or row.augmented)
@@ -134,10 +144,11 @@ class Trainer:
         else:
             ee.to(data.device)
             # The frozen backbone runs once over each split.
-            self.train, self.calibration = (
-                leenet_fx.cache_features(ee, data.loader(split, seed=0, batch=batch))
-                for split in ("train", "calibration")
-            )
+            self.caches = {
+                split: leenet_fx.cache_features(ee, data.loader(split, seed=0, batch=batch))
+                for split in ("train", *data.splits)
+            }
+            self.train, self.calibration = self.caches["train"], self.caches["calibration"]
 
     def fit(self, cost_weight: float | None, epochs: Mapping[str, int]) -> None:
         """Train, and record the time."""
@@ -157,6 +168,9 @@ class Trainer:
 
     def outputs(self) -> dict[str, CachedOutputs]:
         """Return the outputs of each split, and bring the network to the CPU."""
+        if self.caches:
+            self.ee.to("cpu")
+            return {name: compute_outputs(self.ee, self.caches[name]) for name in self.data.splits}
         self.ee.to(self.data.device)
         found = {name: outputs_of(self.ee, self.data.loader(name)) for name in self.data.splits}
         self.ee.to("cpu")
@@ -203,7 +217,10 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
     found["flops"] = ee.spec.profile.flops
     found["seconds"] = trainer.seconds
     if options.time:
-        found["times"] = times(row, ee, data, states)
+        limit = found["final"]["calibration"]
+        shown = chosen_points(found["points"], row.at_cost, row.at_drop, limit)
+        weights = {point["cost weight"] for point in shown if point["rule"] == "own"}
+        found["times"] = times(ee, data, {weight: states[weight] for weight in weights})
     return found
 
 
@@ -229,13 +246,23 @@ def points(
     if row.method == "backbone-only":
         policies = [(leenet_fx.NeverExit(), 0.0, "own")]
     else:
-        policies = [(ee.policy, 0.0 if weight is None else weight, "own")] if row.own_rule else []
+        found = own_rule(row, ee, counted["calibration"], weight) if row.own_rule else []
+        policies = [(*one, "own") for one in found]
         policies += [(*one, "swept") for one in swept(ee, trainer.method, counted["calibration"])]
     return [
         {"rule": rule, "value": value, "cost weight": weight}
         | measured(ee, policy, counted, row.accounting)
         for policy, value, rule in policies
     ]
+
+
+def own_rule(
+    row: Row, ee: leenet_fx.EarlyExitModule, outputs: CachedOutputs, weight: float | None
+) -> list[tuple[leenet_fx.Policy, float]]:
+    """Return the policies of the method's own rule on the calibration split."""
+    if row.method == "calexnet":
+        return [(fit_class_thresholds(ee, outputs, at), at) for at in PRECISIONS]
+    return [(ee.policy, 0.0 if weight is None else weight)]
 
 
 def ensembles(
@@ -251,7 +278,6 @@ def ensembles(
 
 
 def times(
-    row: Row,
     ee: leenet_fx.EarlyExitModule,
     data: InMemory,
     states: Mapping[float | None, Mapping[str, torch.Tensor]],
@@ -263,7 +289,7 @@ def times(
         ee.exits.load_state_dict(dict(state))
         for batch in TIMED:
             loader = data.loader(split, batch=batch)
-            images = list(loader)[: max(1, 128 // batch)]
+            images = list(loader)[: TIMED_IMAGES // batch]
             result = leenet_fx.evaluate(ee, images)
             found.append(
                 {

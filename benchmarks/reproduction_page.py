@@ -123,24 +123,12 @@ def figures(row: Row, own: Mapping[str, Any], baseline: Mapping[str, float]) -> 
             )
             text = "not reached" if point is None else shown(point)
             parts.append(f"{rule}, chosen {wanted}: {text}")
-    for at in chosen_times(row, own, baseline):
+    for at in own.get("times", ()):
         parts.append(
-            f"α = {at['cost weight']:g}, batch {at['batch']}: {percent(at['time'])} of the time"
+            f"α = {at['cost weight']:g}, batch {at['batch']}: {percent(at['time'])} of the time at "
+            f"{percent(at['flops'])} of the FLOPs"
         )
     return parts
-
-
-def chosen_times(
-    row: Row, own: Mapping[str, Any], baseline: Mapping[str, float]
-) -> list[dict[str, Any]]:
-    """Return the measured times of the points that are shown."""
-    points = [point for point in own["points"] if point["rule"] == "own"]
-    chosen = [
-        within_cost(points, row.at_cost or 1.0),
-        within_drop(points, baseline["calibration"], row.at_drop or 0.0),
-    ]
-    weights = {point["cost weight"] for point in chosen if point is not None}
-    return [at for at in own.get("times", ()) if at["cost weight"] in weights]
 
 
 def record(

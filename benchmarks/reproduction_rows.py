@@ -295,6 +295,12 @@ ROWS: dict[str, Row] = {
                 "eenet",
                 {"branch": "pool"},
             ),
+            "calexnet": (
+                "CalexNet (2026)",
+                "ResNet-18/50, CIFAR-100: above PTEEnet, ZTW, BoostNet; most at 30–70 % saved",
+                "calexnet",
+                {"own_rule": True, "at_cost": 0.5, "epochs": 20},
+            ),
             "leenet-alpha": (
                 "(leenet-fx)",
                 "gates of every α in one training: no paper",
