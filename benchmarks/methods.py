@@ -1,11 +1,11 @@
 """Frontiers of every published method on the same backbones and images.
 
-    python benchmarks/methods.py --data PATH --weights PATH [--part NAME]…
+    python benchmarks/methods.py --data PATH --weights PATH [--part NAME]… [--method NAME]…
 
 Classifiers are trained on the train split, gates and thresholds on the calibration split;
 accuracies are of the test split. Runs whose results are in a part's folder are not repeated, so an
 interrupted benchmark is resumed. The part "digits" needs no files: its backbone is trained on
-scikit-learn's digits first.
+scikit-learn's digits first. With `--part` or `--method`, other rows of the table are kept.
 """
 
 from __future__ import annotations
@@ -329,17 +329,22 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--part", action="append")
+    parser.add_argument("--method", action="append", choices=METHODS)
+    parser.add_argument("--seeds", type=int, default=3, help="of part resnet20")
     options = parser.parse_args()
     if not options.data.exists() or not options.weights.exists():
         sys.exit(f"Skipped: needs '{options.data}' and '{options.weights}'.")
-    on_pool = [replace(spec, branch="pool") for spec in frozen_variants(METHODS)]
+    chosen = options.method or METHODS
+    on_pool = [replace(spec, branch="pool") for spec in frozen_variants(chosen)]
+    on_conv = [spec for spec in convolutional("resnet20") if options.method is None]
     parts: dict[str, Callable[[Path], Comparison]] = {
         "digits": on_digits,
         "resnet20": lambda out: on_cifar10(
             "resnet20",
-            [*convolutional("resnet20"), *with_fewer_epochs(on_pool)],
+            [*on_conv, *with_fewer_epochs(on_pool)],
             options,
             out,
+            seeds=options.seeds,
         ),
         "resnet56": lambda out: on_cifar10(
             "resnet56",
@@ -366,19 +371,30 @@ def main() -> None:
             comparisons[name] = parts[name](FOLDERS / name)
             print(comparisons[name].summary(), flush=True)
     trained = backbone_accuracy("resnet20", options) if "resnet20-mixed" in comparisons else None
-    write(comparisons, list(parts), trained)
+    # The criteria are of the best of all methods.
+    measured = criteria(comparisons, trained) if options.method is None else []
+    write(comparisons, list(parts), measured)
 
 
-def write(comparisons: dict[str, Comparison], names: Sequence[str], trained: float | None) -> None:
-    """Write the results of all parts whose folders contain one."""
+def write(
+    comparisons: dict[str, Comparison], names: Sequence[str], measured: Sequence[Criterion]
+) -> None:
+    """Write the results of all parts whose folders contain one; rows not measured are kept."""
     records = [read_records(FOLDERS / n)[0] for n in names if (FOLDERS / n).exists()]
-    rows = [
-        {"part": name, **{k: v for k, v in row.items() if k != "areas"}}
-        for name, comparison in comparisons.items()
-        for row in comparison.rows()
-    ]
-    result = Result(COMMAND, rows, criteria(comparisons, trained), environment())
-    result.write(RESULT, "Comparison of methods", table(rows))
+    stored = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": [], "criteria": []}
+    rows = {(row["part"], row["label"]): row for row in stored["rows"]}
+    for name, comparison in comparisons.items():
+        for row in comparison.rows():
+            rows[name, row["label"]] = {
+                "part": name,
+                **{k: v for k, v in row.items() if k != "areas"},
+                "date": environment()["date"],
+            }
+    found = sorted(rows.values(), key=lambda row: (names.index(row["part"]), -(row["area"] or 0)))
+    met = {value["name"]: Criterion(**value) for value in stored["criteria"]}
+    met |= {criterion.name: criterion for criterion in measured}
+    result = Result(COMMAND, found, list(met.values()), environment())
+    result.write(RESULT, "Comparison of methods", table(found))
     write_alpha_conditioned(comparisons)
     write_page(RESULT.with_suffix(".html"), records, "Comparison of methods", interactive=False)
 
