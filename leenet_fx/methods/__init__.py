@@ -4,6 +4,7 @@
 from leenet_fx.methods import (  # noqa: F401
     boostnet,
     branchynet,
+    calexnet,
     diffbranch,
     distilled,
     e2cm,

@@ -15,6 +15,7 @@ from leenet_fx.objectives.base import (
     list_objectives,
     register_objective,
 )
+from leenet_fx.objectives.calexnet import CalexNet
 from leenet_fx.objectives.cross_entropy import (
     BoostNet,
     BranchyNet,
@@ -40,6 +41,7 @@ __all__ = [
     "BatchOutputs",
     "BoostNet",
     "BranchyNet",
+    "CalexNet",
     "DepthWeighted",
     "DifferentiableBranching",
     "Distillation",

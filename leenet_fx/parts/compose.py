@@ -26,6 +26,7 @@ from leenet_fx.parts.necks import (
     PoolNeck,
     StridedConvNeck,
 )
+from leenet_fx.parts.prototypes import PrototypeNeck
 from leenet_fx.parts.side import SideNeck
 from leenet_fx.registry import unknown_name
 
@@ -215,5 +216,6 @@ for _name, _neck in (
     ("mixpool", MixPoolNeck),
     ("strided", StridedConvNeck),
     ("side", SideNeck),
+    ("prototype", PrototypeNeck),
 ):
     register_branch(_name)(partial(compose, _neck))

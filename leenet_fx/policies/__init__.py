@@ -15,6 +15,7 @@ from leenet_fx.policies.base import (
     policy_to_dict,
     register_policy,
 )
+from leenet_fx.policies.class_thresholds import ClassThresholds
 from leenet_fx.policies.counting import Patience, Vote
 from leenet_fx.policies.cumulative_gate import CumulativeGate
 from leenet_fx.policies.learned_score import LearnedScore
@@ -32,6 +33,7 @@ from leenet_fx.policies.threshold import (
 __all__ = [
     "AlphaConditionedGate",
     "ClassMeanDistance",
+    "ClassThresholds",
     "CumulativeGate",
     "Entropy",
     "GateThreshold",

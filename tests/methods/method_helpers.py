@@ -27,6 +27,7 @@ from leenet_fx.policies import AlphaConditionedGate
 PRESETS = {
     "boostnet": (["joint"], MaxProbability(0.9)),
     "branchynet": (["joint"], Entropy(0.5)),
+    "calexnet": (["exits"], MaxProbability(0.9)),
     "diffbranch": (["joint"], GateThreshold(0.0)),
     "distilled": (["exits"], MaxProbability(0.9)),
     "e2cm": (["means"], MaxProbability(0.5)),
