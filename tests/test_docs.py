@@ -73,6 +73,13 @@ def test_serving_shows_what_is_printed(tmp_path, monkeypatch):
     assert printed == output
 
 
+def test_tiers_show_what_is_printed():
+    shown = [(printed, output) for printed, output in run("tiers.md") if output is not None]
+    assert len(shown) == 2
+    for printed, output in shown:
+        assert printed == output
+
+
 def test_methods_lists_every_method_and_its_options(monkeypatch):
     text = (DOCS / "pages" / "methods.md").read_text()
     row = r"^\| `([\w-]+)` \|(?:[^|\n]*\|){4}([^|\n]*)\|[^|\n]*\|[^|\n]*\|$"
