@@ -54,8 +54,9 @@ SLOW = {"diffbranch": 6, "jei-dnn": 3, "eenets": 3}
 JOINT_EPOCHS = 15
 """Number of epochs of the recipe that trains the backbone, which has one seed."""
 
-METHODS = [name for name in leenet_fx.list_methods() if name != "pteenet"]
-"""All but PTEEnet, whose branches are convolutional: it is compared on digits only."""
+METHODS = [name for name in leenet_fx.list_methods() if name not in ("lgvit", "pteenet")]
+"""All but PTEEnet, whose branches are convolutional: it is compared on digits only; and
+LGViT, whose heads read tokens, which these networks have none of."""
 
 JOINT_LR = 0.24
 """Eight times the recipe's default, for backbone and exits: fifteen epochs are few."""
