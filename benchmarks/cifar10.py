@@ -44,6 +44,7 @@ class Cifar10:
 
     def __init__(self, name: str, data: Path, weights: Path) -> None:
         self.name = name
+        self.folder = data
         self.weights = weights / f"{name}_cifar10.safetensors"
         model = build(f"{FACTORY}:{name}", BackboneOptions(weights=self.weights))
         # Convolutions in bfloat16 are twice as fast in this memory format.

@@ -27,6 +27,7 @@ from leenet_fx.cli import (
     serve,
     strategies,
     sweep,
+    tier,
 )
 from leenet_fx.cli.interrupts import exits_on_interrupt
 from leenet_fx.cli.messages import OptionFormatter, as_options, option_names
@@ -50,6 +51,7 @@ for verb in (
     export.export,
     run.run,
     serve.serve,
+    tier.tier,
     models.models,
     strategies.strategies,
     demo.demo,

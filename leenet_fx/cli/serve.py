@@ -11,7 +11,10 @@ from leenet_fx.cli import options as o
 from leenet_fx.cli.interrupts import on_interrupt
 
 if TYPE_CHECKING:
+    from leenet_fx.serving.predictor import Predictor
+    from leenet_fx.serving.ray_settings import RaySettings
     from leenet_fx.serving.served_network import ServedNetwork
+    from leenet_fx.serving.settings import Settings
 
 
 @o.expand_options
@@ -59,16 +62,37 @@ def serve(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Number of threads of each operator.")
     ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Run each stage as a deployment of Ray Serve.")
+    ] = False,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster, such as 'auto'; default: one that ends with the server."),
+    ] = None,
+    replicas: Annotated[
+        str | None,
+        typer.Option(help="Replicas of each stage: 2, 1-4 as the load needs, or 1-4,1,1."),
+    ] = None,
+    replica_cpus: Annotated[
+        float | None, typer.Option(min=0, help="CPUs that a replica reserves on the cluster.")
+    ] = None,
 ) -> None:
     """Serve a network over HTTP: POST an image to /predict; a page to try it is at /.
 
-    Samples of many requests wait before each stage and run together. The server answers programs of
-    this machine only, unless --host says otherwise.
+    Samples of many requests wait before each stage and run together: in this process, or with --ray
+    on replicas of each stage. The server answers programs of this machine only, unless --host says
+    otherwise.
     """
-    from leenet_fx.serving.dependencies import HTTP, require
+    from leenet_fx.serving.dependencies import HTTP, require, require_ray
+    from leenet_fx.serving.ray_settings import RaySettings, parse_replicas
     from leenet_fx.serving.settings import Settings
 
+    if not ray and (ray_address, replicas, replica_cpus) != (None, None, None):
+        raise typer.BadParameter("--ray-address, --replicas and --replica-cpus need --ray.")
     require(HTTP)
+    if ray:
+        require_ray(ray_address)
+        threads = threads or 1
     from leenet_fx.serving.app import create_app
     from leenet_fx.serving.server import address_of, listen, serve_app
 
@@ -83,12 +107,19 @@ def serve(
         max_pixels=max_pixels,
         rate=rate,
     )
+    cluster = RaySettings(
+        replicas=parse_replicas(replicas or "1"),
+        # Replicas of a cluster of its own have this machine to themselves.
+        cpus=(0.01 if ray_address is None else 1.0) if replica_cpus is None else replica_cpus,
+        address=ray_address,
+    )
     # A port in use is found before the network is read, which takes longer.
     listen(settings).close()
     network = _open(folder, model, weights, transforms, threads)
     if point is not None:
         network.default_point = network.point(point).name
-    app = create_app(network, settings)
+    predictor = _ray_stages(network, settings, cluster, threads or 1) if ray else None
+    app = create_app(network, settings, predictor)
     listening = listen(settings)
     address = address_of(listening)
     with on_interrupt(lambda: "The server has stopped."):
@@ -101,6 +132,16 @@ def serve(
                 err=True,
             ),
         )
+
+
+def _ray_stages(
+    network: ServedNetwork, settings: Settings, cluster: RaySettings, threads: int
+) -> Predictor:
+    from leenet_fx.serving.ray_cluster import StageDeployments
+    from leenet_fx.serving.ray_stages import RayStages
+
+    typer.echo("Starting the replicas of each stage on Ray.", err=True)
+    return RayStages(StageDeployments(network, cluster, threads), settings)
 
 
 def _open(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,11 @@ class TorchExportFormat(ExportFormat):
         path.write_bytes(buffer.getvalue())
 
     def open(self, plan: ExportPlan, path: Path) -> Runner:
-        return program_runner(torch.export.load(path).module(), plan)
+        with warnings.catch_warnings():
+            # torch 2.11 reads weights through buffers that it warns about.
+            warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+            program = torch.export.load(path)
+        return program_runner(program.module(), plan)
 
 
 def _slim(program: torch.export.ExportedProgram) -> None:

@@ -137,6 +137,8 @@ def _capture_by_export(
     images_argument = images_name(model, concrete_args)
 
     def run(image_shape: tuple[int, ...], dtype: torch.dtype) -> CapturedModel:
+        if dtype in (torch.int32, torch.int64):
+            check_takes_images(model)
         exported = export(root, image_shape, dtype, concrete_args=concrete_args)
         costs = measure(exported.graph, meta_copy(root), image_shape, dtype)
         return _with_logits(exported, image_shape, dtype, costs, images_argument)

@@ -10,6 +10,7 @@ from leenet_fx.methods import (  # noqa: F401
     e2cm,
     eenet,
     eenets,
+    hierarchical,
     jei_dnn,
     leenet,
     leenet_alpha,

@@ -44,6 +44,8 @@ class Phase:
         random_alpha: whether the cost weight is drawn at random for each sample.
         turns: number of turns of equal length, if there are several updates.
         period: batches of a turn; None divides the phase into `turns`.
+        detached_exits: indices of exits behind which no gradient flows back, if the backbone
+            trains.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Phase:
     random_alpha: bool = False
     turns: int = 20
     period: int | None = None
+    detached_exits: tuple[int, ...] = ()
 
     @property
     def parameter_groups(self) -> frozenset[Group]:

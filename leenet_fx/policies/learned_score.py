@@ -11,7 +11,7 @@ from torch import Tensor
 
 from leenet_fx.errors import InputError
 from leenet_fx.policies.base import register_policy
-from leenet_fx.policies.threshold import ThresholdPolicy
+from leenet_fx.policies.threshold import ThresholdPolicy, entropy_terms
 
 
 @register_policy("eenet")
@@ -111,6 +111,5 @@ def score_inputs(logits: Tensor) -> Tensor:
         (…, m+2), float32.
     """
     p = logits.float().softmax(-1)
-    entropy: Tensor = torch.special.entr(p)
-    certainty = 1 - entropy.sum(-1, keepdim=True) / math.log(max(p.shape[-1], 2))
+    certainty = 1 - entropy_terms(p).sum(-1, keepdim=True) / math.log(max(p.shape[-1], 2))
     return torch.cat([p, p.amax(-1, keepdim=True), certainty], -1)

@@ -208,6 +208,14 @@ class MaxProbability(ProbabilityThreshold):
         return self.probabilities(index, scores).amax(1)
 
 
+def entropy_terms(p: Tensor) -> Tensor:
+    """Return −p·ln p of probabilities, 0 for p = 0.
+
+    Not torch.special.entr, whose decomposition in exported programs torch 2.11 cannot trace again.
+    """
+    return -p * p.clamp(min=torch.finfo(p.dtype).tiny).log()
+
+
 @register_policy("entropy")
 class Entropy(ProbabilityThreshold):
     """Exit iff the entropy −Σ p·ln p ≤ Tᵢ, in nats (BranchyNet).
@@ -220,8 +228,7 @@ class Entropy(ProbabilityThreshold):
     sign = -1
 
     def confidence(self, index: int, scores: Tensor) -> Tensor:
-        terms: Tensor = torch.special.entr(self.probabilities(index, scores))
-        return -terms.sum(1)
+        return -entropy_terms(self.probabilities(index, scores)).sum(1)
 
 
 @register_policy("margin")

@@ -82,6 +82,15 @@ def take(values: Any, indices: Tensor | None) -> Any:
     return values if indices is None or values is None else values.index_select(0, indices)
 
 
+def detach(value: Any) -> Any:
+    """Return a value at a cut without its history of gradients; tuples and lists are entered."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
+        return type(value)([detach(item) for item in value])
+    return value
+
+
 def append_logits(previous: Tensor | None, logits: Tensor) -> Tensor:
     """Append one exit's logits to those of the exits before.
 

@@ -189,11 +189,9 @@ def create_app(
     metrics = Metrics(network)
     if predictor is None:
         predictor = StageScheduler(
-            network,
-            batch_size=settings.batch_size,
-            max_delay=settings.max_delay,
-            on_batch=metrics.ran,
+            network, batch_size=settings.batch_size, max_delay=settings.max_delay
         )
+    predictor.on_batch = metrics.ran
     service = Service(network, settings, predictor, metrics)
 
     @asynccontextmanager

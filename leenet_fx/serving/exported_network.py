@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from leenet_fx.data.transforms import TransformConfig
 from leenet_fx.run import ExportedNetwork, load
-from leenet_fx.run.queues import Group, Setting, join, prediction_of, run_stage, select
+from leenet_fx.run.queues import Group, Setting, join, prediction_of, run_stage
 from leenet_fx.serving.served_network import SAVED, Answers, ServedNetwork, ServedPoint
 
 
@@ -66,11 +66,6 @@ class OnnxNetwork(ServedNetwork):
             return join(self.network.description["stages"][stage], groups)
         images = np.concatenate([group.tensors[0] for group in groups])
         return Group([images], np.concatenate([group.indices for group in groups]))
-
-    def split(self, stage: int, group: Any) -> list[Any]:
-        specs = self.network.description["stages"][stage - 1]["outputs"][2:]
-        axes = [spec["batch_axis"] for spec in specs]
-        return [select(axes, group, np.array([i])) for i in range(len(group.indices))]
 
     def run(self, stage: int, point: str, group: Any) -> tuple[list[Answers], Any | None]:
         setting = self._settings[point]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +31,13 @@ class OverloadedError(Exception):
 
 
 class Predictor(ABC):
-    """Answers samples; the stages run elsewhere."""
+    """Answers samples; the stages run elsewhere.
+
+    Attributes:
+        on_batch: called with the index of a stage and the number of samples that it ran on.
+    """
+
+    on_batch: Callable[[int, int], None] = staticmethod(lambda stage, count: None)
 
     @abstractmethod
     def start(self) -> None:

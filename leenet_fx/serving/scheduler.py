@@ -6,29 +6,18 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leenet_fx.serving.predictor import Answer, Predictor
 from leenet_fx.serving.served_network import Answers, ServedNetwork, numbers_of
+from leenet_fx.serving.waiting import Waiting, first_arrival, take, waiting_count
 
 STARVED = 10
 """Multiple of `max_delay` after which samples before a later stage run before any others."""
-
-
-@dataclass
-class _Waiting:
-    """Samples that wait before a stage: the first arrival among them, and when they came here."""
-
-    group: Any
-    count: int
-    arrival: float
-    since: float
 
 
 class StageScheduler(Predictor):
@@ -44,27 +33,18 @@ class StageScheduler(Predictor):
     4. other samples before later stages, those that waited longest first.
     """
 
-    def __init__(
-        self,
-        network: ServedNetwork,
-        *,
-        batch_size: int,
-        max_delay: float,
-        on_batch: Callable[[int, int], None] = lambda stage, count: None,
-    ) -> None:
+    def __init__(self, network: ServedNetwork, *, batch_size: int, max_delay: float) -> None:
         """Prepare queues.
 
         Args:
             network: its stages run.
             batch_size: largest number of samples that a stage runs at once.
             max_delay: seconds that a sample may wait for others while the thread is idle.
-            on_batch: called with the index of a stage and the number of samples that it ran on.
         """
         self.network = network
         self.batch_size = batch_size
         self.max_delay = max_delay
-        self.on_batch = on_batch
-        self._queues: list[dict[str, deque[_Waiting]]] = [{} for _ in range(network.num_stages)]
+        self._queues: list[dict[str, deque[Waiting]]] = [{} for _ in range(network.num_stages)]
         self._answers: dict[int, tuple[Future[Answer], str, float]] = {}
         self._changed = threading.Condition()
         self._next_number = 0
@@ -97,7 +77,8 @@ class StageScheduler(Predictor):
             number = self._next_number
             self._next_number += 1
             self._answers[number] = (future, point, now)
-            waiting = _Waiting(self.network.first_group([image], [number]), 1, now, now)
+            group = self.network.first_group([image], [number])
+            waiting = Waiting(group, [number], now, now)
             self._queues[0].setdefault(point, deque()).append(waiting)
             self._changed.notify()
         return future
@@ -112,7 +93,7 @@ class StageScheduler(Predictor):
                     self._changed.wait(self._seconds_to_wait())
                     chosen = self._choose()
                 stage, point = chosen
-                taken = self._take(stage, point)
+                taken = take(self._queues[stage][point], self.batch_size)
             self._run(stage, point, taken)
 
     def _choose(self) -> tuple[int, str] | None:
@@ -124,9 +105,8 @@ class StageScheduler(Predictor):
                 if not queue:
                     continue
                 waited = now - queue[0].since
-                count = sum(waiting.count for waiting in queue)
-                is_full = count >= self.batch_size
-                overdue = now - min(w.arrival for w in queue) >= self.max_delay
+                is_full = waiting_count(queue) >= self.batch_size
+                overdue = now - first_arrival(queue) >= self.max_delay
                 if not (is_full or overdue or self._stopping):
                     continue
                 if stage and waited >= STARVED * self.max_delay:
@@ -148,18 +128,8 @@ class StageScheduler(Predictor):
             return None
         return max(0.0, min(arrivals) + self.max_delay - time.monotonic())
 
-    def _take(self, stage: int, point: str) -> list[_Waiting]:
-        """Remove up to `batch_size` samples from the start of a queue."""
-        queue = self._queues[stage][point]
-        taken = [queue.popleft()]
-        count = taken[0].count
-        while queue and count + queue[0].count <= self.batch_size:
-            taken.append(queue.popleft())
-            count += taken[-1].count
-        return taken
-
-    def _run(self, stage: int, point: str, taken: Sequence[_Waiting]) -> None:
-        numbers = [number for waiting in taken for number in numbers_of(waiting.group)]
+    def _run(self, stage: int, point: str, taken: Sequence[Waiting]) -> None:
+        numbers = [number for waiting in taken for number in waiting.numbers]
         try:
             groups = [waiting.group for waiting in taken]
             group = groups[0] if len(groups) == 1 else self.network.join(stage, groups)
@@ -174,7 +144,7 @@ class StageScheduler(Predictor):
             now = time.monotonic()
             with self._changed:
                 arrival = min(self._answers[number][2] for number in left)
-                waiting = _Waiting(remaining, len(left), arrival, now)
+                waiting = Waiting(remaining, left, arrival, now)
                 self._queues[stage + 1].setdefault(point, deque()).append(waiting)
         for found in answers:
             self._deliver(found)

@@ -98,10 +98,6 @@ class ServedNetwork(ABC):
         """Return the samples of groups that wait before the same stage, in order, as one group."""
 
     @abstractmethod
-    def split(self, stage: int, group: Any) -> list[Any]:
-        """Return a group for each sample that waits before a stage; the inverse of `join`."""
-
-    @abstractmethod
     def run(self, stage: int, point: str, group: Any) -> tuple[list[Answers], Any | None]:
         """Run a stage.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -87,15 +86,6 @@ class TorchNetwork(ServedNetwork):
             return concatenate(groups, self.ee.stage_plan.cuts[stage - 1])
         images = torch.cat([group.live[0] for group in groups])
         return ActiveBatch((images,), len(images), torch.cat([group.indices for group in groups]))
-
-    def split(self, stage: int, group: Any) -> list[Any]:
-        parts = []
-        for position in range(group.count):
-            part = replace(group)
-            chosen = torch.tensor([position], device=group.indices.device)
-            part.select(chosen, self.ee.stage_plan.cuts[stage - 1])
-            parts.append(part)
-        return parts
 
     @torch.inference_mode()
     def run(self, stage: int, point: str, group: Any) -> tuple[list[Answers], Any | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -16,7 +16,7 @@ from leenet_fx.graph import compat
 from leenet_fx.policies import Policy, evaluated_exits
 from leenet_fx.registry import unknown_name
 from leenet_fx.runtime import conditional, outputs
-from leenet_fx.runtime.active_batch import ExitedSamples
+from leenet_fx.runtime.active_batch import ExitedSamples, detach
 from leenet_fx.runtime.controller import ExitController, ForcedController, PolicyController
 from leenet_fx.runtime.outputs import ExitOutputs, Prediction, build_prediction
 from leenet_fx.runtime.stage_plan import StageWrapper
@@ -134,19 +134,25 @@ class EarlyExitModule(ExitGraphModule):
         exited = self._run(images, policy)
         return conditional.merge_logits(exited), conditional.merge_exit_indices(exited)
 
-    def exit_features(self, images: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    def exit_features(
+        self, images: Tensor, detached: Collection[int] = ()
+    ) -> Iterator[tuple[Tensor, ...]]:
         """Yield the features that each exit reads, then the final logits, for all samples.
 
         Each stage runs when its features are requested.
 
         Args:
             images: (B, …).
+            detached: indices of exits behind which no gradient flows back.
         """
         self.check_images(images)
         live: Any = (images,)
-        for run, cut in zip(self.stage_plan.runs, self.spec.cuts, strict=False):
+        stages = zip(self.stage_plan.runs, self.spec.cuts, strict=False)
+        for index, (run, cut) in enumerate(stages):
             live = run(self, *live)
             yield tuple(live[i] for i in cut.features)
+            if index in detached:
+                live = detach(live)
         yield (self.stage_plan.runs[-1](self, *live),)
 
     def _run(self, images: Tensor, policy_or_index: Policy | Tensor) -> list[ExitedSamples]:

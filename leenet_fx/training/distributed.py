@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import tempfile
@@ -23,7 +24,10 @@ from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training.metrics import Epoch
 from leenet_fx.training.parameters import restore, snapshot, trained_state
 from leenet_fx.training.precision import choose_precision
+from leenet_fx.training.sharding import shard_backbone
 from leenet_fx.training.transfer import Transferable
+
+STRATEGIES = ("ddp", "fsdp")
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "auto")
 
@@ -37,6 +41,7 @@ def make_fabric(
     devices: int | str | list[int],
     precision: str | None,
     num_nodes: int = 1,
+    strategy: str | None = None,
 ) -> Fabric:
     """Return a Fabric for the requested devices, or for the device of the network.
 
@@ -46,11 +51,14 @@ def make_fabric(
         devices: Fabric's.
         precision: one of `PRECISIONS`; None takes the first, "auto" what the device is fast at.
         num_nodes: number of machines.
+        strategy: one of `STRATEGIES`; None takes "ddp" if there are several processes.
 
     Raises:
-        InputError: a precision that would convert the weights, devices that do not exist, or
-            several machines without a launcher.
+        InputError: a precision that would convert the weights, devices that do not exist, several
+            machines without a launcher, or shards without a GPU.
     """
+    if strategy is not None and strategy not in STRATEGIES:
+        raise InputError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}.")
     precision = "32-true" if precision is None else precision
     if precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
@@ -59,6 +67,11 @@ def make_fabric(
         accelerator = device.type
         if devices == 1 and device.index is not None:
             devices = [device.index]
+    if strategy == "fsdp" and accelerator not in ("cuda", "gpu"):
+        raise InputError(
+            f"strategy='fsdp' shards the backbone over GPUs, and this run is on {accelerator!r}: "
+            "pass accelerator='cuda' where there are GPUs, or strategy='ddp'."
+        )
     if precision == "auto":
         precision = choose_precision(accelerator)
     several = devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1)
@@ -68,14 +81,14 @@ def make_fabric(
             f"num_nodes={num_nodes!r} needs processes on several machines: start this script on "
             "each of them with torchrun."
         )
-    strategy = ("ddp" if launched else "ddp_spawn") if several or launched else "auto"
+    processes = several or launched or strategy is not None
     try:
         return Fabric(
             accelerator=accelerator,
             devices=devices,
             num_nodes=num_nodes,
             precision=precision,  # type: ignore[arg-type]
-            strategy=strategy,
+            strategy=("ddp" if launched else "ddp_spawn") if processes else "auto",
         )
     except Exception as error:
         raise InputError(
@@ -90,6 +103,7 @@ def run(
     work: Work,
     history: list[Epoch],
     backbone: bool = False,
+    sharded: bool = False,
 ) -> None:
     """Train in this process, or in processes that Fabric starts, and collect the weights here.
 
@@ -100,6 +114,7 @@ def run(
         work: trains the network; pickled if processes are started.
         history: is appended to.
         backbone: whether the backbone is trained.
+        sharded: whether the processes share out the weights of the backbone.
 
     Raises:
         EarlyExitError: as `work` raises it; the weights trained until then are in place.
@@ -108,6 +123,9 @@ def run(
     launcher = fabric.strategy.launcher
     if launcher is None or launcher.is_interactive_compatible or not _spawns(launcher):
         fabric.launch()
+        if sharded:
+            _train_shards(fabric, ee, final_path, work, history)
+            return
         with _moved(ee, fabric.device):
             work(fabric, ee, _submodule(ee, final_path), history)
         return
@@ -122,6 +140,7 @@ def run(
             file=file,
             path=list(sys.path),
             backbone=backbone,
+            sharded=sharded,
         )
         try:
             fabric.launch(Transferable(function))
@@ -148,6 +167,7 @@ def _run_in_process(
     file: Path,
     path: list[str],
     backbone: bool,
+    sharded: bool,
 ) -> None:
     """Train in a process that Fabric started; process 0 writes the result to `file`."""
     sys.path[:] = path
@@ -158,6 +178,8 @@ def _run_in_process(
     fabric.barrier()
     final = _submodule(ee, final_path)
     ee.to(fabric.device)
+    if sharded:
+        shard_backbone(ee, final=final)
     try:
         work(fabric, ee, final, history)
     except EarlyExitError as raised:
@@ -172,6 +194,24 @@ def _run_in_process(
             "error": error,
         }
         torch.save(result, file)
+
+
+def _train_shards(
+    fabric: Fabric,
+    ee: EarlyExitModule,
+    final_path: str | None,
+    work: Work,
+    history: list[Epoch],
+) -> None:
+    """Train a copy with a sharded backbone, and take over the weights that were trained."""
+    copied = copy.deepcopy(ee).to(fabric.device)
+    final = _submodule(copied, final_path)
+    shard_backbone(copied, final=final)
+    try:
+        work(fabric, copied, final, history)
+    finally:
+        trained = snapshot(trained_state(copied, final))
+        restore(trained_state(ee, _submodule(ee, final_path)), trained)
 
 
 def _spawns(launcher: Any) -> bool:

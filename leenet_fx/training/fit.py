@@ -87,6 +87,7 @@ def fit(
     accelerator: str | None = None,
     devices: int | str | list[int] = 1,
     num_nodes: int = 1,
+    strategy: str | None = None,
     precision: str | None = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -143,6 +144,9 @@ def fit(
             result is that of one device, up to the order of summation; but BatchNorm that is
             trained, and objectives on batch means, are computed on each process's share.
         num_nodes: number of machines, each with `devices` processes that torchrun starts.
+        strategy: "ddp": each process holds the network; "fsdp": processes on GPUs share out the
+            weights of a frozen backbone, and gather those of each layer while it runs. None takes
+            "ddp" if there are several processes.
         precision: "32-true", which None takes, "bf16-mixed", "16-mixed", or "auto": "bf16-mixed" on
             devices with instructions for it. Others emulate it, several times slower than float32.
         seed: of everything random.
@@ -188,6 +192,7 @@ def fit(
             accelerator=accelerator,
             devices=devices,
             num_nodes=num_nodes,
+            strategy=strategy,
             precision=precision,
             progress=progress,
         )
@@ -216,6 +221,7 @@ def _run(
     accelerator: str | None,
     devices: int | str | list[int],
     num_nodes: int,
+    strategy: str | None,
     precision: str | None,
     progress: bool | None,
 ) -> FitResult:
@@ -226,7 +232,8 @@ def _run(
         finished = _finished_run(ee, folder, plan, class_names)
         if finished is not None:
             return finished
-    fabric = distributed.make_fabric(ee, accelerator, devices, precision, num_nodes)
+    fabric = distributed.make_fabric(ee, accelerator, devices, precision, num_nodes, strategy)
+    sharded = strategy == "fsdp"
     final = None if plan.final_path is None else ee.get_submodule(plan.final_path)
     result = FitResult(plan.method.name, plan.alpha, plan.cost, plan.seed, plan.options)
     if not plan.trains_final:
@@ -238,11 +245,18 @@ def _run(
             raise InputError(
                 f"Method '{plan.method.name}' trains the backbone: cache=True needs a frozen one."
             )
+        if sharded and backbone:
+            raise InputError(
+                f"Method '{plan.method.name}' trains the backbone: strategy='fsdp' needs a frozen "
+                "one; pass strategy='ddp'."
+            )
         fixed = evaluation_modules(ee)
         ee.eval()
         with _cached(ee, data, cache, labelled=plan.labelled) as sources:
+            # Training on cached features does not run the backbone.
+            sharded = sharded and not sources.caches()
             work = Worker(sources, plan, costs, folder, resume, tensorboard, show, fixed)
-            distributed.run(fabric, ee, plan.final_path, work, result.history, backbone)
+            distributed.run(fabric, ee, plan.final_path, work, result.history, backbone, sharded)
         _record(ee, plan, class_names)
     if folder is not None and fabric.is_global_zero:
         save(ee, folder, fit={**result.to_dict(), "plan": plan.to_dict()}, overwrite=True)

@@ -13,6 +13,7 @@ from leenet_fx.features.feature_batch import FeatureBatch
 from leenet_fx.methods.phases import Phase, Update
 from leenet_fx.objectives import BatchOutputs, SumOfExits
 from leenet_fx.parts.branches import run_branches
+from leenet_fx.runtime.active_batch import detach
 from leenet_fx.surgery.module import EarlyExitModule
 
 
@@ -116,9 +117,25 @@ class PhaseLoss:
         return _Outputs(self._scale(cached.logits), gates, labels)
 
     def _from_images(self, batch: FeatureBatch, images: Tensor) -> _Outputs:
-        outputs = self.ee.all_exits(images)
-        labels = self.labels(batch.labels, outputs.logits[-1])
-        return _Outputs(outputs.logits, outputs.gate_logits, labels)
+        if self.phase.detached_exits:
+            logits, gates = self._all_exits_in_parts(images)
+        else:
+            logits, gates = self.ee.all_exits(images)
+        return _Outputs(logits, gates, self.labels(batch.labels, logits[-1]))
+
+    def _all_exits_in_parts(self, images: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return class logits and gate logits of parts that exchange no gradients."""
+        detached = self.phase.detached_exits
+        features = self.ee.exit_features(images, detached)
+        exits: list[tuple[Tensor, ...]] = []
+        previous: list[tuple[Tensor, ...]] = []
+        for index, (branch, tensors) in enumerate(zip(self.branches, features, strict=False)):
+            exits.append(branch(*tensors, previous_exits=previous))
+            previous.append(exits[-1])
+            if index in detached:
+                previous = detach(previous)
+        logits = (*(outputs[0] for outputs in exits), next(features)[0])
+        return logits, torch.stack([outputs[1] for outputs in exits], 1)
 
     def _from_final_inputs(self, batch: FeatureBatch) -> _Outputs:
         inputs = batch.final_inputs

@@ -122,6 +122,7 @@ def make_plan(
     alpha = method.check_cost_weight(alpha)
     method.check_parts(ee.spec.branch, ee.spec.branch_options)
     method.policy_for(ee.num_exits).check(ee.num_exits)
+    _check_detached_exits(method, ee.num_exits)
     check_cost_kind(cost)
     _check_numbers(lr, patience, has_val=data.val is not None)
     for name, source in data.named():
@@ -199,6 +200,15 @@ def _trainable_phases(method: Method, final_path: str | None) -> list[Phase]:
     """Return the phases without that of a final classifier that is not trained."""
     phases = method.phases
     return [p for p in phases if p.parameter_groups != {"final"} or final_path is not None]
+
+
+def _check_detached_exits(method: Method, num_exits: int) -> None:
+    for phase in method.phases:
+        if any(index >= num_exits for index in phase.detached_exits):
+            raise InputError(
+                f"Method '{method.name}' cuts the network behind exits "
+                f"{list(phase.detached_exits)}, and it has {num_exits}, from 0 to {num_exits - 1}."
+            )
 
 
 def _check_backbone(ee: EarlyExitModule, method: Method, data: FitData) -> None:

@@ -54,7 +54,7 @@ def test_a_config_value_of_the_wrong_type_is_named(capsys, monkeypatch, tmp_path
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert "'--epochs'" in error
-    assert "integer" in error
+    assert "valid int" in error
 
 
 def test_a_config_is_read_as_yaml(tmp_path):

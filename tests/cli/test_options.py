@@ -67,7 +67,11 @@ VERBS = {
     "serve": (
         *("model", "weights", "mean", "std", "interpolation", "point", "host", "port", "api-key"),
         *("batch-size", "max-delay", "queue", "max-bytes", "max-pixels", "rate", "threads"),
-        "help",
+        *("ray", "ray-address", "replicas", "replica-cpus", "help"),
+    ),
+    "tier": (
+        *("stages", "listen", "next", "dtype", "bandwidth", "timeout", "point", "limit"),
+        *("model", *IMAGES, "weights", "split", *LOADER, *LAST[1:]),
     ),
     "run": ("data", "point", "backbone", "batch-size", "threads", "limit", *LAST[1:]),
 }

@@ -33,6 +33,7 @@ PRESETS = {
     "e2cm": (["means"], MaxProbability(0.5)),
     "eenet": (["exits"], MaxProbability(0.9)),
     "eenets": (["exits", "gates"], GateThreshold(0.0)),
+    "hierarchical": (["joint"], MaxProbability(0.9)),
     "jei-dnn": (["exits", "alternating"], GateThreshold(0.0)),
     "leenet": (["exits", "gates"], GateThreshold(0.0)),
     "leenet-alpha": (["exits", "gates"], AlphaConditionedGate(0.2)),
@@ -43,7 +44,7 @@ PRESETS = {
     "ztw": (["exits", "ensembles"], MaxProbability(0.9)),
 }
 
-JOINT = {"boostnet", "branchynet", "diffbranch", "eenets", "msdnet", "pabee"}
+JOINT = {"boostnet", "branchynet", "diffbranch", "eenets", "hierarchical", "msdnet", "pabee"}
 
 FROZEN = sorted(set(PRESETS) - JOINT)
 

@@ -106,6 +106,8 @@ def test_a_model_of_a_library_needs_no_name(tmp_path, started):
         (("{base}/saved", "--host", "no.such.host.invalid"), 1, "is no address of this machine"),
         (("{base}/saved", "--mean", "x"), 1, "--mean must be like"),
         (("{base}/saved", "--api-key", ""), 1, "api-key must be text"),
+        (("{base}/saved", "--replicas", "2"), 2, "need --ray"),
+        (("{base}/saved", "--ray-address", "auto"), 2, "need --ray"),
     ],
 )
 def test_bad_input_is_one_clear_error(base, started, capsys, monkeypatch, arguments, code, message):
@@ -132,4 +134,13 @@ def test_a_missing_library_names_the_extra(base, started, capsys, monkeypatch, n
     code, text = fails(capsys, monkeypatch, "serve", f"{base}/saved")
     assert code == 1
     assert f"needs {name.replace('_', '-')}: pip install 'leenet-fx[serve]'" in text
+    assert not started
+
+
+@pytest.mark.parametrize("name", ["ray", "ray.serve"])
+def test_a_missing_ray_names_the_extra(base, started, capsys, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    code, text = fails(capsys, monkeypatch, "serve", f"{base}/saved", "--ray")
+    assert code == 1
+    assert "needs ray: pip install 'leenet-fx[serve]'" in text
     assert not started

@@ -124,6 +124,8 @@ def test_a_loss_that_is_not_finite_restores_the_weights_in_mixed_precision():
         ({"accelerator": "abacus"}, "accelerator='abacus'"),
         ({"devices": -3}, "devices=-3"),
         ({"num_nodes": 2}, "num_nodes=2 needs .* torchrun"),
+        ({"strategy": "fsdp"}, "shards the backbone over GPUs, and this run is on 'cpu'"),
+        ({"strategy": "deepspeed"}, "strategy must be one of ddp, fsdp, got 'deepspeed'"),
     ],
 )
 def test_devices_and_precisions_that_do_not_exist_are_errors(options, message):

@@ -1,0 +1,223 @@
+"""The simulation of the serving benchmark: checked against the server, then beyond this machine."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from serve_networks import SHARES, open_served, stored
+from serve_simulation import Simulation, Stage, System
+
+from leenet_fx.serving.served_network import ServedNetwork
+
+SIZES = (1, 2, 4, 8, 16)
+REPEATS = 5
+CORES = 2
+CALIBRATION = (0.2, 0.4)
+"""Loads of which the first gives the time of a trip, and the second processor times."""
+
+WANTED = (250.0, 1000.0, 4000.0)
+UTILISATION = 0.7
+LIFETIME = 300.0
+SECONDS = 20.0
+
+
+def stage_times(network: ServedNetwork, images: torch.Tensor) -> dict[str, Any]:
+    """Measure the stages of a network on batches of several sizes.
+
+    Args:
+        network: it runs in this process.
+        images: (n, C, H, W).
+
+    Returns:
+        "stages": seconds of a batch and of a sample of each, by least squares; "bytes": of the live
+        values of a sample behind each stage but the last.
+    """
+    samples: list[list[tuple[int, float]]] = [[] for _ in range(network.num_stages)]
+    live = [0.0] * (network.num_stages - 1)
+    arrays = [image.numpy() for image in images]
+    for turn in range(REPEATS):
+        for size in SIZES:
+            groups: list[Any] = []
+            for place in range(0, 4 * max(SIZES), size):
+                numbers = list(range(place, place + size))
+                groups.append(network.first_group([arrays[n] for n in numbers], numbers))
+            for stage in range(network.num_stages):
+                groups, left = _in_sizes(network, stage, groups, size), []
+                for group in groups:
+                    count = len(group[1]) if isinstance(group, tuple) else group.count
+                    start = time.perf_counter()
+                    remaining = network.run(stage, "saved", group)[1]
+                    if turn:
+                        samples[stage].append((count, time.perf_counter() - start))
+                    if remaining is not None:
+                        left.append(remaining)
+                        live[stage] = _bytes(remaining) / remaining.count
+                groups = left
+    fitted = []
+    for found in samples:
+        by_size = {n: np.median([t for size, t in found if size == n]) for n, _ in found}
+        counts = np.array(sorted(by_size), float)
+        times = np.array([by_size[int(n)] for n in counts])
+        # Relative errors count alike at every size.
+        matrix = np.stack([np.ones_like(counts), counts], 1) / times[:, None]
+        fixed, each = np.linalg.lstsq(matrix, np.ones_like(times), rcond=None)[0]
+        fitted.append([max(0.0, float(fixed)), float(each)])
+    return {"stages": fitted, "bytes": live}
+
+
+def _in_sizes(network: ServedNetwork, stage: int, groups: list[Any], size: int) -> list[Any]:
+    """Return groups joined to about a size."""
+    if stage == 0 or not groups:
+        return groups
+    joined, part = [], []
+    for group in groups:
+        part.append(group)
+        if sum(member.count for member in part) >= size:
+            joined.append(network.join(stage, part))
+            part = []
+    return joined + ([network.join(stage, part)] if part else [])
+
+
+def _bytes(group: Any) -> int:
+    tensors = [*group.live, group.previous_logits, group.logits_history, group.state]
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+
+
+def simulate(
+    name: str, folder: Path, done: Mapping[str, Any], keep: Callable[[str, Any], None]
+) -> None:
+    """Check the simulation against the measured loads of a network, and go beyond them.
+
+    Args:
+        name: of the network.
+        folder: of its images.
+        done: the finished measurements.
+        keep: keeps another.
+    """
+    images = stored(folder)["images"]
+    for kind in ("exits", "backbone"):
+        rows = {
+            float(key.rpartition("/")[2]): row
+            for key, row in done.items()
+            if key.startswith(f"{name}/{kind}/")
+        }
+        if not all(share in rows for share in CALIBRATION):
+            continue
+        key = f"{name}/stages/{kind}"
+        if key not in done:
+            keep(key, stage_times(open_served(folder, kind), images))
+        system = calibrated(kind, dict(_kept(done, key)), rows)
+        compared = [{"load": share, **compare(system, row)} for share, row in sorted(rows.items())]
+        keep(
+            f"{name}/simulated/{kind}",
+            {"front": system.front, "trip": system.trip, "rows": compared},
+        )
+        if kind == "exits":
+            live = _kept(done, key)["bytes"]
+            keep(f"{name}/scale", [*scales(replace(system, client=0.0), live)])
+
+
+def _kept(done: Mapping[str, Any], key: str) -> Any:
+    if key in done:
+        return done[key]
+    from serve import kept
+
+    return kept()[key]
+
+
+def with_row(system: System, row: Mapping[str, Any]) -> System:
+    """Return a system with the cores that other programs left while a load was measured."""
+    used = row["used"]
+    return replace(system, cores=max(0.2, CORES - (used["others"] + used["ray"]) / used["seconds"]))
+
+
+def calibrated(kind: str, times: Mapping[str, Any], rows: Mapping[float, Any]) -> System:
+    """Return the system on this machine.
+
+    Args:
+        kind: "exits" or "backbone".
+        times: from `stage_times`.
+        rows: measured loads.
+    """
+    from serve import REPLICAS
+
+    light, row = rows[CALIBRATION[0]], rows[CALIBRATION[1]]
+    shares = SHARES if kind == "exits" else (1.0,)
+    replicas = [int(n) for n in REPLICAS[kind].split(",")]
+    reached = [sum(shares[stage:]) for stage in range(len(shares))]
+    # Processor time of replicas beyond that of their stages: unpacking, and shared caches.
+    modelled = sum(r * sum(t) for r, t in zip(reached, times["stages"], strict=True))
+    slower = max(1.0, row["used"]["replicas"] / row["answered"] / modelled)
+    system = System(
+        stages=tuple(
+            Stage(n, fixed * slower, each * slower)
+            for n, (fixed, each) in zip(replicas, times["stages"], strict=True)
+        ),
+        shares=shares,
+        front=row["used"]["front"] / row["answered"],
+        client=row["cpu"] / row["count"],
+    )
+    low, high = 0.0, 0.2
+    for _ in range(12):
+        middle = (low + high) / 2
+        found = compare(replace(system, trip=middle), light)
+        low, high = (middle, high) if found["p50"] < light["p50"] else (low, middle)
+    return replace(system, trip=low)
+
+
+def compare(system: System, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return simulated figures of a measured load, beside the measured ones."""
+    # Few requests make percentiles that differ between runs; the simulation takes several.
+    runs = [
+        Simulation(with_row(system, row), row["rate"], row["count"], seed).run()
+        for seed in range(5)
+    ]
+    found = {name: float(np.median([run[name] for run in runs])) for name in runs[0]}
+    measured = {f"measured {name}": row[name] for name in ("p50", "p95", "p99", "throughput")}
+    return {"rate": row["rate"], **found, **measured}
+
+
+def scales(system: System, live: list[float]) -> list[dict[str, Any]]:
+    """Return rows of larger systems, in which each process has a core of its own.
+
+    Args:
+        system: on this machine.
+        live: bytes of a sample behind each stage but the last.
+    """
+    rows = []
+    system = replace(system, cores=None)
+    reached = [sum(system.shares[stage:]) for stage in range(len(system.shares))]
+    for rate in WANTED:
+        stages = tuple(
+            replace(stage, replicas=math.ceil(rate * r * stage.each / UTILISATION))
+            for stage, r in zip(system.stages, reached, strict=True)
+        )
+        fronts = math.ceil(rate * system.front / UTILISATION)
+        cases = {
+            "one HTTP process": replace(system, stages=stages),
+            "enough HTTP processes": replace(system, stages=stages, fronts=fronts),
+            f"replicas live {LIFETIME:g} s": replace(
+                system, stages=stages, fronts=fronts, lifetime=LIFETIME
+            ),
+        }
+        for text, case in cases.items():
+            found = Simulation(case, rate, int(rate * SECONDS)).run()
+            moved = rate * sum(r * b for r, b in zip(reached[1:], live, strict=True))
+            rows.append(
+                {
+                    "case": text,
+                    "rate": rate,
+                    "replicas": [stage.replicas for stage in stages],
+                    "HTTP processes": case.fronts,
+                    "live tensors, MB/s": moved / 1e6,
+                    **found,
+                }
+            )
+    return rows
