@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from cifar10 import EXITS, HEAD_BATCH, RESULTS, WORK, Cifar10, trained_branches
+from static_family import beside, comparison_of
 
 import leenet_fx
 from leenet_fx.data.digits import load_digits
@@ -372,16 +373,26 @@ def main() -> None:
 
 def write(comparisons: dict[str, Comparison], names: Sequence[str], trained: float | None) -> None:
     """Write the results of all parts whose folders contain one."""
-    records = [read_records(FOLDERS / n)[0] for n in names if (FOLDERS / n).exists()]
+    records = []
+    for name in names:
+        if (FOLDERS / name).exists():
+            record = dict(read_records(FOLDERS / name)[0])
+            found = beside(comparison_of(record["comparison"]), network_of(name))
+            records.append({**record, "comparison": found.to_dict()})
     rows = [
         {"part": name, **{k: v for k, v in row.items() if k != "areas"}}
         for name, comparison in comparisons.items()
-        for row in comparison.rows()
+        for row in beside(comparison, network_of(name)).rows()
     ]
     result = Result(COMMAND, rows, criteria(comparisons, trained), environment())
     result.write(RESULT, "Comparison of methods", table(rows))
     write_alpha_conditioned(comparisons)
     write_page(RESULT.with_suffix(".html"), records, "Comparison of methods", interactive=False)
+
+
+def network_of(part: str) -> str:
+    """Return the backbone of a part."""
+    return part.removesuffix("-mixed")
 
 
 def _as_tensor(image: Any) -> torch.Tensor:
