@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from cifar10 import EXITS, HEAD_BATCH, RESULTS, WORK, Cifar10, trained_branches
+from static_family import beside, comparison_of
 
 import leenet_fx
 from leenet_fx.data.digits import load_digits
@@ -54,8 +55,9 @@ SLOW = {"diffbranch": 6, "jei-dnn": 3, "eenets": 3}
 JOINT_EPOCHS = 15
 """Number of epochs of the recipe that trains the backbone, which has one seed."""
 
-METHODS = [name for name in leenet_fx.list_methods() if name != "pteenet"]
-"""All but PTEEnet, whose branches are convolutional: it is compared on digits only."""
+METHODS = [name for name in leenet_fx.list_methods() if name not in ("lgvit", "pteenet")]
+"""All but PTEEnet, whose branches are convolutional: it is compared on digits only; and
+LGViT, whose heads read tokens, which these networks have none of."""
 
 JOINT_LR = 0.24
 """Eight times the recipe's default, for backbone and exits: fifteen epochs are few."""
@@ -380,11 +382,16 @@ def write(
     comparisons: dict[str, Comparison], names: Sequence[str], measured: Sequence[Criterion]
 ) -> None:
     """Write the results of all parts whose folders contain one; rows not measured are kept."""
-    records = [read_records(FOLDERS / n)[0] for n in names if (FOLDERS / n).exists()]
+    records = []
+    for name in names:
+        if (FOLDERS / name).exists():
+            record = dict(read_records(FOLDERS / name)[0])
+            drawn = beside(comparison_of(record["comparison"]), network_of(name))
+            records.append({**record, "comparison": drawn.to_dict()})
     stored = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": [], "criteria": []}
     rows = {(row["part"], row["label"]): row for row in stored["rows"]}
     for name, comparison in comparisons.items():
-        for row in comparison.rows():
+        for row in beside(comparison, network_of(name)).rows():
             rows[name, row["label"]] = {
                 "part": name,
                 **{k: v for k, v in row.items() if k != "areas"},
@@ -397,6 +404,11 @@ def write(
     result.write(RESULT, "Comparison of methods", table(found))
     write_alpha_conditioned(comparisons)
     write_page(RESULT.with_suffix(".html"), records, "Comparison of methods", interactive=False)
+
+
+def network_of(part: str) -> str:
+    """Return the backbone of a part."""
+    return part.removesuffix("-mixed")
 
 
 def _as_tensor(image: Any) -> torch.Tensor:

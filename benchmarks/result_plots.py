@@ -1,8 +1,8 @@
-"""Plots of stored results: promises kept and their price, placements, the five lines.
+"""Plots of stored results: promises kept and their price, placements, the five lines, frontiers.
 
     python benchmarks/result_plots.py
 
-Writes benchmarks/results/{risk,placement,first_lines}.png from the JSON files beside them.
+Writes {risk,placement,first_lines,frontiers}.png to benchmarks/results, from the JSON files there.
 """
 
 from __future__ import annotations
@@ -11,10 +11,21 @@ import json
 from typing import Any
 
 from cifar10 import RESULTS
+from static_family import family
 
 from leenet_fx.report.plots import BLUE, GREEN, GREY, ORANGE, pyplot, save
 
 RULES = {"betting": BLUE, "hoeffding-bentkus": GREEN, "in expectation": GREY, "naive": ORANGE}
+FRONTIERS = {
+    ("resnet20", "conv: distilled"): BLUE,
+    ("resnet56", "conv: distilled"): GREEN,
+    ("resnet20-mixed", "conv: distilled, mixed"): ORANGE,
+}
+"""Part and label of the comparison of methods whose frontiers are drawn."""
+
+SIDE = {"deep": "x:", "deep-56": "+:"}
+"""Rows of side branches that are drawn."""
+
 DROPS = {"1": BLUE, "3": ORANGE}
 PLACEMENTS = ("fine", "pareto", "golden", "linear", "every", "auto")
 
@@ -93,7 +104,56 @@ def plot_first_lines() -> None:
     save(figure, RESULTS / "first_lines.png")
 
 
+def plot_frontiers() -> None:
+    """Plot frontiers of networks with exits beside networks without exits, over MFLOPs."""
+    figure, (cifar, caltech) = pyplot().subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    plain = {name: family(name) for name in ("resnet", "lite0")}
+    for axes, members in zip((cifar, caltech), plain.values(), strict=True):
+        flops = [row["flops"] / 1e6 for row in members]
+        accuracies = [100 * row["accuracy"] for row in members]
+        axes.plot(flops, accuracies, "k--s", ms=5, label="networks without exits")
+        axes.set(xlabel="mean MFLOPs per image")
+        axes.grid(alpha=0.3)
+    backbones = {row["network"]: row["flops"] for row in plain["resnet"]}
+    rows = {(row["part"], row["label"]): row for row in rows_of("methods")}
+    for (part, label), color in FRONTIERS.items():
+        at = frontier_of(rows[part, label], backbones[part.removesuffix("-mixed")])
+        cifar.plot(*at, "o-", color=color, ms=4, label=f"{part}, {label.removeprefix('conv: ')}")
+    for name, marker in SIDE.items():
+        row = next((row for row in rows_of("side") if row["row"] == name), None)
+        if row is not None:
+            found = [row[drop] for drop in ("3", "1", "0") if row[drop] is not None]
+            flops = [point["flops"] * row["flops"] / 1e6 for point in found]
+            accuracies = [100 * point["accuracy"] for point in found]
+            cifar.plot(flops, accuracies, marker, color=GREY, label=f"side branches, {name}")
+    cifar.set(ylabel="accuracy on test images, %", title="CIFAR-10, ResNets", ylim=(82, 91))
+    placed = [row for row in rows_of("placement") if row["pair"].endswith("lite0/caltech101")]
+    largest = max((row["flops"] for row in plain["lite0"]), default=0) / 1e6
+    best = max((row["accuracy"] for row in plain["lite0"]), default=0)
+    for row in placed:
+        if row["rule"] == "auto" and row["asked"] is None:
+            drops = [drop for drop in ("3", "1") if row[f"flops on test at {drop}"] is not None]
+            flops = [row[f"flops on test at {drop}"] * largest for drop in drops]
+            accuracies = [100 * best - float(drop) for drop in drops]
+            caltech.plot(flops, accuracies, "o-", color=BLUE, label="exits, frozen backbone")
+    caltech.set(title="Caltech-101, EfficientNet-Lite0")
+    for axes in (cifar, caltech):
+        axes.legend(fontsize=7, loc="lower right")
+    save(figure, RESULTS / "frontiers.png")
+
+
+def frontier_of(row: dict[str, Any], flops: int) -> tuple[list[float], list[float]]:
+    """Return MFLOPs and accuracies in % of the best operating points within budgets."""
+    found = [
+        (share, row[f"accuracy_at_{share}"])
+        for share in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+        if row[f"accuracy_at_{share}"] is not None
+    ]
+    return [share * flops / 1e6 for share, _ in found], [100 * accuracy for _, accuracy in found]
+
+
 if __name__ == "__main__":
     plot_risk()
     plot_placements()
     plot_first_lines()
+    plot_frontiers()

@@ -85,6 +85,16 @@ def resnet20(num_classes: int = 10) -> CifarResNet:
     return CifarResNet(3, num_classes)
 
 
+def resnet32(num_classes: int = 10) -> CifarResNet:
+    """Return ResNet-32: 0.46 M parameters, 68.9 M multiply-adds."""
+    return CifarResNet(5, num_classes)
+
+
+def resnet44(num_classes: int = 10) -> CifarResNet:
+    """Return ResNet-44: 0.66 M parameters, 97.2 M multiply-adds."""
+    return CifarResNet(7, num_classes)
+
+
 def resnet56(num_classes: int = 10) -> CifarResNet:
     """Return ResNet-56: 0.85 M parameters, 125.5 M multiply-adds."""
     return CifarResNet(9, num_classes)

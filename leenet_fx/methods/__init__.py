@@ -14,6 +14,7 @@ from leenet_fx.methods import (  # noqa: F401
     jei_dnn,
     leenet,
     leenet_alpha,
+    lgvit,
     msdnet,
     pabee,
     pteenet,

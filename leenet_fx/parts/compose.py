@@ -28,6 +28,7 @@ from leenet_fx.parts.necks import (
 )
 from leenet_fx.parts.prototypes import PrototypeNeck
 from leenet_fx.parts.side import SideNeck
+from leenet_fx.parts.token_heads import TokenNeck
 from leenet_fx.registry import unknown_name
 
 
@@ -217,5 +218,6 @@ for _name, _neck in (
     ("strided", StridedConvNeck),
     ("side", SideNeck),
     ("prototype", PrototypeNeck),
+    ("lgvit", TokenNeck),
 ):
     register_branch(_name)(partial(compose, _neck))

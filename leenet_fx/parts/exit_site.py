@@ -58,11 +58,13 @@ class ExitSite:
         features: shapes of the tensors that the branch reads.
         num_classes: number of classes.
         position: number of earlier exits.
+        share: FLOPs of the backbone up to here, relative to all.
     """
 
     features: tuple[FeatureShape, ...]
     num_classes: int
     position: int = 0
+    share: float = 0.0
 
 
 def finest_grid(site: ExitSite) -> int:

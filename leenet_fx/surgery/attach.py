@@ -195,7 +195,12 @@ def _build(
     with torch.random.fork_rng(devices=[]), torch.device("meta" if on_meta else "cpu"):
         torch.default_generator.manual_seed(seed)
         sites = [
-            ExitSite(feature_shapes(traced.boundaries[index]), traced.num_classes, position)
+            ExitSite(
+                feature_shapes(traced.boundaries[index]),
+                traced.num_classes,
+                position,
+                traced.profile.candidates[index].flops / max(traced.profile.flops, 1),
+            )
             for position, index in enumerate(placement.indices)
         ]
         branches = [make_branch(factory, site, options) for site in sites]

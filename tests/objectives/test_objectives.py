@@ -12,6 +12,7 @@ from leenet_fx.objectives import (
     BatchOutputs,
     BoostNet,
     BranchyNet,
+    CalexNet,
     DepthWeighted,
     DifferentiableBranching,
     Distillation,
@@ -32,6 +33,7 @@ from leenet_fx.objectives import (
 PUBLISHED = {
     "boostnet": BoostNet,
     "branchynet": BranchyNet,
+    "calexnet": CalexNet,
     "diffbranch": DifferentiableBranching,
     "distillation": Distillation,
     "eenets": EENets,

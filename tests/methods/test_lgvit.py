@@ -1,0 +1,187 @@
+"""LGViT: heads for tokens, against plain computations, and end to end on digits."""
+
+import math
+
+import pytest
+import timm
+import torch
+from networks import images, tiny
+from torch.nn import functional as F
+
+import leenet_fx
+from leenet_fx import InputError
+from leenet_fx.data.digits import load_digits
+from leenet_fx.parts.exit_site import ExitSite, FeatureShape
+from leenet_fx.parts.token_heads import GlobalHead, LocalHead, TokenNeck
+
+
+def vit(seed=0, **options):
+    torch.manual_seed(seed)
+    values = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2}
+    values |= {"in_chans": 1, "num_classes": 10, **options}
+    return timm.create_model("vit_tiny_patch16_224", **values).eval()
+
+
+def site(tokens=17, channels=6, share=0.2):
+    return ExitSite((FeatureShape((1, tokens, channels), 2),), 5, share=share)
+
+
+def randomize(module):
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if tensor.is_floating_point():
+                tensor.copy_(torch.randn(tensor.shape, generator=generator))
+                if "running_var" in name:
+                    tensor.abs_().add_(0.5)
+    return module.eval()
+
+
+def normalized(x, norm):
+    shape = (1, -1) + (1,) * (x.ndim - 2)
+    mean, var, w, b = (
+        at.view(shape) for at in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
+    return (x - mean) / (var + 1e-5).sqrt() * w + b
+
+
+@pytest.mark.parametrize(("prefix", "side"), [(1, 4), (0, 3), (5, 4)])
+@torch.no_grad()
+def test_local_heads_convolve_the_grid_of_patches(prefix, side):
+    neck = randomize(TokenNeck(site(prefix + side * side), width=8))
+    assert (neck.prefix, neck.side) == (prefix, side)
+    layers = neck.layers
+    assert isinstance(layers, LocalHead)
+    x = images(3, prefix + side * side, 6)
+    # Patch n is at row n / side and column n mod side.
+    maps = torch.stack([x[:, prefix + n] for n in range(side * side)], 2).view(3, 6, side, side)
+    expanded = torch.einsum("bchw,oc->bohw", maps, layers.expand[0].weight[:, :, 0, 0])
+    expanded = F.gelu(normalized(expanded, layers.expand[1]))
+    padded, local = F.pad(expanded, (1, 1, 1, 1)), 0
+    for i in range(3):
+        for j in range(3):
+            weight = layers.local[0].weight[:, 0, i, j].view(1, -1, 1, 1)
+            local = local + weight * padded[:, :, i : i + side, j : j + side]
+    local = F.gelu(normalized(local, layers.local[1]))
+    mixed = torch.einsum("bchw,oc->bohw", local, layers.mix[0].weight[:, :, 0, 0])
+    mixed = normalized(mixed, layers.mix[1]).mean((2, 3))
+    front = (x[:, :prefix] if prefix else x).mean(1) @ layers.front[0].weight.T
+    expected = F.relu(mixed + normalized(front, layers.front[1])) * 16 / math.sqrt(8)
+    assert torch.allclose(neck(*neck.pool(x)), expected, atol=1e-3, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_global_heads_attend_to_averaged_patches():
+    neck = randomize(TokenNeck(site(share=0.9), width=32, windows=2))
+    layers = neck.layers
+    assert isinstance(layers, GlobalHead)
+    assert layers.heads == 2
+    x = images(3, 17, 6)
+    windows = x[:, 1:].view(3, 2, 2, 2, 2, 6).mean((2, 4)).view(3, 4, 6)
+    tokens = F.layer_norm(torch.cat([x[:, :1], windows], 1), (6,))
+    tokens = tokens * layers.norm.weight + layers.norm.bias
+    query, key, value = (
+        tokens @ at.weight.T + at.bias for at in (layers.query, layers.key, layers.value)
+    )
+    means = []
+    for head in (slice(0, 16), slice(16, 32)):
+        scores = query[..., head] @ key[..., head].transpose(1, 2) / 4
+        means.append((scores.softmax(2) @ value[..., head]).mean(1))
+    output = normalized(torch.cat(means, 1) @ layers.output[0].weight.T, layers.output[1])
+    expected = F.relu(output) * 16 / math.sqrt(32)
+    assert torch.allclose(neck(*neck.pool(x)), expected, atol=1e-3, rtol=1e-4)
+
+
+def test_heads_are_local_up_to_a_share_of_the_flops():
+    def kinds(**options):
+        ee = leenet_fx.attach(vit(depth=2), "every", method="lgvit", branch_options=options)
+        return [type(branch.neck.layers).__name__[0] for branch in ee.exits.branches()]
+
+    assert kinds() == ["L", "G"]
+    assert kinds(local_share=1) == ["L"] * 2
+    assert kinds(local_share=0.0) == ["G"] * 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((1, 8, 4, 4), 1), ((1, 4, 4, 8), 3), ((1, 8), 1), ((1, 8, 17), 1)]
+)
+def test_features_without_tokens_are_refused_by_name(shape, axis):
+    with pytest.raises(InputError, match="An 'lgvit' branch reads the tokens"):
+        TokenNeck(ExitSite((FeatureShape(shape, axis),), 5))
+
+
+def test_networks_without_tokens_are_refused():
+    with pytest.raises(InputError, match=r"reads the tokens .* got \[\(1, 8, 16, 16\)\]: 'pool'"):
+        leenet_fx.attach(tiny(), "every", method="lgvit", example_inputs=images(1, 3, 16, 16))
+    two = (FeatureShape((1, 16, 8), 2), FeatureShape((1, 1, 8), 2))
+    with pytest.raises(InputError, match="reads the tokens"):
+        TokenNeck(ExitSite(two, 5))
+
+
+@pytest.mark.parametrize("tokens", [12 * 16 + 1, 5 * 9, 64 + 9])
+def test_tokens_that_are_no_square_are_refused(tokens):
+    with pytest.raises(InputError, match=f"got {tokens} tokens"):
+        TokenNeck(site(tokens))
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("width", [0, 1.5, True, "8"]),
+        ("windows", [0, None]),
+        ("kernel", [0, 2, "3"]),
+        ("local_share", [-0.1, 1.1, "half", True, float("nan")]),
+    ],
+)
+def test_options_out_of_range_are_refused(option, values):
+    for value in values:
+        with pytest.raises(InputError, match=option):
+            TokenNeck(site(), **{option: value})
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_digits(0, views=4)
+
+
+@pytest.fixture(scope="module")
+def backbone(digits):
+    """A transformer after brief training."""
+    model = vit(depth=3).train()
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    shuffle = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        for batch, labels in digits["train"].loader(128, shuffle):
+            optimizer.zero_grad()
+            F.cross_entropy(model(batch), labels).backward()
+            optimizer.step()
+    return model.eval()
+
+
+def test_exits_on_digits_are_trained_run_saved_and_loaded(tmp_path, digits, backbone):
+    ee = leenet_fx.attach(backbone, "every", method="lgvit")
+    test = next(iter(digits["test"].loader(len(digits["test"].images))))
+    leenet_fx.fit(ee, digits["train"].loader(64, torch.Generator().manual_seed(0)), epochs=1)
+    with torch.no_grad():
+        logits = ee.all_exits(test[0]).logits
+        assert torch.equal(logits[-1], backbone(test[0]))
+    accurate = [float((at.argmax(1) == test[1]).float().mean()) for at in logits]
+    # A head on early tokens is not far behind so briefly trained a network.
+    assert min(accurate[:-1]) > accurate[-1] - 0.1
+    assert accurate[-1] > 0.3
+    count = len(test[1])
+    forced = ee.predict(test[0], exit_index=torch.arange(count) % 4)
+    for index in range(4):
+        chosen = torch.arange(count) % 4 == index
+        assert torch.allclose(forced.logits[chosen], logits[index][chosen], atol=1e-3)
+    leenet_fx.set_budget(ee, digits["calibration"].loader(64), 0.8)
+    leenet_fx.save(ee, tmp_path / "saved")
+    loaded = leenet_fx.load(tmp_path / "saved", backbone)
+    assert torch.equal(loaded.predict(test[0]).logits, ee.predict(test[0]).logits)
+    # The kind of a head depends on where it stands, not on how many exits there are.
+    pruned = leenet_fx.prune(ee, [2])
+    leenet_fx.save(pruned, tmp_path / "pruned")
+    again = leenet_fx.load(tmp_path / "pruned", backbone)
+    assert isinstance(again.exits[0].neck.layers, GlobalHead)
+    with torch.no_grad():
+        assert torch.equal(again.all_exits(test[0]).logits[0], logits[2])
