@@ -1,4 +1,7 @@
-"""Stages on Ray Serve: answers, operating points, back-pressure, and the loss of replicas."""
+"""Stages on Ray Serve: answers, operating points, back-pressure, and the loss of replicas.
+
+Tests that start a cluster, a process of a gigabyte for each stage, are slow ones.
+"""
 
 import asyncio
 import os
@@ -162,6 +165,7 @@ def check(found, expected):
     assert given == pytest.approx(expected.confidence.tolist(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_predict(network, stages):
     batch = images(40, 3, 16, 16)
     expected = network.ee.predict(batch)
@@ -177,6 +181,7 @@ def test_answers_are_those_of_predict(network, stages):
     assert ran == [40, 40 - counts[0], counts[2]]
 
 
+@pytest.mark.slow
 def test_http_answers_and_points_are_those_of_one_process(network, stages):
     batch = images(6, 3, 16, 16, seed=8)
     ee = network.ee
@@ -197,6 +202,7 @@ def test_http_answers_and_points_are_those_of_one_process(network, stages):
     assert 'leenet_stage_batch_size_sum{stage="0"} 18.0' in text
 
 
+@pytest.mark.slow
 def test_samples_beyond_the_queue_are_refused(network, stages):
     stages.queue = 3
     batch = images(10, 3, 16, 16, seed=9)
@@ -215,6 +221,7 @@ def kill(stage):
     os.kill(number, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_lost_replica_loses_no_request(network, stages):
     batch = images(80, 3, 16, 16)
 
