@@ -106,8 +106,10 @@ def plot_first_lines() -> None:
 
 def plot_frontiers() -> None:
     """Plot frontiers of networks with exits beside networks without exits, over MFLOPs."""
-    figure, (cifar, caltech) = pyplot().subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     plain = {name: family(name) for name in ("resnet", "lite0")}
+    if not all(plain.values()):
+        return
+    figure, (cifar, caltech) = pyplot().subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for axes, members in zip((cifar, caltech), plain.values(), strict=True):
         flops = [row["flops"] / 1e6 for row in members]
         accuracies = [100 * row["accuracy"] for row in members]
