@@ -37,6 +37,9 @@ RATES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.3, 1.7, 2.2)
 """Loads, relative to what one core would answer without a server."""
 
 LOAD_SECONDS = 20.0
+LOAD_COUNT = 100
+"""Of a load, the least seconds and the least number of requests."""
+
 
 REPLICAS = {"exits": "2,1,1", "backbone": "2"}
 KILLED = (0, 1, 2, 0, 1)
@@ -114,7 +117,9 @@ def throughput(name: str, folder: Path) -> None:
         for share, kind in todo:
             rate = share / one
             usage = Usage(servers[kind])
-            found = loaded(load(servers[kind], folder, rate, int(rate * LOAD_SECONDS)), folder)
+            found = loaded(
+                load(servers[kind], folder, rate, max(LOAD_COUNT, int(rate * LOAD_SECONDS))), folder
+            )
             used = usage.read()
             used["others"] = max(0.0, used["others"] - found["cpu"])
             values = {**summary(found), "used": used, "load average": os.getloadavg()[0]}

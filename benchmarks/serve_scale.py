@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import nnls
+from serve_load import arrivals
 from serve_networks import SHARES, open_served, stored
-from serve_simulation import Simulation, Stage, System
+from serve_simulation import Simulation, Stage, System, random_requests
 
 from leenet_fx.serving.served_network import ServedNetwork
 
 SIZES = (1, 2, 4, 8, 16)
-REPEATS = 5
+REPEATS = 4
 CORES = 2
-CALIBRATION = (0.2, 0.4)
-"""Loads of which the first gives the time of a trip, and the second processor times."""
+CALIBRATION = 0.2
+"""Load whose median latency gives how much other programs take."""
 
 WANTED = (250.0, 1000.0, 4000.0)
 UTILISATION = 0.7
@@ -45,17 +47,17 @@ def stage_times(network: ServedNetwork, images: torch.Tensor) -> dict[str, Any]:
     for turn in range(REPEATS):
         for size in SIZES:
             groups: list[Any] = []
-            for place in range(0, 4 * max(SIZES), size):
+            for place in range(0, 2 * max(SIZES), size):
                 numbers = list(range(place, place + size))
                 groups.append(network.first_group([arrays[n] for n in numbers], numbers))
             for stage in range(network.num_stages):
                 groups, left = _in_sizes(network, stage, groups, size), []
                 for group in groups:
                     count = len(group[1]) if isinstance(group, tuple) else group.count
-                    start = time.perf_counter()
+                    start = time.process_time()
                     remaining = network.run(stage, "saved", group)[1]
                     if turn:
-                        samples[stage].append((count, time.perf_counter() - start))
+                        samples[stage].append((count, time.process_time() - start))
                     if remaining is not None:
                         left.append(remaining)
                         live[stage] = _bytes(remaining) / remaining.count
@@ -101,24 +103,28 @@ def simulate(
         done: the finished measurements.
         keep: keeps another.
     """
-    images = stored(folder)["images"]
+    data = stored(folder)
+    images = data["images"]
     for kind in ("exits", "backbone"):
         rows = {
             float(key.rpartition("/")[2]): row
             for key, row in done.items()
             if key.startswith(f"{name}/{kind}/")
         }
-        if not all(share in rows for share in CALIBRATION):
+        if CALIBRATION not in rows:
             continue
         key = f"{name}/stages/{kind}"
         if key not in done:
             keep(key, stage_times(open_served(folder, kind), images))
-        system = calibrated(kind, dict(_kept(done, key)), rows)
-        compared = [{"load": share, **compare(system, row)} for share, row in sorted(rows.items())]
-        keep(
-            f"{name}/simulated/{kind}",
-            {"front": system.front, "trip": system.trip, "rows": compared},
-        )
+        exits = data["exits"].tolist() if kind == "exits" else [0] * len(images)
+        system = calibrated(kind, dict(_kept(done, key)), rows, exits)
+        compared = [
+            {"load": share, **compare(system, row, exits)}
+            for share, row in sorted(rows.items())
+            if share != CALIBRATION
+        ]
+        values = {"front": system.front, "background": system.background, "rows": compared}
+        keep(f"{name}/simulated/{kind}", values)
         if kind == "exits":
             live = _kept(done, key)["bytes"]
             keep(f"{name}/scale", [*scales(replace(system, client=0.0), live)])
@@ -132,54 +138,67 @@ def _kept(done: Mapping[str, Any], key: str) -> Any:
     return kept()[key]
 
 
-def with_row(system: System, row: Mapping[str, Any]) -> System:
-    """Return a system with the cores that other programs left while a load was measured."""
-    used = row["used"]
-    return replace(system, cores=max(0.2, CORES - (used["others"] + used["ray"]) / used["seconds"]))
-
-
-def calibrated(kind: str, times: Mapping[str, Any], rows: Mapping[float, Any]) -> System:
+def calibrated(
+    kind: str, times: Mapping[str, Any], rows: Mapping[float, Any], exits: Sequence[int]
+) -> System:
     """Return the system on this machine.
 
     Args:
         kind: "exits" or "backbone".
         times: from `stage_times`.
         rows: measured loads.
+        exits: stage at which each image exits.
     """
     from serve import REPLICAS
 
-    light, row = rows[CALIBRATION[0]], rows[CALIBRATION[1]]
     shares = SHARES if kind == "exits" else (1.0,)
     replicas = [int(n) for n in REPLICAS[kind].split(",")]
     reached = [sum(shares[stage:]) for stage in range(len(shares))]
     # Processor time of replicas beyond that of their stages: unpacking, and shared caches.
     modelled = sum(r * sum(t) for r, t in zip(reached, times["stages"], strict=True))
-    slower = max(1.0, row["used"]["replicas"] / row["answered"] / modelled)
+    slower = max(1.0, per_request(rows, "replicas") / modelled)
     system = System(
         stages=tuple(
             Stage(n, fixed * slower, each * slower)
             for n, (fixed, each) in zip(replicas, times["stages"], strict=True)
         ),
         shares=shares,
-        front=row["used"]["front"] / row["answered"],
-        client=row["cpu"] / row["count"],
+        front=per_request(rows, "front"),
+        client=np.median([r.get("cpu of sending", 0.0) / r["count"] for r in rows.values()]),
+        cores=CORES,
     )
-    low, high = 0.0, 0.2
+    light, low, high = rows[CALIBRATION], 0.0, 20.0
     for _ in range(12):
         middle = (low + high) / 2
-        found = compare(replace(system, trip=middle), light)
+        found = compare(replace(system, background=middle), light, exits)
         low, high = (middle, high) if found["p50"] < light["p50"] else (low, middle)
-    return replace(system, trip=low)
+    return replace(system, background=low)
 
 
-def compare(system: System, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return simulated figures of a measured load, beside the measured ones."""
-    # Few requests make percentiles that differ between runs; the simulation takes several.
-    runs = [
-        Simulation(with_row(system, row), row["rate"], row["count"], seed).run()
-        for seed in range(5)
-    ]
-    found = {name: float(np.median([run[name] for run in runs])) for name in runs[0]}
+def per_request(rows: Mapping[float, Any], name: str) -> float:
+    """Return the processor time of processes that grows with requests, not with time.
+
+    Args:
+        rows: measured loads.
+        name: of the processes.
+    """
+    used = np.array([row["used"][name] for row in rows.values()])
+    seconds = np.array([row["used"]["seconds"] for row in rows.values()])
+    answered = np.array([row["answered"] for row in rows.values()])
+    return float(nnls(np.stack([seconds, answered], 1), used)[0][1])
+
+
+def compare(system: System, row: Mapping[str, Any], exits: Sequence[int]) -> dict[str, Any]:
+    """Return simulated figures of a measured load, beside the measured ones.
+
+    Args:
+        system: on this machine.
+        row: the measured load, whose requests are simulated.
+        exits: stage at which each image exits.
+    """
+    chosen, times = arrivals(row["rate"], row["count"], len(exits))
+    requests = [(time, exits[image]) for time, image in zip(times, chosen, strict=True)]
+    found = Simulation(system, requests).run()
     measured = {f"measured {name}": row[name] for name in ("p50", "p95", "p99", "throughput")}
     return {"rate": row["rate"], **found, **measured}
 
@@ -192,11 +211,11 @@ def scales(system: System, live: list[float]) -> list[dict[str, Any]]:
         live: bytes of a sample behind each stage but the last.
     """
     rows = []
-    system = replace(system, cores=None)
+    system = replace(system, cores=None, background=0.0)
     reached = [sum(system.shares[stage:]) for stage in range(len(system.shares))]
     for rate in WANTED:
         stages = tuple(
-            replace(stage, replicas=math.ceil(rate * r * stage.each / UTILISATION))
+            replace(stage, replicas=math.ceil(rate * r * (stage.fixed + stage.each) / UTILISATION))
             for stage, r in zip(system.stages, reached, strict=True)
         )
         fronts = math.ceil(rate * system.front / UTILISATION)
@@ -208,7 +227,7 @@ def scales(system: System, live: list[float]) -> list[dict[str, Any]]:
             ),
         }
         for text, case in cases.items():
-            found = Simulation(case, rate, int(rate * SECONDS)).run()
+            found = Simulation(case, random_requests(case, rate, int(rate * SECONDS))).run()
             moved = rate * sum(r * b for r, b in zip(reached[1:], live, strict=True))
             rows.append(
                 {

@@ -12,8 +12,9 @@ import heapq
 import itertools
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 BATCHES = 2
@@ -46,6 +47,7 @@ class System:
         fronts: number of HTTP processes.
         client: seconds of processor time of a request in the load process on the same cores.
         cores: that all processes share; None if each process has one of its own.
+        background: number of other programs that always run on these cores.
         batch_size: largest number of samples of a batch.
         max_delay: seconds that a sample waits for others.
         queue: largest number of requests that one HTTP process answers at a time.
@@ -60,6 +62,7 @@ class System:
     fronts: int = 1
     client: float = 0.0
     cores: float | None = None
+    background: float = 0.0
     batch_size: int = 16
     max_delay: float = 0.002
     queue: int = 256
@@ -85,9 +88,10 @@ class _Replica:
 class Clock:
     """Runs events in order; work proceeds at the rate at which processes share cores."""
 
-    def __init__(self, cores: float | None) -> None:
+    def __init__(self, cores: float | None, background: float = 0.0) -> None:
         self.now = 0.0
         self.cores = cores
+        self.background = background
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._work: list[tuple[float, int, Callable[[], None]]] = []
         self._done = 0.0
@@ -109,7 +113,7 @@ class Clock:
         while self._events or self._work:
             rate = 1.0
             if self._work and self.cores is not None:
-                rate = min(1.0, self.cores / len(self._work))
+                rate = min(1.0, self.cores / (len(self._work) + self.background))
             finish = float("inf")
             if self._work:
                 finish = self.now + max(0.0, self._work[0][0] - self._done) / rate
@@ -127,18 +131,19 @@ class Clock:
 class Simulation:
     """One run."""
 
-    def __init__(self, system: System, rate: float, count: int, seed: int = 0) -> None:
+    def __init__(
+        self, system: System, requests: Sequence[tuple[float, int]], seed: int = 0
+    ) -> None:
         """Prepare requests.
 
         Args:
             system: what is simulated.
-            rate: requests a second.
-            count: number of requests.
-            seed: of arrivals, exits and losses.
+            requests: time of arrival and stage of exit of each, in order of time.
+            seed: of losses and routes.
         """
         self.system = system
         self.random = random.Random(seed)
-        self.clock = Clock(system.cores)
+        self.clock = Clock(system.cores, system.background)
         self.latencies: list[float] = []
         self.refused = self.restarted = self.lost = 0
         self.last = 0.0
@@ -146,18 +151,16 @@ class Simulation:
         self._front_queues: list[deque[tuple[float, Callable[[], None]]]] = [
             deque() for _ in range(system.fronts)
         ]
-        self._client_queue: list[deque[tuple[float, Callable[[], None]]]] = [deque()]
+        self._client_queue: deque[tuple[float, Callable[[], None]]] = deque()
         # Each HTTP process has queues of its own; replicas are shared.
         self._waiting: list[list[deque[Any]]] = [
             [deque() for _ in system.stages] for _ in range(system.fronts)
         ]
         self._running = [[0] * len(system.stages) for _ in range(system.fronts)]
         self._replicas = [[_Replica() for _ in range(s.replicas)] for s in system.stages]
-        time = 0.0
-        for _ in range(count):
-            time += self.random.expovariate(rate)
-            self.clock.at(time, lambda at=time: self._arrive(at))  # type: ignore[misc]
-        self.end = time
+        for time, stage in requests:
+            self.clock.at(time, partial(self._arrive, time, stage))
+        self.end = requests[-1][0]
         if system.lifetime is not None:
             for stage, replicas in enumerate(self._replicas):
                 for replica in replicas:
@@ -195,20 +198,19 @@ class Simulation:
 
         self.clock.work(seconds, done)
 
-    def _arrive(self, arrival: float) -> None:
+    def _arrive(self, arrival: float, exit_stage: int) -> None:
         if self.system.client:
-            queue = self._client_queue[0]
-            self._serially(queue, self.system.client, lambda: self._reach(arrival))
+            reach = partial(self._reach, arrival, exit_stage)
+            self._serially(self._client_queue, self.system.client, reach)
         else:
-            self._reach(arrival)
+            self._reach(arrival, exit_stage)
 
-    def _reach(self, arrival: float) -> None:
+    def _reach(self, arrival: float, exit_stage: int) -> None:
         front = self.random.randrange(self.system.fronts)
         if self._pending[front] >= self.system.queue:
             self.refused += 1
             return
         self._pending[front] += 1
-        exit_stage = self.random.choices(range(len(self.system.shares)), self.system.shares)[0]
         request = _Request(arrival, exit_stage, front)
         queue = self._front_queues[front]
         self._serially(queue, self.system.front, lambda: self._add(0, [request], None))
@@ -312,6 +314,23 @@ class Simulation:
             self._plan_loss(stage, replica)
 
         self.clock.at(self.clock.now + self.system.restart, restart)
+
+
+def random_requests(
+    system: System, rate: float, count: int, seed: int = 0
+) -> list[tuple[float, int]]:
+    """Return requests at the times of a Poisson process.
+
+    Args:
+        system: whose shares exit at each stage.
+        rate: requests a second.
+        count: number of requests.
+        seed: of times and exits.
+    """
+    generator = random.Random(seed)
+    exits = generator.choices(range(len(system.shares)), system.shares, k=count)
+    gaps = (generator.expovariate(rate) for _ in range(count))
+    return list(zip(itertools.accumulate(gaps), exits, strict=True))
 
 
 def percentile(ordered: list[float], share: float) -> float:
