@@ -26,7 +26,7 @@ from leenet_fx.serving.waiting import Waiting, first_arrival, take, waiting_coun
 
 logger = logging.getLogger("leenet_fx")
 
-GIVE_UP_SECONDS = 120.0
+GIVE_UP_SECONDS = 300.0
 """Time after which samples whose replicas are lost again and again get no answer."""
 
 PAUSE_SECONDS = 0.1
