@@ -377,22 +377,17 @@ def write(comparisons: dict[str, Comparison], names: Sequence[str], trained: flo
     for name in names:
         if (FOLDERS / name).exists():
             record = dict(read_records(FOLDERS / name)[0])
-            found = beside(comparison_of(record["comparison"]), network_of(name))
+            found = beside(comparison_of(record["comparison"]), name)
             records.append({**record, "comparison": found.to_dict()})
     rows = [
         {"part": name, **{k: v for k, v in row.items() if k != "areas"}}
         for name, comparison in comparisons.items()
-        for row in beside(comparison, network_of(name)).rows()
+        for row in beside(comparison, name).rows()
     ]
     result = Result(COMMAND, rows, criteria(comparisons, trained), environment())
     result.write(RESULT, "Comparison of methods", table(rows))
     write_alpha_conditioned(comparisons)
     write_page(RESULT.with_suffix(".html"), records, "Comparison of methods", interactive=False)
-
-
-def network_of(part: str) -> str:
-    """Return the backbone of a part."""
-    return part.removesuffix("-mixed")
 
 
 def _as_tensor(image: Any) -> torch.Tensor:

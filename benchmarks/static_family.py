@@ -189,8 +189,9 @@ def beside(comparison: Comparison, network: str) -> Comparison:
 
     Args:
         comparison: of methods on the backbone.
-        network: the backbone, such as "resnet56".
+        network: the backbone, such as "resnet56", with "-mixed" behind it where it is trained.
     """
+    network = network.removesuffix("-mixed")
     members = family("resnet")
     whole = next((row["flops"] for row in members if row["network"] == network), None)
     if whole is None:
