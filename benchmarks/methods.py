@@ -386,12 +386,12 @@ def write(
     for name in names:
         if (FOLDERS / name).exists():
             record = dict(read_records(FOLDERS / name)[0])
-            drawn = beside(comparison_of(record["comparison"]), network_of(name))
+            drawn = beside(comparison_of(record["comparison"]), name)
             records.append({**record, "comparison": drawn.to_dict()})
     stored = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": [], "criteria": []}
     rows = {(row["part"], row["label"]): row for row in stored["rows"]}
     for name, comparison in comparisons.items():
-        for row in beside(comparison, network_of(name)).rows():
+        for row in beside(comparison, name).rows():
             rows[name, row["label"]] = {
                 "part": name,
                 **{k: v for k, v in row.items() if k != "areas"},
@@ -404,11 +404,6 @@ def write(
     result.write(RESULT, "Comparison of methods", table(found))
     write_alpha_conditioned(comparisons)
     write_page(RESULT.with_suffix(".html"), records, "Comparison of methods", interactive=False)
-
-
-def network_of(part: str) -> str:
-    """Return the backbone of a part."""
-    return part.removesuffix("-mixed")
 
 
 def _as_tensor(image: Any) -> torch.Tensor:

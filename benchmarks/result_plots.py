@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 from cifar10 import RESULTS
-from static_family import family
+from static_family import LARGEST, family
 
 from leenet_fx.report.plots import BLUE, GREEN, GREY, ORANGE, pyplot, save
 
@@ -107,7 +107,7 @@ def plot_first_lines() -> None:
 def plot_frontiers() -> None:
     """Plot frontiers of networks with exits beside networks without exits, over MFLOPs."""
     plain = {name: family(name) for name in ("resnet", "lite0")}
-    if not all(plain.values()):
+    if not all(any(row["member"] in LARGEST for row in rows) for rows in plain.values()):
         return
     figure, (cifar, caltech) = pyplot().subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for axes, members in zip((cifar, caltech), plain.values(), strict=True):

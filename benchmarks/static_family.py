@@ -84,6 +84,8 @@ MEMBERS = {
     },
 }
 
+LARGEST = ("resnet56", "lite0-160")
+
 
 def build(member: Member, weights: Path) -> nn.Module:
     """Return the network of a member, with its weights."""
@@ -187,8 +189,9 @@ def beside(comparison: Comparison, network: str) -> Comparison:
 
     Args:
         comparison: of methods on the backbone.
-        network: the backbone, such as "resnet56".
+        network: the backbone, such as "resnet56", with "-mixed" behind it where it is trained.
     """
+    network = network.removesuffix("-mixed")
     members = family("resnet")
     whole = next((row["flops"] for row in members if row["network"] == network), None)
     if whole is None:
@@ -224,16 +227,15 @@ def beside(comparison: Comparison, network: str) -> Comparison:
 def write(found: dict[str, Any]) -> None:
     """Write the results of all finished members."""
     records = [{"member": name, **found[name]} for name in MEMBERS if name in found]
-    largest = {
-        row["family"]: max(r["flops"] for r in records if r["family"] == row["family"])
-        for row in records
-    }
+    largest = {row["family"]: row["flops"] for row in records if row["member"] in LARGEST}
     table = [
         {
             "network": row["network"],
             "images": f"{row['size']} px",
             "MFLOPs": f"{row['flops'] / 1e6:.1f}",
-            "of the largest": f"{row['flops'] / largest[row['family']]:.3f}",
+            "of the largest": f"{row['flops'] / largest[row['family']]:.3f}"
+            if row["family"] in largest
+            else "–",
             "accuracy, %": f"{100 * row['accuracy']:.2f}",
             "weights": "of lossless images, not fine-tuned"
             if row["lossless weights"]
