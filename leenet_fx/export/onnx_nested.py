@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 THRESHOLDS, EXIT_INDEX = "thresholds", "exit_index"
 
 
-def nest(models: Sequence[onnx.ModelProto], plan: ExportPlan) -> onnx.ModelProto:
+def nest(
+    models: Sequence[onnx.ModelProto], plan: ExportPlan, *, takes_none: bool = True
+) -> onnx.ModelProto:
     """Compose the models of the stages into one.
 
     Its inputs are `images` (B, …), `thresholds` (N,) on the policy's scale, and `alpha` if gates
@@ -32,11 +34,13 @@ def nest(models: Sequence[onnx.ModelProto], plan: ExportPlan) -> onnx.ModelProto
     Args:
         models: one for each stage, with the names of its tensors.
         plan: the network.
+        takes_none: whether a batch of no images is answered by a condition of its own: some kernels
+            of ONNX Runtime end the process on one. OpenVINO cannot infer shapes behind it.
     """
     from onnx import TensorProto, helper, numpy_helper
 
     stages, decision = plan.stages, plan.decision
-    graph = _Nested(models, plan).whole()
+    graph = _Nested(models, plan).whole(takes_none)
     batch = "batch"
     classes = stages[-1].outputs[0].shape[1]
     shape = [batch if size is None else size for size in stages[0].inputs[0].shape]
@@ -100,12 +104,15 @@ class _Nested:
         self.temperatures = plan.decision.temperatures
         self.num_exits = plan.num_exits
 
-    def whole(self) -> onnx.GraphProto:
+    def whole(self, takes_none: bool) -> onnx.GraphProto:
         """Return the graph, without its inputs and outputs."""
         from onnx import helper
 
         graph = _Graph("")
-        logits, exits = self._stage(graph, 0, {IMAGES: IMAGES, ALPHA: ALPHA})
+        if takes_none:
+            logits, exits = self._if_any(graph)
+        else:
+            logits, exits = self._stage(graph, 0, {IMAGES: IMAGES, ALPHA: ALPHA})
         graph.node("Identity", logits, name=LOGITS)
         graph.node("Identity", exits, name=EXIT_INDEX)
         divided = logits
@@ -119,6 +126,24 @@ class _Nested:
         axis = graph.constant("class_axis", [1])
         graph.node("ReduceMax", probabilities, axis, name=CONFIDENCE, keepdims=0)
         return helper.make_graph(graph.nodes, "leenet_fx", [], [], graph.initializers)
+
+    def _if_any(self, graph: _Graph) -> tuple[str, str]:
+        """Append all stages, under the condition that there are images."""
+        size = graph.node("Shape", IMAGES, name="batch_size", start=0, end=1)
+        some = graph.node("Greater", size, graph.constant("no_images", [0]), name="some_images")
+        scalar = graph.node("Squeeze", some, graph.constant("size_axis", [0]), name="any_images")
+        everything = _Graph("all/")
+        names = self._stage(everything, 0, {IMAGES: IMAGES, ALPHA: ALPHA})
+        nothing = _Graph("empty/")
+        classes = self.stages[-1].outputs[0].shape[1]
+        logits = nothing.constant("no_logits", np.empty((0, classes)), np.float32)
+        exits = nothing.constant("no_exits", np.empty(0), np.int64)
+        return self._if(
+            graph,
+            scalar,
+            self._branch(everything, *names),
+            self._nothing(nothing, logits, exits),
+        )
 
     def _stage(self, graph: _Graph, index: int, inputs: dict[str, str]) -> tuple[str, str]:
         """Append a stage and all later ones; returns the names of logits and exits."""
@@ -160,7 +185,7 @@ class _Nested:
         return self._branch(graph, merged, merged_exits)
 
     def _nothing(self, graph: _Graph, logits: str, own: str) -> onnx.GraphProto:
-        """Return the branch for the case that all samples exited."""
+        """Return the branch in which no later stage runs."""
         return self._branch(
             graph,
             graph.node("Identity", logits, name="same_logits"),

@@ -33,7 +33,7 @@ class OpenVinoFormat(ExportFormat):
     def write(self, plan: ExportPlan, description: Mapping[str, Any], path: Path) -> None:
         import openvino
 
-        model = nest(stage_models(plan), plan)
+        model = nest(stage_models(plan), plan, takes_none=False)
         # OpenVINO takes an input that has a default value for a constant.
         for tensor in [t for t in model.graph.initializer if t.name in (THRESHOLDS, ALPHA)]:
             model.graph.initializer.remove(tensor)

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 from export_helpers import run_file, small
-from networks import images
+from networks import TinyNet, images
 
 import leenet_fx
 from leenet_fx import MaxProbability
@@ -59,7 +59,29 @@ def test_stages_run_on_the_remaining_samples_only(exported):
         assert "Conv" in operators(graph)
         # Initializers that are read from outside would not be optimised.
         assert graph.initializer
-    assert len(conditions) == 2
+    # Whether there are images, and after each exit whether any stay.
+    assert len(conditions) == 3
+
+
+class Grouped(TinyNet):
+    """ONNX Runtime cannot infer a size for −1 from no values."""
+
+    def forward(self, x):
+        x = self.blocks(self.stem(x))
+        x = x.reshape(-1, 2, 4, 16, 16).transpose(1, 2).reshape(-1, 8, 16, 16)
+        return self.fc(x.mean((2, 3)))
+
+
+def test_no_images_run_no_operator_of_the_network(tmp_path):
+    ee = leenet_fx.attach(Grouped().eval(), [1], example_inputs=images(1, 3, 16, 16))
+    ee.policy = MaxProbability(0.25)
+    leenet_fx.export(ee, tmp_path / "net.onnx")
+    logits, exits, confidence = run_file(tmp_path / "net.onnx", images(0, 3, 16, 16))
+    assert logits.shape == (0, 5)
+    assert exits.shape == confidence.shape == (0,)
+    batch = images(4, 3, 16, 16)
+    found = run_file(tmp_path / "net.onnx", batch)
+    assert np.allclose(found[0], ee.predict(batch).logits, atol=1e-6)
 
 
 def test_the_result_tells_what_was_verified(exported):
