@@ -17,7 +17,14 @@ from test_runs import FACTORY
 
 import leenet_fx
 
-COMMAND = (sys.executable, "-c", "from leenet_fx.cli.app import main; main()")
+# As in a terminal, also where the tests run in the background, where Ctrl-C is ignored.
+PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from leenet_fx.cli.app import main
+main()
+"""
+COMMAND = (sys.executable, "-c", PROGRAM)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(leenet_fx.__file__).parents[1])}
 
 

@@ -23,7 +23,13 @@ def small():
     model.pretrained_cfg = {"input_size": (3, 16, 16)}
     return model
 """
-PROGRAM = "from leenet_fx.cli.app import main; main()"
+# As in a terminal, also where the tests run in the background, where Ctrl-C is ignored.
+PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from leenet_fx.cli.app import main
+main()
+"""
 
 
 @pytest.fixture(scope="module")
