@@ -1,5 +1,6 @@
 """Ctrl-C, progress in a log, and the version."""
 
+import importlib
 import json
 import os
 import shlex
@@ -47,7 +48,7 @@ def arguments(base, out, epochs):
 def fit_until_interrupted(monkeypatch, call, target, after):
     """Run a command, which gets a Ctrl-C before the call of `target` number `after`."""
     module, _, name = target.rpartition(".")
-    scope = sys.modules[module]
+    scope = importlib.import_module(module)
     original, count = getattr(scope, name), []
 
     def interrupted(*args, **options):
