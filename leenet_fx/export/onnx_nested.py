@@ -136,6 +136,7 @@ class _Nested:
         names = self._stage(everything, 0, {IMAGES: IMAGES, ALPHA: ALPHA})
         nothing = _Graph("empty/")
         classes = self.stages[-1].outputs[0].shape[1]
+        assert classes is not None
         logits = nothing.constant("no_logits", np.empty((0, classes)), np.float32)
         exits = nothing.constant("no_exits", np.empty(0), np.int64)
         return self._if(
