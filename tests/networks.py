@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from leenet_fx.parts.branches import list_branches
+
 # name → (builder options, image size that is quick, another size the model takes or None)
 ZOO = {
     "torchvision/alexnet": ({}, 96, 128),
@@ -90,6 +92,11 @@ class TinyNet(nn.Module):
     def forward(self, x, scale: float = 1.0):
         x = self.blocks(self.stem(x)).mean((2, 3))
         return self.fc(self.dropout(x)) * scale
+
+
+def branches_of_images() -> list[str]:
+    """Branches that read maps of images; 'lgvit' reads tokens only."""
+    return [name for name in list_branches() if name != "lgvit"]
 
 
 def tiny(seed: int = 0, **options) -> TinyNet:

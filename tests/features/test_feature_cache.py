@@ -5,15 +5,14 @@ import copy
 import pytest
 import torch
 from helpers import assert_equal, attached, data, shuffled
-from networks import images, tiny
+from networks import branches_of_images, images, tiny
 from torch.utils.data import DataLoader, TensorDataset
 
 import leenet_fx
 from leenet_fx import InputError, StorageError, cache_features
-from leenet_fx.parts.branches import list_branches
 
 
-@pytest.mark.parametrize("branch", list_branches())
+@pytest.mark.parametrize("branch", branches_of_images())
 def test_fit_on_cached_features_equals_fit_on_images(branch):
     ee = attached(branch=branch)
     for options in ({}, {"train_final": True}):

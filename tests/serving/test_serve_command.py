@@ -139,6 +139,8 @@ def test_a_missing_library_names_the_extra(base, started, capsys, monkeypatch, n
 
 @pytest.mark.parametrize("name", ["ray", "ray.serve"])
 def test_a_missing_ray_names_the_extra(base, started, capsys, monkeypatch, name):
+    # Other tests of this process may have imported it.
+    monkeypatch.delitem(sys.modules, "ray.serve", raising=False)
     monkeypatch.setitem(sys.modules, name, None)
     code, text = fails(capsys, monkeypatch, "serve", f"{base}/saved", "--ray")
     assert code == 1

@@ -8,13 +8,13 @@ import pytest
 import timm
 import torch
 from helpers import attached, loader
-from networks import images, tiny
+from networks import branches_of_images, images, tiny
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import leenet_fx
 from leenet_fx import InputError, MaxProbability, StorageError, UnknownNameError
-from leenet_fx.parts.branches import get_branch, list_branches
+from leenet_fx.parts.branches import get_branch
 
 X = images(12, 3, 16, 16)
 
@@ -32,7 +32,7 @@ def edit(folder, **changes):
     path.write_text(json.dumps({**config, **changes}))
 
 
-@pytest.mark.parametrize("branch", list_branches())
+@pytest.mark.parametrize("branch", branches_of_images())
 def test_a_loaded_network_predicts_as_the_saved_one(tmp_path, branch):
     ee = fitted(branch=branch)
     ee.policy = MaxProbability([0.5, 0.6, 0.7, 0.8])

@@ -6,13 +6,12 @@ import pickle
 
 import pytest
 import torch
-from networks import close, images, oracle, tiny
+from networks import branches_of_images, close, images, oracle, tiny
 
 import leenet_fx
 import placement
 from leenet_fx import InputError, PlacementError, UnknownNameError
 from leenet_fx.methods import MethodConfig
-from leenet_fx.parts.branches import list_branches
 
 EXAMPLE = images(1, 3, 16, 16)
 
@@ -92,7 +91,7 @@ def test_flatten_warns_when_it_outgrows_the_backbone(caplog):
         ee.all_exits(images(1, 3, 24, 24))
 
 
-@pytest.mark.parametrize("branch", list_branches())
+@pytest.mark.parametrize("branch", branches_of_images())
 @torch.no_grad()
 def test_every_branch_agrees_with_its_oracle(branch):
     ee = leenet_fx.attach(tiny(), "every", example_inputs=EXAMPLE, branch=branch)

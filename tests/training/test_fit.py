@@ -6,17 +6,16 @@ import math
 import pytest
 import torch
 from helpers import attached, backbone, data, loader
-from networks import images, tiny
+from networks import branches_of_images, images, tiny
 from torch import nn
 
 import leenet_fx
 from leenet_fx import GateThreshold, InputError, NeverExit, TrainingError, UnknownNameError
 from leenet_fx.methods.phases import single_update_phase
 from leenet_fx.objectives import Objective, exit_losses
-from leenet_fx.parts.branches import list_branches
 
 
-@pytest.mark.parametrize("branch", list_branches())
+@pytest.mark.parametrize("branch", branches_of_images())
 def test_exits_learn_and_the_backbone_is_frozen(branch):
     ee = attached(branch=branch)
     frozen = backbone(ee)
