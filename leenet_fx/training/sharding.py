@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from operator import attrgetter
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -33,9 +34,10 @@ def shard_backbone(
     """
     called = {str(node.target) for node in ee.graph.nodes if node.op == "call_module"}
     layers = {name: ee.get_submodule(name) for name in called if name.split(".")[0] != "exits"}
-    owners = Counter(id(p) for _, p in _all_parameters(ee))
-    whole = {id(p) for p in (*ee.exits.parameters(), *_parameters(final))}
-    whole |= {id(_attribute(ee, str(n.target))) for n in ee.graph.nodes if n.op == "get_attr"}
+    owners = Counter(id(p) for _, p in ee.named_parameters(remove_duplicate=False))
+    kept = [*ee.exits.parameters(), *(() if final is None else final.parameters())]
+    read = [attrgetter(str(n.target))(ee) for n in ee.graph.nodes if n.op == "get_attr"]
+    whole = {id(value) for value in (*kept, *read)}
     sharded = []
     for name, layer in layers.items():
         own = {id(p) for p in layer.parameters()}
@@ -49,16 +51,3 @@ def shard_backbone(
             "strategy='ddp'."
         )
     return sorted(sharded)
-
-
-def _all_parameters(ee: EarlyExitModule) -> list[tuple[str, nn.Parameter]]:
-    return list(ee.named_parameters(remove_duplicate=False))
-
-
-def _parameters(module: nn.Module | None) -> list[nn.Parameter]:
-    return [] if module is None else list(module.parameters())
-
-
-def _attribute(ee: EarlyExitModule, path: str) -> object:
-    owner, _, name = path.rpartition(".")
-    return getattr(ee.get_submodule(owner), name, None)
