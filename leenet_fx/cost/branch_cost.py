@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from leenet_fx.graph.cloning import clone
 from leenet_fx.graph.node_costs import measure_call
-from leenet_fx.graph.tracer import clone
 from leenet_fx.parts.branches import Branch
 
 

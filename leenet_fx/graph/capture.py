@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from leenet_fx.errors import InputError, TraceError
 from leenet_fx.graph.checks import check_takes_images
+from leenet_fx.graph.cloning import clone
 from leenet_fx.graph.exporter import export
 from leenet_fx.graph.input_shape import find_input
 from leenet_fx.graph.meta_modules import has_user_hooks, meta_copy
@@ -21,7 +22,7 @@ from leenet_fx.graph.outputs import check_not_probabilities, remove_softmax, sel
 from leenet_fx.graph.probe import Probe
 from leenet_fx.graph.proxies import IN_PLACE
 from leenet_fx.graph.signature import images_name, take_images_only
-from leenet_fx.graph.tracer import Trace, clone, trace
+from leenet_fx.graph.tracer import Trace, trace
 
 logger = logging.getLogger("leenet_fx")
 

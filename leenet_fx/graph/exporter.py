@@ -17,9 +17,10 @@ from torch.fx.node import map_aggregate
 
 from leenet_fx.errors import TraceError, first_line
 from leenet_fx.graph.batch_dim import PROBE_BATCH_SIZES
+from leenet_fx.graph.cloning import clone
 from leenet_fx.graph.shape_queries import hoist_shape_queries
 from leenet_fx.graph.signature import replace_forward, take_images_only
-from leenet_fx.graph.tracer import CONSTANT, Trace, clone
+from leenet_fx.graph.tracer import CONSTANT, Trace
 
 
 def export(

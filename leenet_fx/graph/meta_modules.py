@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leenet_fx.graph.cloning import clone
 from leenet_fx.graph.compat import Hooks, forward_hooks
 from leenet_fx.graph.devices import move_attributes
-from leenet_fx.graph.tracer import clone
 
 
 def meta_copy(root: nn.Module) -> nn.Module:

@@ -44,15 +44,51 @@ def _same_shape(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
 
+def _in_place(x: Tensor, *_: Any) -> Tensor:
+    return x
+
+
+def _scaled(x: Tensor, *_: Any) -> Tensor | None:
+    return torch.empty_like(x) if x.is_floating_point() else None
+
+
+def _elementwise(a: Tensor, b: Any, *rest: Any) -> Tensor | None:
+    if rest:
+        return None
+    if isinstance(b, (int, float)):
+        return _scaled(a)
+    if not isinstance(b, Tensor) or not b.is_meta or a.dtype != b.dtype:
+        return None
+    if a.shape == b.shape:
+        return torch.empty_like(a) if a.stride() == b.stride() else None
+    # The scale of each channel, as in squeeze-and-excitation.
+    spread = a.ndim == b.ndim and all(n in (1, m) for m, n in zip(a.shape, b.shape, strict=True))
+    return torch.empty_like(a) if spread else None
+
+
+def _log_softmax(x: Tensor, _: int, to_float: bool) -> Tensor | None:
+    return None if to_float else x.new_empty(x.shape)
+
+
 _SHAPE_RULES: dict[Any, Callable[..., Any]] = {
     aten_operator("native_layer_norm.default"): _layer_norm,
     aten_operator("native_batch_norm.default"): _batch_norm,
-    aten_operator("_safe_softmax.default"): _same_shape,
-    aten_operator("gelu.default"): _same_shape,
     aten_operator("addmm.default"): _addmm,
+    aten_operator("_log_softmax.default"): _log_softmax,
+    aten_operator("mul.Scalar"): _scaled,
+    **{aten_operator(f"{name}.Tensor"): _elementwise for name in ("add", "mul", "sub")},
+    **{
+        aten_operator(f"{name}.default"): _same_shape
+        for name in ("_safe_softmax", "gelu", "relu", "silu", "hardswish")
+    },
+    **{
+        aten_operator(f"{name}.default"): _in_place
+        for name in ("relu_", "silu_", "hardswish_", "hardtanh_")
+    },
 }
 """Results of some operators on meta tensors, None where torch must check the arguments. On the meta
-device torch decomposes these operators into a dozen others, which would dominate the run time."""
+device torch decomposes these operators into a dozen others, or infers their shapes in Python, which
+would dominate the run time."""
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import random
 import traceback
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import torchvision
 from torch import fx, nn
 
 from leenet_fx.errors import TraceError, first_line
+from leenet_fx.graph.cloning import clone
 from leenet_fx.graph.contexts import Contexts, detach_without_grad
 from leenet_fx.graph.devices import follow_device
 from leenet_fx.graph.encoders import run_layer_by_layer, runs_layer_by_layer
@@ -55,30 +54,6 @@ class Trace:
     tracer: Literal["fx", "export"] = "fx"
     images_name: str | None = None
     returns_mapping: bool = False
-
-
-def clone(model: nn.Module, tensors: Literal["copy", "share", "meta"]) -> nn.Module:
-    """Copy a module tree, with its tensors copied, shared, or replaced by meta tensors.
-
-    Raises:
-        TraceError: the model cannot be copied.
-    """
-    memo: dict[int, Any] = {}
-    if tensors != "copy":
-        for tensor in (*model.parameters(), *model.buffers()):
-            memo[id(tensor)] = tensor if tensors == "share" else _to_meta(tensor)
-    for computed in _computed_tensors(model):
-        detached = computed.detach()
-        memo[id(computed)] = _to_meta(detached) if tensors == "meta" else detached.clone()
-    for module in model.modules():
-        # Empty dictionaries for hooks are most of a module tree, and deepcopy is slow on them.
-        for value in module.__dict__.values():
-            if type(value) is OrderedDict and not value:
-                memo[id(value)] = OrderedDict()
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:
-        raise TraceError(f"{type(model).__name__} cannot be copied: {error}") from error
 
 
 def trace(
@@ -307,15 +282,6 @@ class _Tracer(fx.Tracer):
         return parameter_proxy_cache[name]
 
 
-def _computed_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Yield attributes of modules that are results of computations; deepcopy rejects them."""
-    for module in model.modules():
-        for value in module.__dict__.values():
-            for item in value.values() if isinstance(value, dict) else (value,):
-                if isinstance(item, torch.Tensor) and item.grad_fn is not None:
-                    yield item
-
-
 def _register_plain_tensors(root: nn.Module, graph: fx.Graph) -> None:
     """Register tensor attributes that the graph reads as buffers, so that they follow `.to()`."""
     for node in graph.nodes:
@@ -326,13 +292,6 @@ def _register_plain_tensors(root: nn.Module, graph: fx.Graph) -> None:
         if isinstance(owner.__dict__.get(attribute), torch.Tensor):
             tensor = owner.__dict__.pop(attribute)
             owner.register_buffer(attribute, tensor, persistent=False)
-
-
-def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
-    meta = tensor.detach().to("meta")
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(meta, requires_grad=tensor.requires_grad)
-    return meta
 
 
 def _large_modules(root: nn.Module) -> set[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +34,20 @@ LARGE_SHARE = 0.1
 """Share of the backbone's parameters above which `flatten` branches cause a warning."""
 
 
+@contextmanager
+def _garbage_collection_paused() -> Iterator[None]:
+    """Pause the collector: a graph is hundreds of thousands of objects, all of them in use."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 @check_keywords
+@_garbage_collection_paused()
 # Tensors that are created in inference mode cannot be traced or trained.
 @torch.inference_mode(False)
 def attach(

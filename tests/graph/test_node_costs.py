@@ -50,6 +50,53 @@ def test_views_and_in_place_results_create_no_bytes(call, created):
     assert measure_call(call, torch.empty(2, 3, device="meta"))[1:] == (0, created)
 
 
+IMAGES = torch.empty(2, 4, 6, 6, device="meta")
+CHANNELS_LAST = IMAGES.to(memory_format=torch.channels_last)
+HALF = IMAGES.half()
+SCALE = torch.empty(2, 4, 1, 1, device="meta")
+VECTOR = torch.empty(6, device="meta")
+COUNTS = torch.empty(2, 3, dtype=torch.int64, device="meta")
+
+
+@pytest.mark.parametrize("x", [IMAGES, CHANNELS_LAST, HALF, COUNTS, IMAGES.transpose(2, 3)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: x + x,
+        lambda x: x * 2.5,
+        lambda x: x - 1,
+        lambda x: x * 1j if x.dtype == torch.float32 else x,
+        lambda x: 1 - x,
+        lambda x: torch.add(x, x, alpha=2),
+        lambda x: x * SCALE if x.ndim == 4 else x,
+        lambda x: SCALE * x if x.ndim == 4 else x,
+        lambda x: x + VECTOR if x.ndim == 4 else x,
+        lambda x: x + x.float(),
+        lambda x: x + x.contiguous(),
+        lambda x: x.unsqueeze(0) + x,
+        lambda x: x.relu(),
+        lambda x: x.clone().relu_(),
+        lambda x: x.expand(3, *x.shape).relu(),
+        lambda x: torch.nn.functional.silu(x) if x.is_floating_point() else x,
+        lambda x: torch.nn.functional.hardswish(x) if x.is_floating_point() else x,
+        lambda x: torch.nn.functional.hardtanh_(x.clone()) if x.is_floating_point() else x,
+        lambda x: torch.nn.functional.gelu(x) if x.is_floating_point() else x,
+        lambda x: x.log_softmax(1) if x.is_floating_point() else x,
+        lambda x: x.log_softmax(1, dtype=torch.float32),
+    ],
+)
+def test_results_have_the_shapes_dtypes_and_strides_of_torch(call, x):
+    expected, (result, _, _) = call(x), measure_call(call, x)
+    assert result.is_meta
+    assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
+    assert result.stride() == expected.stride()
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(RuntimeError, match=r"must match the size|[Ss]hape mismatch|broadcast"):
+        measure_call(lambda x: x + x[:, :3], IMAGES)
+
+
 def test_operators_on_constants_are_not_logged():
     operations = Operations()
     x, y = torch.empty(2, 3), torch.empty(3)
