@@ -7,6 +7,7 @@ spread over the exits is run, and no decision is closer than `MARGIN` to its thr
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from typing import Protocol
@@ -20,6 +21,7 @@ from leenet_fx.export.formats import Runner
 from leenet_fx.export.stage_modules import ExportPlan
 from leenet_fx.policies import AlphaConditionedGate, Policy, ThresholdPolicy, policy_scores
 from leenet_fx.runtime.outputs import build_prediction
+from leenet_fx.surgery.module import EarlyExitModule
 
 MARGIN = 1e-6
 """Least distance between a confidence and a threshold."""
@@ -240,6 +242,7 @@ class _Comparison:
             raise ExportError(
                 f"The exported network has other logits on {where}: the largest difference is "
                 f"{error:.2g} of the largest logit, at most {self.tolerance:g} is accepted."
+                f"{_rounding(self.plan.ee, expected_policy, images)}"
             )
         sure = build_prediction(
             torch.from_numpy(found), torch.from_numpy(found_exits), None, active.temperatures
@@ -274,6 +277,25 @@ class _Comparison:
                 f"The runtime cannot run the exported network on a batch of {len(images)}: "
                 f"{first_line(error)}"
             ) from error
+
+
+def _rounding(ee: EarlyExitModule, policy: Policy, images: Tensor) -> str:
+    """Return a sentence on a network whose own results depend on rounding, "" for others."""
+    try:
+        with torch.inference_mode():
+            logits, exits = ee.run_with(images, policy)
+            precise, same_exits = deepcopy(ee).double().run_with(images.double(), policy)
+    except RuntimeError:
+        # It has constants of 32 bits.
+        return ""
+    scale = max(float(precise.abs().max()), 1e-30)
+    difference = float((logits - precise).abs().max()) / scale
+    if not torch.equal(exits, same_exits) or not difference > TOLERANCE / 2:
+        return ""
+    return (
+        f" It amplifies rounding: PyTorch's own results in 32 bits differ from those in 64 by "
+        f"{difference:.2g} there."
+    )
 
 
 def _policy_for(

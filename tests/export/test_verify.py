@@ -1,5 +1,6 @@
 """What is verified before a file is put in place, with formats that compute wrong results."""
 
+import re
 from itertools import product
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from export_helpers import small
 from networks import images
+from torch import nn
 
 import leenet_fx
 from leenet_fx import DependencyError, ExportError, InputError, MaxProbability, StorageError
@@ -54,6 +56,13 @@ class WrongLogits(EagerFormat):
     def change(self, logits, exits):
         # The last of the exits, in one of the rows.
         logits = torch.where((exits == 1).unsqueeze(1), logits * (1 + 1e-4), logits)
+        return Prediction(logits.numpy(), exits.numpy(), logits.softmax(1).amax(1).numpy())
+
+
+@register_format("test-last-stage")
+class WrongLastStage(EagerFormat):
+    def change(self, logits, exits):
+        logits = torch.where((exits == 2).unsqueeze(1), logits * (1 + 1e-3), logits)
         return Prediction(logits.numpy(), exits.numpy(), logits.softmax(1).amax(1).numpy())
 
 
@@ -144,6 +153,34 @@ def test_a_file_that_computes_something_else_is_not_put_in_place(ee, tmp_path, n
         leenet_fx.export(ee, tmp_path / "net", name)
     assert [path.name for path in tmp_path.iterdir()] == ["net"]
     assert (tmp_path / "net").read_text() == "an earlier export"
+
+
+class Amplifier(nn.Module):
+    """Loses digits in 32 bits."""
+
+    def forward(self, x):
+        return (x + 3000) - 3000
+
+
+@pytest.mark.parametrize("amplifies", [False, True])
+def test_networks_that_amplify_rounding_are_told_so(tmp_path, amplifies):
+    torch.manual_seed(0)
+    network = leenet_fx.attach(
+        nn.Sequential(
+            *(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()) for _ in range(4)),
+            Amplifier() if amplifies else nn.Identity(),
+            nn.Flatten(),
+            nn.Linear(3 * 8 * 8, 4),
+        ).eval(),
+        [0, 1],
+        example_inputs=torch.zeros(1, 3, 8, 8),
+        blocks="?",
+    )
+    network.policy = MaxProbability(0.5)
+    with pytest.raises(ExportError, match="other logits on a batch") as error:
+        leenet_fx.export(network, tmp_path / "net", "test-last-stage")
+    sentence = r"It amplifies rounding: PyTorch's own results in 32 bits differ from those in 64 by"
+    assert bool(re.search(sentence, str(error.value))) == amplifies
 
 
 def test_a_missing_library_names_the_extra_before_anything_is_computed(ee, tmp_path):
