@@ -44,7 +44,7 @@ from leenet_fx import EarlyExitModule, MaxProbability, NeverExit
 from leenet_fx.environment import environment
 from leenet_fx.export.formats import Runner, get_format
 from leenet_fx.export.stage_modules import export_plan
-from leenet_fx.export.verify import thresholds_for
+from leenet_fx.export.verify import BATCH_SIZES, LARGE_BATCH, SCALES, thresholds_for
 from leenet_fx.report.results import Criterion, Result
 
 RESULT = Path(__file__).parent / "results" / "export.json"
@@ -182,7 +182,7 @@ def families() -> list[dict[str, Any]]:
     return sorted(found.values(), key=lambda row: row["family"].startswith("timm/"))
 
 
-def draw_weights(backbone: nn.Module, images: torch.Tensor) -> float:
+def draw_weights(backbone: nn.Module, size: int) -> float:
     """Initialise a model at random so that its logits depend on the image, but not on rounding.
 
     With some random weights PyTorch's own results in 32 and 64 bits differ by a thousandth, and no
@@ -192,7 +192,9 @@ def draw_weights(backbone: nn.Module, images: torch.Tensor) -> float:
         The largest difference of its logits in 32 bits from those in 64, relative to the largest
         logit, on images of three standard deviations.
     """
-    scaled = torch.cat([images * scale for scale in (1.0, 4.0, 0.25)])
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(LARGE_BATCH, _channels(backbone), size, size, generator=generator)
+    scaled = torch.cat([images, *(scale * images[: max(BATCH_SIZES)] for scale in SCALES[1:])])
     for gain in GAINS:
         for seed in range(SEEDS):
             randomise(backbone, gain, torch.Generator().manual_seed(seed))
@@ -215,7 +217,7 @@ def coverage_row(model: dict[str, Any]) -> dict[str, Any]:
         images = torch.randn(
             2, _channels(backbone), size, size, generator=torch.Generator().manual_seed(0)
         )
-        row["rounding"] = draw_weights(backbone, images)
+        row["rounding"] = draw_weights(backbone, size)
         ee = _attach(backbone, [0.5], example_inputs=images[:1])
         ee.policy = MaxProbability(0.5)
         weights = 4 * sum(p.numel() for p in ee.parameters())

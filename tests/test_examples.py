@@ -31,7 +31,8 @@ def run(name, *arguments):
 def test_quickstart_prints_exits_and_accuracy():
     command = [sys.executable, str(EXAMPLES / "quickstart.py"), "--views", "1"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "3 exits, 'linear' placement" in result.stdout
+    assert "'auto' placement" in result.stdout
+    assert "max_drop = 0.02, at confidence 0.95" in result.stdout
     assert "1988 images" not in result.stdout
     assert "497 images: overall accuracy" in result.stdout
 
@@ -39,10 +40,10 @@ def test_quickstart_prints_exits_and_accuracy():
 @pytest.mark.parametrize(
     ("name", "placement", "images"),
     [
-        ("alexnet.py", "torchvision/alexnet: 3 exits, 'fine' placement", 256),
-        ("vgg.py", "torchvision/vgg11_bn: 3 exits, 'fine' placement", 256),
-        ("resnet.py", "torchvision/resnet18: 3 exits, 'fine' placement", 256),
-        ("densenet.py", "torchvision/densenet121: 3 exits, 'fixed' placement", 256),
+        ("alexnet.py", "torchvision/alexnet: 6 exits, 'auto' placement", 256),
+        ("vgg.py", "torchvision/vgg11_bn: 7 exits, 'auto' placement", 256),
+        ("resnet.py", "torchvision/resnet18: 7 exits, 'auto' placement", 256),
+        ("densenet.py", "torchvision/densenet121: 12 exits, 'auto' placement", 256),
         ("bring_your_own.py", "OddNet: 2 exits, 'linear' placement", 497),
     ],
 )

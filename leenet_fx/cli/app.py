@@ -30,8 +30,12 @@ from leenet_fx.cli import (
     tier,
 )
 from leenet_fx.cli.interrupts import exits_on_interrupt
+from leenet_fx.cli.memory import keep_memory
 from leenet_fx.cli.messages import OptionFormatter, as_options, option_names
 from leenet_fx.errors import EarlyExitError, UnknownNameError
+
+SERVERS = ("serve", "tier")
+"""Verbs that run for long, and hand back memory."""
 
 app = typer.Typer(
     name="leenet-fx",
@@ -70,6 +74,7 @@ def _print_version(given: bool) -> None:
 
 @app.callback()
 def _options(
+    ctx: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -79,6 +84,8 @@ def _options(
 ) -> None:
     """Early exits for any trained image classifier."""
     del version
+    if ctx.invoked_subcommand not in SERVERS:
+        keep_memory()
 
 
 def main() -> None:

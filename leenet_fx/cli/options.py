@@ -134,7 +134,10 @@ class PlacementOptions:
 
     strategy: Annotated[str, typer.Option(help="Placement strategy; see 'strategies'.")] = "auto"
     num_exits: Annotated[
-        int | None, typer.Option(help="Number of exits; default: √(number of blocks).")
+        int | None,
+        typer.Option(
+            help="Number of exits; default: at most 12 for 'auto', √(number of blocks) for others."
+        ),
     ] = None
     at: Annotated[
         list[str] | None,

@@ -222,11 +222,12 @@ def _operating_point(evaluation: Mapping[str, Any]) -> str | None:
     point = evaluation.get("operating_point")
     if point is None:
         return None
+    percent = f"{100 * point['limit']:g}"
+    unit = "percentage point" if percent == "1" else "percentage points"
     limits = {
-        "max_drop": f"an accuracy drop of at most {100 * point['limit']:g} percentage points",
-        "max_disagreement": f"disagreement with the backbone on at most {100 * point['limit']:g} % "
-        "of the images",
-        "budget": f"a budget of {100 * point['limit']:g} % ({point['cost_kind']})",
+        "max_drop": f"an accuracy drop of at most {percent} {unit}",
+        "max_disagreement": f"disagreement with the backbone on at most {percent} % of the images",
+        "budget": f"a budget of {percent} % ({point['cost_kind']})",
     }
     promise = "nothing is promised."
     if point["promised"]:
