@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import nn
 
@@ -9,6 +11,9 @@ from leenet_fx.errors import InputError
 
 _RECURRENT = "torch.ao.nn.quantized.dynamic.modules.rnn"
 _STATIC = ("torch.ao.nn.quantized.modules", "torch.ao.nn.intrinsic.quantized.modules")
+
+_BESIDE_IMAGES = {"input_ids": "text", "spatial_shapes": "the number of patches of each image"}
+"""Arguments of transformers' models, and what they are."""
 
 
 def check_module(model: object) -> None:
@@ -45,7 +50,10 @@ def check_module(model: object) -> None:
 
 
 def check_takes_images(model: nn.Module) -> None:
-    """Raise InputError if the first layer of a model, which could not be captured, takes numbers.
+    """Raise InputError if a model, which could not be captured, takes something other than images.
+
+    That is a first layer that takes whole numbers, or an argument that transformers' models need
+    beside images.
 
     Args:
         model: the model.
@@ -56,3 +64,10 @@ def check_takes_images(model: nn.Module) -> None:
             f"The first layer of {type(model).__name__}, '{first[0]}' ({type(first[1]).__name__}), "
             "takes whole numbers: exits are attached to networks that take images."
         )
+    arguments = inspect.signature(type(model).forward).parameters
+    for argument, meaning in _BESIDE_IMAGES.items():
+        if argument in arguments:
+            raise InputError(
+                f"{type(model).__name__} takes {meaning} ('{argument}') beside images: exits are "
+                "attached to networks that take images alone."
+            )

@@ -108,7 +108,20 @@ class Tokens(nn.Module):
         return self.fc(self.embedding(x).mean(1))
 
 
+class ImagesAndText(TinyNet):
+    """As transformers' models of both: every argument has a default."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(10, 8)
+
+    def forward(self, pixel_values=None, input_ids=None):
+        return super().forward(pixel_values) + self.embedding(input_ids).mean()
+
+
 def test_models_of_other_inputs_are_refused():
+    with pytest.raises(InputError, match=r"ImagesAndText takes text \('input_ids'\) beside images"):
+        leenet_fx.attach(ImagesAndText().eval(), example_inputs=EXAMPLE)
     with pytest.raises(TraceError, match=r"takes left, right"):
         leenet_fx.attach(TwoImages().eval(), example_inputs=EXAMPLE)
     with pytest.raises(InputError, match=r"'embedding' .* whole numbers"):
