@@ -4,7 +4,8 @@
 
 EfficientNet-Lite0 at 160 px on Caltech-101, frozen, pooled heads at every boundary. Exits and
 thresholds are those that `calibrate(max_drop=…)` chooses on the calibration split, by each cost;
-accuracy, FLOPs and time are of the test split, times beside those of the backbone in the same run.
+accuracy, FLOPs and time are of the test split, times beside those of the backbone in the same run,
+on one thread, with memory kept as the command line does.
 `--fit` trains only; the measurement wants a quiet machine.
 """
 
@@ -22,6 +23,7 @@ from new_classifier import CASES
 from torch.utils.data import DataLoader, Subset
 
 import leenet_fx
+from leenet_fx.cli.memory import keep_memory
 from leenet_fx.data.splits import Data
 from leenet_fx.environment import environment
 from leenet_fx.report.results import Criterion, Result
@@ -75,6 +77,7 @@ def main() -> None:
         if not path.exists():
             sys.exit(f"Skipped: no '{path}'.")
     torch.set_num_threads(1)
+    keep_memory()
     data = leenet_fx.open_data(options.data / CASES[0].data)
     ee, transform = fitted(data, options.models)
     if options.fit:
