@@ -43,7 +43,7 @@ from leenet_fx.report.results import Criterion, Result
 
 FOLDERS = RESULTS / "methods"
 RESULT = RESULTS / "methods.json"
-ALPHA_CONDITIONED = RESULTS / "dial.json"
+ALPHA_CONDITIONED = RESULTS / "alpha_conditioned.json"
 ALPHAS = (0.2, 0.3, 0.4, 0.45, 0.5, 0.6, 0.8)
 """Values of α at which α-conditioned gates and gates trained for one α are compared."""
 
