@@ -101,7 +101,7 @@ def main() -> None:
                     "drop, points": 100 * (result.backbone_accuracy - result.accuracy),
                     "FLOPs": result.relative_flops,
                     "time": time,
-                    "backbone, ms": 1000 * result.backbone_seconds,
+                    "backbone, s": result.backbone_seconds,
                     "promised": point.promised,
                 }
             )
