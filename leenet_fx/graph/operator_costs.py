@@ -40,23 +40,19 @@ def _addmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor | None:
     return a.new_empty(a.shape[0], b.shape[1]) if fits else None
 
 
-def _same_shape(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _in_place(x: Tensor, *_: Any) -> Tensor:
-    return x
-
-
-def _scaled(x: Tensor, *_: Any) -> Tensor | None:
+def _same_shape(x: Tensor, *_: Any) -> Tensor | None:
     return torch.empty_like(x) if x.is_floating_point() else None
+
+
+def _in_place(x: Tensor, *_: Any) -> Tensor | None:
+    return x if x.is_floating_point() else None
 
 
 def _elementwise(a: Tensor, b: Any, *rest: Any) -> Tensor | None:
     if rest:
         return None
     if isinstance(b, (int, float)):
-        return _scaled(a)
+        return _same_shape(a)
     if not isinstance(b, Tensor) or not b.is_meta or a.dtype != b.dtype:
         return None
     if a.shape == b.shape:
@@ -75,7 +71,7 @@ _SHAPE_RULES: dict[Any, Callable[..., Any]] = {
     aten_operator("native_batch_norm.default"): _batch_norm,
     aten_operator("addmm.default"): _addmm,
     aten_operator("_log_softmax.default"): _log_softmax,
-    aten_operator("mul.Scalar"): _scaled,
+    aten_operator("mul.Scalar"): _same_shape,
     **{aten_operator(f"{name}.Tensor"): _elementwise for name in ("add", "mul", "sub")},
     **{
         aten_operator(f"{name}.default"): _same_shape
