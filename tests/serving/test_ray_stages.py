@@ -25,7 +25,7 @@ from leenet_fx.serving.torch_network import TorchNetwork
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs ray[serve]")
 
-NAME = "tested"
+NAME = f"tested-{os.getpid()}"
 SETTINGS = Settings(batch_size=8)
 
 
