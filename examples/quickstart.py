@@ -2,7 +2,7 @@
 
     python examples/quickstart.py
 
-Real images (scikit-learn's digits on a canvas), no download, about a minute on 2 cores.
+Real images (scikit-learn's digits on a canvas), no download, about two minutes on 2 cores.
 """
 
 from __future__ import annotations
