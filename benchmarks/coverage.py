@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import gc
 import io
+import itertools
 import json
 import logging
 import math
@@ -368,15 +369,24 @@ def randomise(model: nn.Module, gain: float, generator: torch.Generator) -> None
             module.running_var.uniform_(0.6, 1.4, generator=generator)
 
 
-def _enliven(model: nn.Module, images: Tensor) -> None:
-    """Initialise a model so that two images have different logits."""
-    for gain in GAINS:
-        randomise(model, gain, torch.Generator().manual_seed(0))
+def initialisations(model: nn.Module, images: Tensor, seeds: int = 1) -> Iterator[Tensor]:
+    """Initialise a model at random again and again, and yield its logits for images.
+
+    Initialisations by which the first two images have the same logits, or infinite ones, are
+    passed over.
+    """
+    for gain, seed in itertools.product(GAINS, range(seeds)):
+        randomise(model, gain, torch.Generator().manual_seed(seed))
         with torch.no_grad():
             logits = _output(model(images)).flatten(1)
-        if bool(logits.isfinite().all()) and _difference(logits[:1], logits[1:]) > 1e-4:
-            return
-    raise RuntimeError("the model itself has the same logits for all images, or infinite ones")
+        if bool(logits.isfinite().all()) and _difference(logits[:1], logits[1:2]) > 1e-4:
+            yield logits
+
+
+def _enliven(model: nn.Module, images: Tensor) -> None:
+    """Initialise a model so that two images have different logits."""
+    if next(initialisations(model, images), None) is None:
+        raise RuntimeError("the model itself has the same logits for all images, or infinite ones")
 
 
 def _expected(model: nn.Module, ee: EarlyExitModule, images: Tensor) -> Tensor:

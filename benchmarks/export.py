@@ -30,14 +30,13 @@ from typing import Any, NamedTuple
 
 import torch
 from coverage import (
-    GAINS,
     SIZES,
     _attach,
     _channels,
     _difference,
     _output,
     build_small,
-    randomise,
+    initialisations,
 )
 from torch import nn
 
@@ -55,8 +54,6 @@ COMMAND = "python benchmarks/export.py"
 ROUNDS = 30
 SEEDS = 4
 """Number of random initialisations that are tried for each gain."""
-LEAST_DIFFERENCE = 1e-4
-"""Of the logits of two images."""
 ROUNDING = 1e-6
 """Largest accepted difference of logits in 32 bits from those in 64 bits."""
 
@@ -216,15 +213,12 @@ def draw_weights(backbone: nn.Module, size: int) -> float:
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(LARGE_BATCH, _channels(backbone), size, size, generator=generator)
     scaled = torch.cat([images, *(scale * images[: max(BATCH_SIZES)] for scale in SCALES[1:])])
-    for gain in GAINS:
-        for seed in range(SEEDS):
-            randomise(backbone, gain, torch.Generator().manual_seed(seed))
-            with torch.no_grad():
-                logits = _output(backbone(scaled)).flatten(1)
-                precise = _output(copy.deepcopy(backbone).double()(scaled.double())).flatten(1)
-            rounding = _difference(logits, precise)
-            if _difference(logits[:1], logits[1:2]) > LEAST_DIFFERENCE and rounding < ROUNDING:
-                return rounding
+    for logits in initialisations(backbone, scaled, SEEDS):
+        with torch.no_grad():
+            precise = _output(copy.deepcopy(backbone).double()(scaled.double())).flatten(1)
+        rounding = _difference(logits, precise)
+        if rounding < ROUNDING:
+            return rounding
     raise RuntimeError(f"no random weights with results that 32 bits give within {ROUNDING:g}")
 
 

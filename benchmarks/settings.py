@@ -25,7 +25,7 @@ from cifar10 import RESULTS
 
 from leenet_fx.cost.page_faults import SETTINGS, page_faults
 from leenet_fx.environment import environment
-from leenet_fx.report.results import Criterion, Result
+from leenet_fx.report.results import Result
 
 RESULT = RESULTS / "settings.json"
 COMMAND = "python benchmarks/settings.py"
@@ -111,9 +111,9 @@ def main() -> None:
         }
         for row in rows
     ]
-    criteria: list[Criterion] = []
+    command = f"{COMMAND} --rounds {options.rounds}"
     title = "What memory settings, channels_last and threads are worth"
-    Result(COMMAND, rows, criteria, environment()).write(RESULT, title, table)
+    Result(command, rows, [], environment()).write(RESULT, title, table)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from new_classifier import CASES
 from torch.utils.data import DataLoader, Subset
 
 import leenet_fx
-from leenet_fx.cli.memory import keep_memory
+from leenet_fx.cost.page_faults import keep_memory
 from leenet_fx.data.splits import Data
 from leenet_fx.environment import environment
 from leenet_fx.report.results import Criterion, Result

@@ -30,8 +30,8 @@ from leenet_fx.cli import (
     tier,
 )
 from leenet_fx.cli.interrupts import exits_on_interrupt
-from leenet_fx.cli.memory import keep_memory
 from leenet_fx.cli.messages import OptionFormatter, as_options, option_names
+from leenet_fx.cost.page_faults import keep_memory
 from leenet_fx.errors import EarlyExitError, UnknownNameError
 
 SERVERS = ("serve", "tier")

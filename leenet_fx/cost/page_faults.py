@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import platform
 import sys
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger("leenet_fx")
 
-SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
-"""Environment variables of glibc: sizes in bytes from which memory is handed back."""
+SETTINGS = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}
+"""Environment variables of glibc, sizes in bytes from which memory is handed back, and the
+parameters of `mallopt` that they set (glibc's malloc.h)."""
+
+LARGEST = 2**31 - 1
+"""Bytes; `mallopt` takes an int."""
 
 PER_SECOND = 10_000
 """Page faults per second from which times depend on them: a fault takes 0.5 to 10 µs."""
@@ -24,7 +31,7 @@ def page_faults(device: torch.device) -> int | None:
     Args:
         device: that computes; a GPU has memory of its own.
     """
-    if device.type != "cpu" or sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+    if device.type != "cpu" or not _has_glibc():
         return None
     import resource
 
@@ -50,3 +57,21 @@ def warn_if_memory_is_returned(faults: int | None, seconds: float) -> None:
         seconds,
         " and ".join(f"{name}=4294967296" for name in SETTINGS),
     )
+
+
+def keep_memory() -> bool:
+    """Let glibc keep memory that is freed, unless the environment says otherwise.
+
+    Fetching the pages again for each batch can take longer than the network.
+
+    Returns:
+        Whether it does now.
+    """
+    if not _has_glibc() or any(name in os.environ for name in SETTINGS):
+        return False
+    library = ctypes.CDLL(None)
+    return all(library.mallopt(number, LARGEST) for number in SETTINGS.values())
+
+
+def _has_glibc() -> bool:
+    return sys.platform == "linux" and platform.libc_ver()[0] == "glibc"

@@ -1,4 +1,4 @@
-"""The command line keeps memory that glibc would hand back."""
+"""Memory that glibc would hand back, and that the command line keeps."""
 
 import os
 import platform
@@ -13,8 +13,7 @@ PROGRAM = """
 import sys
 import torch
 from torch import nn
-from leenet_fx.cli.memory import keep_memory
-from leenet_fx.cost.page_faults import page_faults
+from leenet_fx.cost.page_faults import keep_memory, page_faults
 
 kept = keep_memory() if sys.argv[1] == "keep" else False
 layers = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()) for _ in range(6)]
