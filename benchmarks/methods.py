@@ -2,9 +2,10 @@
 
     python benchmarks/methods.py --data PATH --weights PATH [--part NAME]… [--method NAME]…
 
-Classifiers are trained on the train split, gates and thresholds on the calibration split;
-accuracies are of the test split. Runs whose results are in a part's folder are not repeated, so an
-interrupted benchmark is resumed. The part "digits" needs no files: its backbone is trained on
+`--data` has the folders cifar10, caltech101 and imagenette. Classifiers are trained on the train
+split, gates and thresholds on the calibration split; accuracies are of the test split; Imagenette's
+has images that are new to the networks. Runs whose results are in a part's folder are not repeated,
+so an interrupted benchmark is resumed. The part "digits" needs no files: its backbone is trained on
 scikit-learn's digits first. With `--part` or `--method`, other rows of the table are kept.
 """
 
@@ -16,14 +17,17 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from cifar10 import EXITS, HEAD_BATCH, RESULTS, WORK, Cifar10, trained_branches
+from methods_images import PARTS, on_images
 from static_family import beside, comparison_of
 
 import leenet_fx
+from leenet_fx.cost.page_faults import keep_memory
 from leenet_fx.data.digits import load_digits
 from leenet_fx.data.splits import open_data
 from leenet_fx.demo.run import train_backbone
@@ -137,7 +141,7 @@ def backbone_accuracy(name: str, options: argparse.Namespace) -> float:
     """Return the test accuracy of the backbone trained alone for as many epochs."""
     file = WORK / f"{name}-backbone-only.json"
     if not file.exists():
-        cifar = Cifar10(name, options.data, options.weights)
+        cifar = Cifar10(name, options.data / "cifar10", options.weights)
         ee = leenet_fx.attach(cifar.model, EXITS[name], name=name)
         torch.manual_seed(0)
         images = cifar.loader("train", augment=True, seed=0, batch=HEAD_BATCH)
@@ -161,7 +165,7 @@ def on_cifar10(
     name: str, specs: list[MethodSpec], options: argparse.Namespace, out: Path, **arguments: Any
 ) -> Comparison:
     """Compare methods on CIFAR-10."""
-    cifar = Cifar10(name, options.data, options.weights)
+    cifar = Cifar10(name, options.data / "cifar10", options.weights)
     seeds = range(arguments.pop("seeds", 3))
     if any(spec.start for spec in specs):
         for seed in seeds:
@@ -332,10 +336,11 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--part", action="append")
     parser.add_argument("--method", action="append", choices=METHODS)
-    parser.add_argument("--seeds", type=int, default=3, help="of part resnet20")
+    parser.add_argument("--seeds", type=int, default=3, help="of parts with a frozen backbone")
     options = parser.parse_args()
     if not options.data.exists() or not options.weights.exists():
         sys.exit(f"Skipped: needs '{options.data}' and '{options.weights}'.")
+    keep_memory()
     chosen = options.method or METHODS
     on_pool = [replace(spec, branch="pool") for spec in frozen_variants(chosen)]
     on_conv = [spec for spec in convolutional("resnet20") if options.method is None]
@@ -363,6 +368,7 @@ def main() -> None:
             seeds=1,
             precision=PRECISION,
         ),
+        **{part: partial(on_images, part, on_pool, options, command=COMMAND) for part in PARTS},
     }
     unknown = set(options.part or ()) - set(parts)
     if unknown:

@@ -35,6 +35,7 @@ from torch import nn
 import leenet_fx
 from leenet_fx.calibration.cached_outputs import CachedOutputs, compute_outputs
 from leenet_fx.calibration.class_thresholds import fit_class_thresholds
+from leenet_fx.cost.page_faults import keep_memory
 from leenet_fx.environment import device_name
 from leenet_fx.evaluation.method_run import phase_epochs, trains_backbone
 from leenet_fx.features.feature_cache import FeatureCache
@@ -107,7 +108,7 @@ def attached(row: Row, model: nn.Module, classes: int) -> leenet_fx.EarlyExitMod
 
         branch = coarsest
     size = SIZE[row.data]
-    return leenet_fx.attach(
+    ee = leenet_fx.attach(
         model,
         strategy,
         num_exits=num_exits,
@@ -118,6 +119,8 @@ def attached(row: Row, model: nn.Module, classes: int) -> leenet_fx.EarlyExitMod
         example_inputs=torch.zeros(1, 3, size, size),
         name=row.network,
     ).eval()
+    # Small convolutions train twice as fast in this memory format.
+    return ee.to(memory_format=torch.channels_last)
 
 
 class Trainer:
@@ -338,6 +341,7 @@ def main() -> None:
     for path in (options.data, options.weights):
         if path is None or not path.exists():
             sys.exit(f"Skipped: needs '{path}'.")
+    keep_memory()
     options.partial.mkdir(parents=True, exist_ok=True)
     failed = [name for name in options.rows if not finish(name, options)]
     if failed:

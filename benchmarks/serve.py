@@ -28,14 +28,17 @@ from serve_processes import Server, Usage, load, loaded, memory_of, serving
 from serve_report import report
 from serve_simulation import percentile
 
+from leenet_fx.serving.settings import Settings
+
 PARTIAL = WORK / "serve.json"
 PARTS = ("kill", "malformed", "throughput", "simulation", "soak")
 NETWORKS = ("resnet18", "lite0")
 SMALL = "resnet18-small"
 
-RATES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.3, 1.7, 2.2)
+RATES = (0.2, 0.4, 0.7, 1.0, 1.2, 1.5, 2.0, 2.6)
 """Loads, relative to what one core would answer without a server."""
 
+COST_IMAGES = 192
 LOAD_SECONDS = 20.0
 LOAD_COUNT = 100
 """Of a load, the least seconds and the least number of requests."""
@@ -71,27 +74,25 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def seconds_per_image(run: Any, images: torch.Tensor, batch: int) -> float:
-    """Return the median time of an image in batches."""
-    times = []
-    with torch.inference_mode():
-        for part in [*images.split(batch)][: max(3, 64 // batch)]:
-            start = time.perf_counter()
-            run(part)
-            times.append((time.perf_counter() - start) / len(part))
-    return statistics.median(times)
-
-
 def costs(name: str, folder: Path) -> dict[str, float]:
-    """Return times of an image on one core, in batches of 16 and alone."""
+    """Return median times of an image on one core, in batches as the server's and alone."""
     key = f"{name}/costs"
     if key not in kept():
         images = stored(folder)["images"]
         exits: Any = open_served(folder, "exits")
         backbone: Any = open_served(folder, "backbone")
         runs = {"backbone": backbone.model, "exits": exits.ee.predict}
-        found = {kind: seconds_per_image(run, images, 16) for kind, run in runs.items()}
-        found |= {f"{kind}, alone": seconds_per_image(r, images, 1) for kind, r in runs.items()}
+        times: dict[str, list[float]] = {}
+        # In turn, because other programs of a machine come and go.
+        with torch.inference_mode():
+            for batch, text in ((Settings.batch_size, ""), (1, ", alone")):
+                for part in images[:COST_IMAGES].split(batch):
+                    for kind, run in runs.items():
+                        start = time.perf_counter()
+                        run(part)
+                        seconds = (time.perf_counter() - start) / len(part)
+                        times.setdefault(kind + text, []).append(seconds)
+        found = {kind: statistics.median(values) for kind, values in times.items()}
         found["relative"] = found["exits"] / found["backbone"]
         keep(key, found)
     return dict(kept()[key])

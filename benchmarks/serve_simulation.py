@@ -63,7 +63,7 @@ class System:
     client: float = 0.0
     cores: float | None = None
     background: float = 0.0
-    batch_size: int = 16
+    batch_size: int = 8
     max_delay: float = 0.002
     queue: int = 256
     lifetime: float | None = None

@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import leenet_fx
+from leenet_fx.cost.page_faults import keep_memory
 from leenet_fx.environment import environment
 from leenet_fx.evaluation.comparison import Comparison
 from leenet_fx.evaluation.frontier import FrontierPoint, MethodRun
@@ -85,6 +86,8 @@ MEMBERS = {
 }
 
 LARGEST = ("resnet56", "lite0-160")
+MEMBER_OF = {"resnet20-mixed": "resnet20", "lite0-caltech101": "lite0-160"}
+"""Part of the comparison of methods → its backbone, where the names differ."""
 
 
 def build(member: Member, weights: Path) -> nn.Module:
@@ -184,16 +187,18 @@ def comparison_of(values: dict[str, Any]) -> Comparison:
     return Comparison(**{**fields, "runs": tuple(runs)})
 
 
-def beside(comparison: Comparison, network: str) -> Comparison:
+def beside(comparison: Comparison, part: str) -> Comparison:
     """Return a comparison with the smaller networks of its backbone's family as one more method.
 
     Args:
         comparison: of methods on the backbone.
-        network: the backbone, such as "resnet56", with "-mixed" behind it where it is trained.
+        part: of the comparison of methods, such as "resnet56".
     """
-    network = network.removesuffix("-mixed")
-    members = family("resnet")
-    whole = next((row["flops"] for row in members if row["network"] == network), None)
+    name = MEMBER_OF.get(part, part)
+    if name not in MEMBERS:
+        return comparison
+    members = family(MEMBERS[name].family)
+    whole = next((row["flops"] for row in members if row["member"] == name), None)
     if whole is None:
         return comparison
     points = tuple(
@@ -260,6 +265,7 @@ def main() -> None:
     for path in (options.data, options.weights):
         if not path.exists():
             sys.exit(f"Skipped: needs '{path}'.")
+    keep_memory()
     options.partial.parent.mkdir(parents=True, exist_ok=True)
     for name in options.rows:
         done = stored(options.partial).get(name)

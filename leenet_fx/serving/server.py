@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Callable
 from typing import Any
 
 import uvicorn
 
-from leenet_fx.errors import InputError
 from leenet_fx.serving.settings import Settings
+from leenet_fx.tiers.link import bind
+
+BACKLOG = 1024
+"""Connections that wait while requests are answered."""
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -19,20 +21,7 @@ def listen(settings: Settings) -> socket.socket:
     Raises:
         InputError: the port is in use, or the address is not one of this machine.
     """
-    host, port = settings.host, settings.port
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        raise InputError(f"'{host}' is no address of this machine: {error}.") from error
-    family, address = found[0][0], found[0][4]
-    try:
-        return socket.create_server(address, family=family, backlog=1024)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise InputError(
-                f"Port {port} of {host} is in use: choose another port, or port=0 for a free one."
-            ) from error
-        raise InputError(f"Cannot listen on port {port} of '{host}': {error.strerror}.") from error
+    return bind(settings.host, settings.port, backlog=BACKLOG)
 
 
 def address_of(listening: socket.socket) -> str:

@@ -65,16 +65,32 @@ def listen(address: str) -> socket.socket:
     Raises:
         InputError: the port is in use, or the address is not one of this machine.
     """
-    host, port = parse_address(address, free=True)
+    return bind(*parse_address(address, free=True))
+
+
+def bind(host: str, port: int, *, backlog: int = 16) -> socket.socket:
+    """Return a socket that listens.
+
+    Args:
+        host: name or address of this machine.
+        port: 0 takes a free one.
+        backlog: number of connections that may wait to be accepted.
+
+    Raises:
+        InputError: the port is in use, or the address is not one of this machine.
+    """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        return socket.create_server(found[0][4], family=found[0][0], backlog=16)
     except (OSError, UnicodeError) as error:
-        if getattr(error, "errno", None) == errno.EADDRINUSE:
+        raise InputError(f"'{host}' is no address of this machine: {error}.") from error
+    try:
+        return socket.create_server(found[0][4], family=found[0][0], backlog=backlog)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
             raise InputError(
                 f"Port {port} of {host} is in use: choose another port, or 0 for a free one."
             ) from error
-        raise InputError(f"Cannot listen at '{address}': {error}.") from error
+        raise InputError(f"Cannot listen on port {port} of '{host}': {error.strerror}.") from error
 
 
 def address_of(listening: socket.socket) -> str:

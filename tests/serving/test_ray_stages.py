@@ -7,6 +7,8 @@ import asyncio
 import os
 import random
 import signal
+import subprocess
+import sys
 import warnings
 from functools import partial
 from importlib.util import find_spec
@@ -32,6 +34,9 @@ SETTINGS = Settings(batch_size=8)
 @pytest.fixture(scope="module")
 def network():
     return TorchNetwork(network_with_points(), TRANSFORM)
+
+
+JOIN = "import ray, sys; ray.init(address=sys.argv[1]); print(len(ray.nodes()))"
 
 
 def import_ray():
@@ -258,3 +263,24 @@ def test_lost_replicas_lose_no_request(network, stages):
         return [answer for found in await asyncio.gather(*asked) for answer in found]
 
     check(asyncio.run(ask_and_kill()), network.ee.predict(batch))
+
+
+def joined(address, **environment):
+    """Whether another process becomes a client of the cluster."""
+    others = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
+    command = [sys.executable, "-c", JOIN, address]
+    found = subprocess.run(
+        command, env={**others, **environment}, capture_output=True, text=True, timeout=170
+    )
+    return found.returncode == 0
+
+
+@pytest.mark.slow
+def test_a_cluster_needs_the_token_of_its_server(deployments):
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    own = os.environ["RAY_AUTH_TOKEN"]
+    assert joined(address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=own)
+    assert not joined(address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * len(own))
+    assert not joined(address)

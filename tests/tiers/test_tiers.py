@@ -265,7 +265,7 @@ def test_a_port_in_use_and_an_address_elsewhere_are_errors():
         assert listening.getsockname()[0] == "127.0.0.1"
         with pytest.raises(InputError, match=r"Port \d+ of 127.0.0.1 is in use"):
             listen(address_of(listening))
-    with pytest.raises(InputError, match=r"Cannot listen at '192\.0\.2\.1:7000'"):
+    with pytest.raises(InputError, match=r"Cannot listen on port 7000 of '192\.0\.2\.1'"):
         listen("192.0.2.1:7000")
 
 
