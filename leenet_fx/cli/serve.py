@@ -43,7 +43,7 @@ def serve(
     ] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Largest number of samples that a stage runs at once.")
-    ] = 16,
+    ] = 8,
     max_delay: Annotated[
         float, typer.Option(min=0, help="Milliseconds that a sample may wait for others.")
     ] = 2.0,

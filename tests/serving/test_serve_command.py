@@ -13,6 +13,7 @@ from serving_helpers import NAMES, network_with_points
 
 import leenet_fx
 from leenet_fx.serving import server
+from leenet_fx.serving.settings import Settings
 
 FACTORY = f"""import torch
 from torch import nn
@@ -146,3 +147,13 @@ def test_a_missing_ray_names_the_extra(base, started, capsys, monkeypatch, name)
     assert code == 1
     assert "needs ray: pip install 'leenet-fx[serve]'" in text
     assert not started
+
+
+def test_defaults_of_the_command_are_those_of_the_settings():
+    from leenet_fx.cli.serve import serve as command
+
+    given = inspect.signature(command).parameters
+    settings = Settings()
+    for name in ("host", "port", "batch_size", "queue", "max_bytes", "max_pixels", "rate"):
+        assert given[name].default == getattr(settings, name), name
+    assert given["max_delay"].default == pytest.approx(1000 * settings.max_delay)
