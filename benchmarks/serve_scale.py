@@ -22,7 +22,12 @@ SIZES = (1, 2, 4, 8, 16)
 REPEATS = 4
 CORES = 2
 CALIBRATION = 0.2
-"""Load whose median latency gives how much other programs take."""
+"""Load whose median latency gives how long a batch is on its way to a replica and back."""
+
+LONGEST_TRIP = 0.5
+"""Seconds."""
+
+ITERATIONS = 4
 
 WANTED = (250.0, 1000.0, 4000.0)
 UTILISATION = 0.7
@@ -123,7 +128,8 @@ def simulate(
             for share, row in sorted(rows.items())
             if share != CALIBRATION
         ]
-        values = {"front": system.front, "background": system.background, "rows": compared}
+        found = {name: getattr(system, name) for name in ("front", "call", "trip", "background")}
+        values = {**found, "replica call": system.stages[0].fixed, "rows": compared}
         keep(f"{name}/simulated/{kind}", values)
         if kind == "exits":
             live = _kept(done, key)["bytes"]
@@ -143,6 +149,9 @@ def calibrated(
 ) -> System:
     """Return the system on this machine.
 
+    What a batch costs on its way, in the HTTP process and in a replica, is found by least squares
+    from the processor time that they used. It depends on the number of batches, which is simulated.
+
     Args:
         kind: "exits" or "backbone".
         times: from `stage_times`.
@@ -154,38 +163,50 @@ def calibrated(
     shares = SHARES if kind == "exits" else (1.0,)
     replicas = [int(n) for n in REPLICAS[kind].split(",")]
     reached = [sum(shares[stage:]) for stage in range(len(shares))]
-    # Processor time of replicas beyond that of their stages: unpacking, and shared caches.
-    modelled = sum(r * sum(t) for r, t in zip(reached, times["stages"], strict=True))
-    slower = max(1.0, per_request(rows, "replicas") / modelled)
-    system = System(
-        stages=tuple(
-            Stage(n, fixed * slower, each * slower)
-            for n, (fixed, each) in zip(replicas, times["stages"], strict=True)
-        ),
-        shares=shares,
-        front=per_request(rows, "front"),
-        client=np.median([r.get("cpu of sending", 0.0) / r["count"] for r in rows.values()]),
-        cores=CORES,
-    )
-    light, low, high = rows[CALIBRATION], 0.0, 20.0
+    modelled = sum(r * each for r, (_, each) in zip(reached, times["stages"], strict=True))
+    stages = tuple(Stage(n, *t) for n, t in zip(replicas, times["stages"], strict=True))
+    sending = [r.get("cpu of sending", 0.0) / r["count"] for r in rows.values()]
+    system = System(stages, shares, front=0.0, client=float(np.median(sending)), cores=CORES)
+    for _ in range(ITERATIONS):
+        batches = {share: compare(system, row, exits)["batches"] for share, row in rows.items()}
+        front, replica = (_cpu_use(rows, name, batches) for name in ("front", "replicas"))
+        ray, others = (_cpu_use(rows, name) for name in ("ray", "others"))
+        # Replicas share caches, and are no faster than their stages alone.
+        slower = max(1.0, replica[1] / modelled)
+        system = replace(
+            system,
+            stages=tuple(
+                Stage(n, replica[2], each * slower)
+                for n, (_, each) in zip(replicas, times["stages"], strict=True)
+            ),
+            front=front[1],
+            call=front[2],
+            background=front[0] + replica[0] + ray[0] + others[0],
+        )
+        system = replace(system, trip=_trip(system, rows[CALIBRATION], exits))
+    return system
+
+
+def _cpu_use(
+    rows: Mapping[float, Any], name: str, batches: Mapping[float, int] | None = None
+) -> list[float]:
+    """Return the processor time of processes for each second, request, and batch if given."""
+    used = np.array([row["used"][name] for row in rows.values()])
+    columns = [[row["used"]["seconds"], row["answered"]] for row in rows.values()]
+    if batches is not None:
+        columns = [[*c, batches[share]] for c, share in zip(columns, rows, strict=True)]
+    # Relative errors count alike at every load.
+    return [float(x) for x in nnls(np.array(columns) / used[:, None], np.ones_like(used))[0]]
+
+
+def _trip(system: System, light: Mapping[str, Any], exits: Sequence[int]) -> float:
+    """Return the seconds of a batch on its way that give the median latency of a light load."""
+    low, high = 0.0, LONGEST_TRIP
     for _ in range(12):
         middle = (low + high) / 2
-        found = compare(replace(system, background=middle), light, exits)
+        found = compare(replace(system, trip=middle), light, exits)
         low, high = (middle, high) if found["p50"] < light["p50"] else (low, middle)
-    return replace(system, background=low)
-
-
-def per_request(rows: Mapping[float, Any], name: str) -> float:
-    """Return the processor time of processes that grows with requests, not with time.
-
-    Args:
-        rows: measured loads.
-        name: of the processes.
-    """
-    used = np.array([row["used"][name] for row in rows.values()])
-    seconds = np.array([row["used"]["seconds"] for row in rows.values()])
-    answered = np.array([row["answered"] for row in rows.values()])
-    return float(nnls(np.stack([seconds, answered], 1), used)[0][1])
+    return low
 
 
 def compare(system: System, row: Mapping[str, Any], exits: Sequence[int]) -> dict[str, Any]:
@@ -218,7 +239,7 @@ def scales(system: System, live: list[float]) -> list[dict[str, Any]]:
             replace(stage, replicas=math.ceil(rate * r * (stage.fixed + stage.each) / UTILISATION))
             for stage, r in zip(system.stages, reached, strict=True)
         )
-        fronts = math.ceil(rate * system.front / UTILISATION)
+        fronts = math.ceil(rate * (system.front + system.call * sum(reached)) / UTILISATION)
         cases = {
             "one HTTP process": replace(system, stages=stages),
             "enough HTTP processes": replace(system, stages=stages, fronts=fronts),

@@ -44,6 +44,7 @@ class System:
         stages: one or more.
         shares: of the samples that exit behind each stage.
         front: seconds of processor time of a request in an HTTP process.
+        call: seconds of processor time of a batch there, each time that it is sent to a stage.
         fronts: number of HTTP processes.
         client: seconds of processor time of a request in the load process on the same cores.
         cores: that all processes share; None if each process has one of its own.
@@ -60,6 +61,7 @@ class System:
     shares: tuple[float, ...]
     front: float
     fronts: int = 1
+    call: float = 0.0
     client: float = 0.0
     cores: float | None = None
     background: float = 0.0
@@ -145,7 +147,7 @@ class Simulation:
         self.random = random.Random(seed)
         self.clock = Clock(system.cores, system.background)
         self.latencies: list[float] = []
-        self.refused = self.restarted = self.lost = 0
+        self.refused = self.restarted = self.lost = self.batches = 0
         self.last = 0.0
         self._pending = [0] * system.fronts
         self._front_queues: list[deque[tuple[float, Callable[[], None]]]] = [
@@ -179,6 +181,7 @@ class Simulation:
             "refused": self.refused,
             "replicas lost": self.lost,
             "begun anew": self.restarted,
+            "batches": self.batches,
         }
 
     def _serially(self, queue: deque[Any], seconds: float, action: Callable[[], None]) -> None:
@@ -236,7 +239,12 @@ class Simulation:
                 batch.append(queue.popleft())
                 count += len(batch[-1][0])
             self._running[front][stage] += 1
-            self._dispatch(front, stage, batch, count)
+            self.batches += 1
+            dispatch = partial(self._dispatch, front, stage, batch, count)
+            if system.call:
+                self._serially(self._front_queues[front], system.call, dispatch)
+            else:
+                dispatch()
 
     def _dispatch(self, front: int, stage: int, batch: Any, count: int) -> None:
         up = [replica for replica in self._replicas[stage] if replica.is_up]
