@@ -100,10 +100,10 @@ def check_target(target: o.TargetOptions, required: bool = True) -> bool:
 
 
 def check_unseen(method: Method, split: str, target: o.TargetOptions) -> None:
-    """Raise InputError if `fit` fitted the gates of a method to the images of a promise."""
+    """Raise InputError if `fit` fitted a part of the network to the images of a promise."""
     promise = target.max_drop is not None or target.max_disagreement is not None
-    fits_gates = any("gates" in phase.parameter_groups for phase in method.phases)
-    if promise and (split == "train" or (split == "calibration" and fits_gates)):
+    fitted = any(phase.held_out for phase in method.phases)
+    if promise and (split == "train" or (split == "calibration" and fitted)):
         raise InputError(
             f"The method '{method.name}' was fitted to the split '{split}', so nothing can be "
             "promised from its images: give others with 'leenet-fx calibrate FOLDER --data', or "

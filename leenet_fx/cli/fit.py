@@ -66,7 +66,7 @@ def fit(
     config: ConfigOption = None,
     output: o.OutputOptions,
 ) -> None:
-    """Train exits on the train split and gates on the calibration split.
+    """Train exits on the train split, gates and ensembles on the calibration split.
 
     The backbone is frozen unless the method trains it. Without --augment, it runs once over each
     image. Writes run.yaml, exits, metrics.csv and transform.json to --out; 'leenet-fx evaluate OUT'

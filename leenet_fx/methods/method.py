@@ -60,7 +60,8 @@ class Method:
         source: the paper.
         branch: branch architecture that `attach(method=…)` uses.
         branch_options: options of these branches.
-        requires: branch options without which the method does not work.
+        requires: branch options without which the method does not work; a tuple has several values
+            that it works with.
         trade_off: parameter that trades accuracy against cost.
         cost_weight: default cost weight.
         max_cost_weight: 1 for an α, infinity for a λ.
@@ -129,10 +130,12 @@ class Method:
         """
         for option, expected in self.requires.items():
             found = options.get(option)
-            if found != expected:
+            accepted = expected if isinstance(expected, tuple) else (expected,)
+            if found not in accepted:
                 raise InputError(
-                    f"Method '{self.name}' requires branches with {option}={expected!r}, but these "
-                    f"have {option}={found!r} ('{branch}'): attach with method='{self.name}'."
+                    f"Method '{self.name}' requires branches with {option}={accepted[0]!r}, but "
+                    f"these have {option}={found!r} ('{branch}'): attach with "
+                    f"method='{self.name}'."
                 )
 
 

@@ -64,6 +64,15 @@ class Phase:
         """Groups that any of the updates trains."""
         return frozenset(group for update in self.updates for group in update.parameter_groups)
 
+    @property
+    def held_out(self) -> bool:
+        """Whether the calibration images are for this phase.
+
+        Gates and the weights of ensembles weigh classifiers that are fixed, and that look better on
+        their own training images than on others.
+        """
+        return self.parameter_groups <= {"gates", "ensembles"}
+
 
 def single_update_phase(
     name: str,

@@ -26,9 +26,9 @@ class FitData:
     """The data of a training run.
 
     Attributes:
-        train: for all phases but those that train gates alone.
+        train: for all phases but those that train gates or ensembles alone.
         val: for the validation loss, if any.
-        calibration: for phases that train gates alone; None takes `train`.
+        calibration: for phases that train gates or ensembles alone; None takes `train`.
     """
 
     train: Data

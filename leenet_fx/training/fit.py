@@ -115,8 +115,9 @@ def fit(
             labels. If its data set names its classes (`classes`, as torchvision's), so does the
             network afterwards, and other data must have the same names in the same order.
         val: likewise, for the validation loss; each phase ends with the weights of its best epoch.
-        calibration: likewise, for phases that train gates alone; None takes `train`. On images that
-            the backbone has memorised, every exit looks accurate, so held-out images are better.
+        calibration: likewise, for phases that train gates or ensembles alone; None takes `train`.
+            On images that the exits or the backbone have memorised, every exit looks accurate, so
+            held-out images are better.
         method: a registered name (see `leenet_fx.list_methods`), or a `Method`, which carries its
             options: `leenet_fx.get_method("pabee", patience=3)`. None takes the method that `ee`
             was attached for or last trained by, else `leenet_fx.methods.DEFAULT`.

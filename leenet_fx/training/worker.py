@@ -78,8 +78,7 @@ class Worker:
             for index, (phase, epochs) in enumerate(zip(plan.phases, plan.epochs, strict=True)):
                 if not epochs or index < first:
                     continue
-                gates_only = phase.parameter_groups == {"gates"}
-                source = sources.get("calibration", train) if gates_only else train
+                source = sources.get("calibration", train) if phase.held_out else train
                 trainer = PhaseTrainer(
                     ee,
                     phase,

@@ -90,11 +90,17 @@ def test_fit_calibrates_if_it_is_given_a_target(base, tmp_path, capsys, monkeypa
     ee = leenet_fx.load(tmp_path / "a", network(base))
     assert isinstance(ee.policy, MaxProbability | NeverExit)
     assert ee.operating_points["budget=0.9"].cost.estimate == point["cost"]["estimate"] <= 0.9
-    gates = ("--method", "leenet", "--max-drop", "5", "--data", f"{base}/images")
-    arguments = (f"{base}/net.py:small", "--out", str(tmp_path / "b"), *gates)
+
+
+@pytest.mark.parametrize("method", ["leenet", "ztw"])
+def test_nothing_is_promised_from_images_that_gates_or_ensembles_are_fitted_to(
+    method, base, tmp_path, capsys, monkeypatch
+):
+    options = ("--method", method, "--max-drop", "5", "--data", f"{base}/images")
+    arguments = (f"{base}/net.py:small", "--out", str(tmp_path / "b"), *options)
     code, error = fails(capsys, monkeypatch, "fit", *arguments)
     assert code == 1
-    assert "'leenet' was fitted to the split 'calibration'" in error
+    assert f"'{method}' was fitted to the split 'calibration'" in error
     assert not (tmp_path / "b").exists()
 
 

@@ -43,6 +43,6 @@ def test_methods_require_their_heads_and_gates():
     ee = attached_for("leenet")
     with pytest.raises(InputError, match=r"requires branches with gate='alpha', .* gate=None"):
         leenet_fx.fit(ee, loader(), method="leenet-alpha")
-    for method, head in (("ztw", "cascade"), ("boostnet", "additive"), ("e2cm", "means")):
+    for method, head in (("ztw", "cascade-norm"), ("boostnet", "additive"), ("e2cm", "means")):
         with pytest.raises(InputError, match=f"head='{head}'.*attach with method='{method}'"):
             leenet_fx.fit(ee, loader(), method=method)

@@ -46,6 +46,9 @@ def test_networks_with_published_parts_are_trained_saved_and_loaded(
 
 
 def test_other_heads_of_a_method_are_refused():
-    ee = leenet_fx.attach(tiny(), "every", method="ztw", example_inputs=images(1, 3, 16, 16))
+    ee = leenet_fx.attach(tiny(), "every", method="boostnet", example_inputs=images(1, 3, 16, 16))
+    half = leenet_fx.get_method("boostnet", ensemble_reweight=0.5)
+    with pytest.raises(leenet_fx.InputError, match="requires branches with head='additive-half'"):
+        leenet_fx.fit(ee, loader(), method=half, epochs=1)
     with pytest.raises(leenet_fx.InputError, match="requires branches with head='cascade-norm'"):
-        leenet_fx.fit(ee, loader(), method=leenet_fx.get_method("ztw", conv_heads=True), epochs=1)
+        leenet_fx.fit(ee, loader(), method="ztw", epochs=1)
