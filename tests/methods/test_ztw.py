@@ -48,6 +48,15 @@ def test_ensembles_are_trained_on_the_calibration_images():
     assert all(b < a for a, b in zip(certain["train"], certain["random"], strict=True)), certain
 
 
+def test_networks_with_heads_without_a_norm_are_trained_further():
+    x = images(1, 3, 16, 16)
+    ee = leenet_fx.attach(tiny(), [0, 2], example_inputs=x, branch_options={"head": "cascade"})
+    before = head_weights(ee)
+    leenet_fx.fit(ee, loader(), method="ztw", epochs=1, progress=False)
+    assert not all_equal(before, head_weights(ee))
+    assert all(part.head.ensembles for part in ee.exits)
+
+
 class Block(nn.Module):
     def __init__(self):
         super().__init__()
