@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,20 @@ from leenet_fx.data.transforms import build_transform, override, transform_confi
 
 BATCH = 500
 PADDING = 4
+
+
+def unseen_images(folder: Path, classes: Sequence[str]) -> LabelledSubset | None:
+    """Return the images of `unseen.tar` in a folder; None if there is none.
+
+    Args:
+        folder: of a data set.
+        classes: names of its classes.
+    """
+    file = folder / "unseen.tar"
+    if not file.exists():
+        return None
+    files = open_files(file, classes=classes)
+    return LabelledSubset(files, range(len(files)), files.targets)
 
 
 class InMemory:
@@ -44,10 +58,8 @@ class InMemory:
         self.classes = data.classes
         self.device = torch.device(device)
         self._splits: dict[str, LabelledSubset] = dict(data.splits)
-        unseen = folder / "unseen.tar"
-        if unseen.exists():
-            files = open_files(unseen, classes=data.classes)
-            self._splits["unseen"] = LabelledSubset(files, range(len(files)), files.targets)
+        if (unseen := unseen_images(folder, data.classes)) is not None:
+            self._splits["unseen"] = unseen
         config = transform_config(model, (3, size, size))
         resized = build_transform(override(config, mean=(0.0,), std=(1.0,)))
         self._to_pixels = lambda image: (255 * resized(image)).round().to(torch.uint8)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from in_memory import unseen_images
 from new_classifier import CASES, Case
 from torch import nn
 
 import leenet_fx
-from leenet_fx.data.images import LabelledSubset, open_files
 from leenet_fx.data.splits import Data, open_data
 from leenet_fx.data.transforms import make_transform
 from leenet_fx.evaluation.compare import compare
@@ -41,12 +41,8 @@ def honest(folder: Path) -> Data:
     The networks were trained on the other images of Imagenette.
     """
     data = open_data(folder)
-    unseen = folder / "unseen.tar"
-    if unseen.exists():
-        files = open_files(unseen, classes=data.classes)
-        test = LabelledSubset(files, range(len(files)), files.targets)
-        data = replace(data, splits={**data.splits, "test": test})
-    return data
+    unseen = unseen_images(folder, data.classes)
+    return data if unseen is None else replace(data, splits={**data.splits, "test": unseen})
 
 
 def with_new_classifier(case: Case, data: Data, models: Path) -> nn.Module:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from leenet_fx.serving.settings import Settings
+
 BATCHES = 2
 PAUSE_SECONDS = 0.1
 
@@ -65,9 +67,9 @@ class System:
     client: float = 0.0
     cores: float | None = None
     background: float = 0.0
-    batch_size: int = 8
-    max_delay: float = 0.002
-    queue: int = 256
+    batch_size: int = Settings.batch_size
+    max_delay: float = Settings.max_delay
+    queue: int = Settings.queue
     lifetime: float | None = None
     restart: float = 10.0
     trip: float = 0.0
