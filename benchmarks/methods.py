@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from cifar10 import EXITS, HEAD_BATCH, RESULTS, WORK, Cifar10, trained_branches
 from methods_images import PARTS, on_images
-from static_family import beside, comparison_of
+from static_family import beside
 
 import leenet_fx
 from leenet_fx.cost.page_faults import keep_memory
@@ -330,7 +330,7 @@ def smallest_drop(comparison: Comparison, backbone: float, flops: float) -> tupl
 
 
 def main() -> None:
-    """Run the parts, and write JSON, Markdown and the page of all results."""
+    """Run the parts, and write JSON, Markdown and a page of each part."""
     parser = argparse.ArgumentParser(description="Comparison of methods.")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
@@ -387,13 +387,7 @@ def main() -> None:
 def write(
     comparisons: dict[str, Comparison], names: Sequence[str], measured: Sequence[Criterion]
 ) -> None:
-    """Write the results of all parts whose folders contain one; rows not measured are kept."""
-    records = []
-    for name in names:
-        if (FOLDERS / name).exists():
-            record = dict(read_records(FOLDERS / name)[0])
-            drawn = beside(comparison_of(record["comparison"]), name)
-            records.append({**record, "comparison": drawn.to_dict()})
+    """Write the results of the measured parts, and the page of each; other rows are kept."""
     stored = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": [], "criteria": []}
     rows = {(row["part"], row["label"]): row for row in stored["rows"]}
     for name, comparison in comparisons.items():
@@ -409,7 +403,11 @@ def write(
     result = Result(COMMAND, found, list(met.values()), environment())
     result.write(RESULT, "Comparison of methods", table(found))
     write_alpha_conditioned(comparisons)
-    write_page(RESULT.with_suffix(".html"), records, "Comparison of methods", interactive=False)
+    for name, comparison in comparisons.items():
+        record = dict(read_records(FOLDERS / name)[0])
+        drawn = {**record, "comparison": beside(comparison, name).to_dict()}
+        page = RESULTS / f"methods-{name}.html"
+        write_page(page, [drawn], f"Comparison of methods: {name}", interactive=False)
 
 
 def _as_tensor(image: Any) -> torch.Tensor:

@@ -34,38 +34,39 @@ OWN_POINTS = 3
 
 
 def write(partial: Path) -> None:
-    """Write JSON and Markdown of all finished rows."""
+    """Write JSON and Markdown of all finished rows; committed rows that are not there are kept."""
+    kept = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    records = {record["row"]: record for record in kept}
     found = {
         name: json.loads((partial / f"{name}.json").read_text())
         for name in ROWS
         if (partial / f"{name}.json").exists()
     }
-    records, table = [], []
-    for name, row in ROWS.items():
-        line = {
-            "row": name,
-            "paper": row.paper,
-            "regime": row.regime,
-            "network, data": f"{NAMES[row.network]}, {DATA[row.data]}",
-            "cost counted": ACCOUNTING[row.accounting],
-            "claim": row.claim,
-        }
-        if name not in found:
-            table.append({**line, "here": "not here, because it has not been run"})
-            continue
-        baseline = baseline_of(row, found[name], found)
-        table.append(
-            {
-                **line,
-                "here": "; ".join(figures(row, found[name], baseline)),
-                "trained": trained(found[name]),
-            }
-        )
-        records.append(record(name, row, found[name], baseline))
+    accuracies = {name: record["accuracies"] for name, record in records.items()}
+    accuracies |= {name: own["final"] for name, own in found.items()}
+    for name, own in found.items():
+        records[name] = record_of(name, own, baseline_of(ROWS[name], own, accuracies))
+    table = [line(name, row, records.get(name)) for name, row in ROWS.items()]
     table += [
         {"paper": paper, "here": f"not here, because {why}"} for paper, why in NOT_HERE.items()
     ]
-    Result(COMMAND, records, [], environment()).write(RESULT, "Reproduction of papers", table)
+    rows = [records[name] for name in ROWS if name in records]
+    Result(COMMAND, rows, [], environment()).write(RESULT, "Reproduction of papers", table)
+
+
+def line(name: str, row: Row, record: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the line of a row in the table."""
+    values = {
+        "row": name,
+        "paper": row.paper,
+        "regime": row.regime,
+        "network, data": f"{NAMES[row.network]}, {DATA[row.data]}",
+        "cost counted": ACCOUNTING[row.accounting],
+        "claim": row.claim,
+    }
+    if record is None:
+        return {**values, "here": "not here, because it has not been run"}
+    return {**values, "here": "; ".join(record["figures"]), "trained": trained(record)}
 
 
 def reported(values: Mapping[str, Any]) -> str:
@@ -73,12 +74,20 @@ def reported(values: Mapping[str, Any]) -> str:
     return "unseen" if "unseen" in values else "test"
 
 
-def baseline_of(row: Row, own: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, float]:
-    """Return the accuracy that drops are measured from, by split."""
+def baseline_of(
+    row: Row, own: Mapping[str, Any], accuracies: Mapping[str, Mapping[str, float]]
+) -> dict[str, float]:
+    """Return the accuracy that drops are measured from, by split.
+
+    Args:
+        row: of the reproduction.
+        own: what was measured.
+        accuracies: of the final classifiers of all finished rows, by row and split.
+    """
     if row.agreement:
         return dict.fromkeys(own["final"], 1.0)
-    if row.reference is not None and row.reference in found:
-        return dict(found[row.reference]["final"])
+    if row.reference is not None and row.reference in accuracies:
+        return dict(accuracies[row.reference])
     return dict(own["backbone"] or own["final"])
 
 
@@ -131,10 +140,11 @@ def figures(row: Row, own: Mapping[str, Any], baseline: Mapping[str, float]) -> 
     return parts
 
 
-def record(
-    name: str, row: Row, own: Mapping[str, Any], baseline: Mapping[str, float]
+def record_of(
+    name: str, own: Mapping[str, Any], baseline: Mapping[str, float]
 ) -> dict[str, Any]:
     """Return the record of a row, with the test split's points only."""
+    row = ROWS[name]
     split = reported(baseline)
     return {
         "row": name,
@@ -147,6 +157,7 @@ def record(
         "split": split,
         "baseline": baseline[split],
         "final": own["final"][split],
+        "accuracies": own["final"],
         "exits": own["exits"],
         "ensembles": [
             {"cost weight": e["cost weight"], "accuracy": e[split]} for e in own["ensembles"]
@@ -166,14 +177,14 @@ def record(
     }
 
 
-def trained(own: Mapping[str, Any]) -> str:
+def trained(record: Mapping[str, Any]) -> str:
     """Return how a row was trained."""
-    settings = own["settings"]
+    settings = record["settings"]
     epochs = settings["epochs"]
     if isinstance(epochs, dict):
         epochs = " + ".join(f"{count} {phase}" for phase, count in epochs.items())
     images = "" if settings["images"] is None else f", at most {settings['images']} images a split"
-    return f"{epochs} epochs{images}, {own['seconds']:.0f} s, {own['device']}"
+    return f"{epochs} epochs{images}, {record['seconds']:.0f} s, {record['device']}"
 
 
 def percent(share: float) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cifar10 import FACTORY, RESULTS, WORK
+from cifar10 import FACTORY, RESULTS
 from in_memory import InMemory
 from safetensors.torch import load_file
 from torch import nn
@@ -34,7 +34,6 @@ from leenet_fx.evaluation.frontier import FrontierPoint, MethodRun
 from leenet_fx.report.results import Result
 
 RESULT = RESULTS / "static_family.json"
-PARTIAL = WORK / "static_family.json"
 COMMAND = "python benchmarks/static_family.py --data PATH --weights PATH --train"
 LABEL = "plain networks"
 """Of the family among the methods of a comparison."""
@@ -162,29 +161,17 @@ def regression(ee: leenet_fx.EarlyExitModule, data: InMemory) -> float:
     return float(fitted.score(*inputs["test"]))
 
 
-def stored(path: Path = PARTIAL) -> dict[str, Any]:
-    """Return the finished members."""
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return found
+def stored() -> dict[str, Any]:
+    """Return the records of the finished members."""
+    rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    return {row["member"]: row for row in rows}
 
 
 def family(name: str) -> list[dict[str, Any]]:
-    """Return the committed figures of a family's trained members, cheapest first."""
-    if not RESULT.exists():
-        return []
-    found = json.loads(RESULT.read_text())["rows"]
+    """Return the records of a family's trained members, cheapest first."""
+    found = stored().values()
     rows = [row for row in found if row["family"] == name and not row["lossless weights"]]
     return sorted(rows, key=lambda row: row["flops"])
-
-
-def comparison_of(values: dict[str, Any]) -> Comparison:
-    """Return a comparison from its JSON values."""
-    runs = []
-    for run in values["runs"]:
-        points = [FrontierPoint(**{**at, "shares": tuple(at["shares"])}) for at in run["points"]]
-        runs.append(MethodRun(**{**run, "exits": tuple(run["exits"]), "points": tuple(points)}))
-    fields = {name: value for name, value in values.items() if name != "rows"}
-    return Comparison(**{**fields, "runs": tuple(runs)})
 
 
 def beside(comparison: Comparison, part: str) -> Comparison:
@@ -231,7 +218,7 @@ def beside(comparison: Comparison, part: str) -> Comparison:
 
 def write(found: dict[str, Any]) -> None:
     """Write the results of all finished members."""
-    records = [{"member": name, **found[name]} for name in MEMBERS if name in found]
+    records = [found[name] for name in MEMBERS if name in found]
     largest = {row["family"]: row["flops"] for row in records if row["member"] in LARGEST}
     table = [
         {
@@ -259,23 +246,20 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=list(MEMBERS), choices=MEMBERS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--images", type=int, help="at most so many images of each split")
-    parser.add_argument("--partial", type=Path, default=PARTIAL, help="file of finished rows")
     parser.add_argument("--train", action="store_true", help="fine-tune where it is needed")
     options = parser.parse_args()
     for path in (options.data, options.weights):
         if not path.exists():
             sys.exit(f"Skipped: needs '{path}'.")
     keep_memory()
-    options.partial.parent.mkdir(parents=True, exist_ok=True)
     for name in options.rows:
-        done = stored(options.partial).get(name)
+        done = stored().get(name)
         wanted = MEMBERS[name].epochs if options.train else 0
         if done is not None and done["fine-tuned"] >= wanted and done["images"] == options.images:
             continue
-        found = measure(MEMBERS[name], options)
-        options.partial.write_text(json.dumps(stored(options.partial) | {name: found}))
-        print(name, json.dumps(found), file=sys.stderr, flush=True)
-    write(stored(options.partial))
+        found = {"member": name, **measure(MEMBERS[name], options)}
+        write(stored() | {name: found})
+        print(json.dumps(found), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
