@@ -138,6 +138,7 @@ def _leenet(network: str, *, published: bool) -> Row:
     )
 
 
+MIXED = "mixed: exits on the frozen backbone, then all"
 PLAIN = "accuracy of the backbone, trained alone for as many epochs"
 IC_ONLY = "half of the cost without loss where exits are trained with the network; less on a frozen"
 
@@ -187,6 +188,34 @@ ROWS: dict[str, Row] = {
         )
         for version in (1, 2)
     },
+    "diffbranch-0.5-mixed": _joint(
+        "Differentiable branching (2020)",
+        "ResNet-18: 81.6 alone, 85.8 as an ensemble, 84.9 by hard exits at 58 % less time",
+        "diffbranch",
+        regime=MIXED,
+        options={"recipe": "mixed"},
+        branch="conv",
+        branch_options={"gate": "features"},
+        epochs={"exits": 10, "joint": 30},
+        cost_weights=(0.5,),
+        own_rule=True,
+        at_cost=0.42,
+    ),
+    "eenets-v1-mixed": _joint(
+        "EENets (2024)",
+        "cost down to 20 % at similar accuracy",
+        "eenets",
+        regime=MIXED,
+        options={"recipe": "mixed", "two_stage": False},
+        exits=EVERY,
+        branch="pool",
+        branch_options={"gate": "features"},
+        epochs={"exits": 10, "joint gates": 30},
+        cost_weights=(1.0,),
+        own_rule=True,
+        at_cost=0.2,
+        at_drop=0.01,
+    ),
     "pabee": _joint(
         "PABEE (2020)",
         "as accurate as the network or more, for less (no figure in the sources read)",
@@ -225,7 +254,7 @@ ROWS: dict[str, Row] = {
         "Training regimes (2025), mixed",
         "final classifier: ResNet-34, CIFAR-100: disjoint 73.8, joint 74.2, mixed 75.9",
         "msdnet",
-        regime="mixed: exits on the frozen backbone, then all",
+        regime=MIXED,
         options={"recipe": "mixed"},
         branch="conv",
         epochs={"exits": 10, "joint": 30},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ LOADS = 8
 
 
 def report(done: Mapping[str, Any], path: Path) -> None:
-    """Write the results.
+    """Write the results; committed ones that were not measured again are kept.
 
     Args:
         done: finished measurements by key.
@@ -34,7 +35,21 @@ def report(done: Mapping[str, Any], path: Path) -> None:
         part(done, rows, criteria)
     for name in NETWORKS:
         _simulated(name, done, rows, criteria)
+    stored = json.loads(path.read_text()) if path.exists() else {"rows": [], "criteria": []}
+    measured = {_subject(row["part"]) for row in rows}
+    rows = [row for row in stored["rows"] if _subject(row["part"]) not in measured] + rows
+    kept = [one for one in stored["criteria"] if _subject(one["name"]) not in measured]
+    criteria = [Criterion(**one) for one in kept] + criteria
     Result(COMMAND, rows, criteria, environment()).write(path, "Serving on Ray Serve", _table(rows))
+
+
+def _subject(text: str) -> str:
+    """Return what a row or a criterion is of, from its name."""
+    for subject in ("killed", "malformed", "soak"):
+        if subject in text:
+            return subject
+    name = next(name for name in NETWORKS if name in text)
+    return f"simulation of {name}" if "simulat" in text else name
 
 
 def _table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
