@@ -11,15 +11,20 @@ from leenet_fx.policies import GateThreshold
 
 
 @register_method("diffbranch")
-def diffbranch(recipe: str = "joint") -> Method:
+def diffbranch(recipe: str = "mixed") -> Method:
     """Differentiable branching (Scardapane et al. 2020): L = CE(f̃₀) + λ·γ̃₀, end to end.
 
     f̃ᵢ = gᵢ·pᵢ + (1−gᵢ)·f̃ᵢ₊₁. The paper does not give λ. A sample exits iff gᵢ ≥ 0.5; the ensemble
     f̃₀ is `leenet_fx.objectives.soft_probabilities`. The published gate reads features; with a
     frozen backbone, whose features no longer adapt to it, gates read the head's confidence.
 
+    The paper trains all from random weights. From a trained backbone all gates would close within
+    the first batches, while the exits still guess, and exits behind closed gates learn nothing: so
+    the exits are trained first.
+
     Args:
-        recipe: "joint", "mixed" (exits first, then all), or "disjoint", with a frozen backbone.
+        recipe: "mixed" (exits first, then all), "joint" (all from the start, as published), or
+            "disjoint", with a frozen backbone.
 
     Raises:
         InputError: no such recipe.

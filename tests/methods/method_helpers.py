@@ -28,7 +28,7 @@ PRESETS = {
     "boostnet": (["joint"], MaxProbability(0.9)),
     "branchynet": (["joint"], Entropy(0.5)),
     "calexnet": (["exits"], MaxProbability(0.9)),
-    "diffbranch": (["joint"], GateThreshold(0.0)),
+    "diffbranch": (["exits", "joint"], GateThreshold(0.0)),
     "distilled": (["exits"], MaxProbability(0.9)),
     "e2cm": (["means"], MaxProbability(0.5)),
     "eenet": (["exits"], MaxProbability(0.9)),
