@@ -140,9 +140,7 @@ def figures(row: Row, own: Mapping[str, Any], baseline: Mapping[str, float]) -> 
     return parts
 
 
-def record_of(
-    name: str, own: Mapping[str, Any], baseline: Mapping[str, float]
-) -> dict[str, Any]:
+def record_of(name: str, own: Mapping[str, Any], baseline: Mapping[str, float]) -> dict[str, Any]:
     """Return the record of a row, with the test split's points only."""
     row = ROWS[name]
     split = reported(baseline)

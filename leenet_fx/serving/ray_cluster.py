@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 import sysconfig
 import time
@@ -22,6 +23,7 @@ from ray.exceptions import RayError
 from ray.serve.schema import ApplicationStatus
 
 from leenet_fx.errors import InputError, first_line
+from leenet_fx.serving import ray_tensors
 from leenet_fx.serving.ray_settings import RaySettings
 from leenet_fx.serving.served_network import Answers, ServedNetwork, numbers_of
 from leenet_fx.serving.torch_network import TorchNetwork
@@ -32,6 +34,10 @@ BATCHES = 2
 """Batches at a replica: one runs, one waits, so that it is not idle between two."""
 
 POLL_SECONDS = 0.2
+
+ARENAS = "MALLOC_ARENA_MAX"
+"""Of glibc. A replica's threads have one heap, unless the environment says otherwise: with a heap
+each, tensors of ever other sizes leave gaps that nothing fills, and memory grows."""
 
 
 class StageResult(NamedTuple):
@@ -61,6 +67,7 @@ class StageReplica:
             threads: number of threads of each operator.
         """
         torch.set_num_threads(threads)
+        ray_tensors.register()
         self.network: ServedNetwork = ray.get(network[0])
         self.stage = stage
         self._thread = ThreadPoolExecutor(1)
@@ -159,7 +166,10 @@ class StageDeployments:
         return serve.deployment(
             StageReplica,
             max_ongoing_requests=BATCHES,
-            ray_actor_options={"num_cpus": self.settings.cpus},
+            ray_actor_options={
+                "num_cpus": self.settings.cpus,
+                "runtime_env": {"env_vars": {ARENAS: os.environ.get(ARENAS, "1")}},
+            },
             health_check_period_s=1,
             max_constructor_retry_count=2,
             **number,
