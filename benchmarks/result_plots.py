@@ -23,6 +23,9 @@ FRONTIERS = {
 }
 """Part and label of the comparison of methods whose frontiers are drawn."""
 
+CALTECH = {"shallow-deep": BLUE, "leenet, thresholds": ORANGE}
+"""Likewise, of EfficientNet-Lite0 on Caltech-101."""
+
 SIDE = {"deep": "x:", "deep-56": "+:"}
 """Rows of side branches that are drawn."""
 
@@ -129,15 +132,9 @@ def plot_frontiers() -> None:
             accuracies = [100 * point["accuracy"] for point in found]
             cifar.plot(flops, accuracies, marker, color=GREY, label=f"side branches, {name}")
     cifar.set(ylabel="accuracy on test images, %", title="CIFAR-10, ResNets", ylim=(82, 91))
-    placed = [row for row in rows_of("placement") if row["pair"].endswith("lite0/caltech101")]
-    largest = max((row["flops"] for row in plain["lite0"]), default=0) / 1e6
-    best = max((row["accuracy"] for row in plain["lite0"]), default=0)
-    for row in placed:
-        if row["rule"] == "auto" and row["asked"] is None:
-            drops = [drop for drop in ("3", "1") if row[f"flops on test at {drop}"] is not None]
-            flops = [row[f"flops on test at {drop}"] * largest for drop in drops]
-            accuracies = [100 * best - float(drop) for drop in drops]
-            caltech.plot(flops, accuracies, "o-", color=BLUE, label="exits, frozen backbone")
+    for label, color in CALTECH.items():
+        at = frontier_of(rows["lite0-caltech101", label], plain["lite0"][-1]["flops"])
+        caltech.plot(*at, "o-", color=color, ms=4, label=f"frozen, {label}")
     caltech.set(title="Caltech-101, EfficientNet-Lite0")
     for axes in (cifar, caltech):
         axes.legend(fontsize=7, loc="lower right")
