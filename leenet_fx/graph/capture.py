@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from leenet_fx.errors import InputError, TraceError
-from leenet_fx.graph.checks import check_takes_images
+from leenet_fx.graph.checks import TakesIndicesError, check_no_indices, check_takes_images
 from leenet_fx.graph.cloning import clone
 from leenet_fx.graph.exporter import export
 from leenet_fx.graph.input_shape import find_input
@@ -75,6 +75,8 @@ def capture(
             return _capture_by_fx(
                 model, tensors, example_inputs, leaf_modules, concrete_args, probed
             )
+        except TakesIndicesError:
+            raise
         except (TraceError, InputError) as error:
             fx_error = error
     try:
@@ -117,6 +119,7 @@ def _capture_by_fx(
         if probed:
             # The trace may have added constants.
             meta = meta_copy(root)
+        check_no_indices(traced.graph, meta)
         costs = measure(traced.graph, meta, image_shape, dtype)
         if comparable:
             take_images_only(meta, _on_meta(concrete_args))
@@ -138,8 +141,6 @@ def _capture_by_export(
     images_argument = images_name(model, concrete_args)
 
     def run(image_shape: tuple[int, ...], dtype: torch.dtype) -> CapturedModel:
-        if dtype in (torch.int32, torch.int64):
-            check_takes_images(model)
         exported = export(root, image_shape, dtype, concrete_args=concrete_args)
         costs = measure(exported.graph, meta_copy(root), image_shape, dtype)
         return _with_logits(exported, image_shape, dtype, costs, images_argument)

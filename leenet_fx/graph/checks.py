@@ -5,15 +5,20 @@ from __future__ import annotations
 import inspect
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from leenet_fx.errors import InputError
 
 _RECURRENT = "torch.ao.nn.quantized.dynamic.modules.rnn"
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _STATIC = ("torch.ao.nn.quantized.modules", "torch.ao.nn.intrinsic.quantized.modules")
 
 _BESIDE_IMAGES = {"input_ids": "text", "spatial_shapes": "the number of patches of each image"}
 """Arguments of transformers' models, and what they are."""
+
+
+class TakesIndicesError(InputError):
+    """The inputs of a network are the indices of an embedding, so they are no images."""
 
 
 def check_module(model: object) -> None:
@@ -59,11 +64,8 @@ def check_takes_images(model: nn.Module) -> None:
         model: the model.
     """
     first = next(((p, m) for p, m in model.named_modules() if not list(m.children())), None)
-    if first is not None and isinstance(first[1], (nn.Embedding, nn.EmbeddingBag)):
-        raise InputError(
-            f"The first layer of {type(model).__name__}, '{first[0]}' ({type(first[1]).__name__}), "
-            "takes whole numbers: exits are attached to networks that take images."
-        )
+    if first is not None and isinstance(first[1], _EMBEDDINGS):
+        raise _takes_indices(model, *first)
     arguments = inspect.signature(type(model).forward).parameters
     for argument, meaning in _BESIDE_IMAGES.items():
         if argument in arguments:
@@ -71,3 +73,27 @@ def check_takes_images(model: nn.Module) -> None:
                 f"{type(model).__name__} takes {meaning} ('{argument}') beside images: exits are "
                 "attached to networks that take images alone."
             )
+
+
+def check_no_indices(graph: fx.Graph, model: nn.Module) -> None:
+    """Raise TakesIndicesError if the images of a graph are the indices of an embedding.
+
+    On meta tensors some versions of torch let images of any dtype through.
+
+    Args:
+        graph: of the model.
+        model: the model.
+    """
+    for node in graph.nodes:
+        if node.op != "call_module" or not node.all_input_nodes:
+            continue
+        module = model.get_submodule(node.target)
+        if isinstance(module, _EMBEDDINGS) and node.all_input_nodes[0].op == "placeholder":
+            raise _takes_indices(model, node.target, module)
+
+
+def _takes_indices(model: nn.Module, path: str, module: nn.Module) -> TakesIndicesError:
+    return TakesIndicesError(
+        f"The first layer of {type(model).__name__}, '{path}' ({type(module).__name__}), "
+        "takes whole numbers: exits are attached to networks that take images."
+    )

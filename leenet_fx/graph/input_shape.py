@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from leenet_fx.errors import InputError, TraceError, first_line
+from leenet_fx.graph.checks import TakesIndicesError
 from leenet_fx.graph.hf_models import image_shape
 from leenet_fx.graph.hf_processors import image_config
 
@@ -44,7 +45,7 @@ def find_input(
 
     Raises:
         InputError: the example does not fit, or no shape could be found.
-        TraceError: raised by `run`.
+        TraceError, TakesIndicesError: raised by `run`.
     """
     name = type(root).__name__
     dtype = next((p.dtype for p in root.parameters() if p.is_floating_point()), torch.float32)
@@ -54,7 +55,7 @@ def find_input(
             dtype = example.dtype
         try:
             return run(tuple(example.shape[1:]), dtype)
-        except TraceError:
+        except (TraceError, TakesIndicesError):
             raise
         except Exception as error:
             raise InputError(
@@ -68,7 +69,7 @@ def find_input(
     for shape, source in sources.items():
         try:
             result = run(shape, dtype)
-        except TraceError:
+        except (TraceError, TakesIndicesError):
             raise
         except Exception as error:
             failures.append(f"{shape} ({source}): {first_line(error)}")
