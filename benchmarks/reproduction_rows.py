@@ -88,6 +88,39 @@ def _joint(paper: str, claim: str, method: str, **options: Any) -> Row:
     return Row(paper=paper, claim=claim, method=method, **values)
 
 
+def _diffbranch(weight: float, **options: Any) -> Row:
+    values = {
+        "branch": "conv",
+        "branch_options": {"gate": "features"},
+        "cost_weights": (weight,),
+        "own_rule": True,
+        "at_cost": 0.42,
+        **options,
+    }
+    return _joint(
+        "Differentiable branching (2020)",
+        "ResNet-18: 81.6 alone, 85.8 as an ensemble, 84.9 by hard exits at 58 % less time",
+        "diffbranch",
+        **values,
+    )
+
+
+def _eenets(version: int, **options: Any) -> Row:
+    values = {
+        "options": {"version": version},
+        "exits": EVERY,
+        "branch": "pool",
+        "branch_options": {"gate": "features"},
+        "epochs": 20,
+        "cost_weights": (1.0,),
+        "own_rule": True,
+        "at_cost": 0.2,
+        "at_drop": 0.01,
+        **options,
+    }
+    return _joint("EENets (2024)", "cost down to 20 % at similar accuracy", "eenets", **values)
+
+
 def _frozen(paper: str, claim: str, method: str, **options: Any) -> Row:
     values = {"regime": "frozen backbone", "exits": EVERY, "at_drop": 0.01, **options}
     return Row(paper=paper, claim=claim, method=method, **values)
@@ -158,63 +191,19 @@ ROWS: dict[str, Row] = {
         branch="conv",
         at_cost=1 / 1.9,
     ),
-    **{
-        f"diffbranch-{weight}": _joint(
-            "Differentiable branching (2020)",
-            "ResNet-18: 81.6 alone, 85.8 as an ensemble, 84.9 by hard exits at 58 % less time",
-            "diffbranch",
-            branch="conv",
-            branch_options={"gate": "features"},
-            cost_weights=(weight,),
-            own_rule=True,
-            at_cost=0.42,
-        )
-        for weight in (0.1, 0.5)
-    },
-    **{
-        f"eenets-v{version}": _joint(
-            "EENets (2024)",
-            "cost down to 20 % at similar accuracy",
-            "eenets",
-            options={"version": version},
-            exits=EVERY,
-            branch="pool",
-            branch_options={"gate": "features"},
-            epochs=20,
-            cost_weights=(1.0,),
-            own_rule=True,
-            at_cost=0.2,
-            at_drop=0.01,
-        )
-        for version in (1, 2)
-    },
-    "diffbranch-0.5-mixed": _joint(
-        "Differentiable branching (2020)",
-        "ResNet-18: 81.6 alone, 85.8 as an ensemble, 84.9 by hard exits at 58 % less time",
-        "diffbranch",
+    **{f"diffbranch-{weight}": _diffbranch(weight) for weight in (0.1, 0.5)},
+    **{f"eenets-v{version}": _eenets(version) for version in (1, 2)},
+    "diffbranch-0.5-mixed": _diffbranch(
+        0.5,
         regime=MIXED,
         options={"recipe": "mixed"},
-        branch="conv",
-        branch_options={"gate": "features"},
         epochs={"exits": 10, "joint": 30},
-        cost_weights=(0.5,),
-        own_rule=True,
-        at_cost=0.42,
     ),
-    "eenets-v1-mixed": _joint(
-        "EENets (2024)",
-        "cost down to 20 % at similar accuracy",
-        "eenets",
+    "eenets-v1-mixed": _eenets(
+        1,
         regime=MIXED,
         options={"recipe": "mixed", "two_stage": False},
-        exits=EVERY,
-        branch="pool",
-        branch_options={"gate": "features"},
         epochs={"exits": 10, "joint gates": 30},
-        cost_weights=(1.0,),
-        own_rule=True,
-        at_cost=0.2,
-        at_drop=0.01,
     ),
     "pabee": _joint(
         "PABEE (2020)",
