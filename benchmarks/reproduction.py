@@ -37,7 +37,7 @@ from leenet_fx.calibration.cached_outputs import CachedOutputs, compute_outputs
 from leenet_fx.calibration.class_thresholds import fit_class_thresholds
 from leenet_fx.cost.page_faults import keep_memory
 from leenet_fx.environment import device_name
-from leenet_fx.evaluation.method_run import phase_epochs, trains_backbone
+from leenet_fx.evaluation.method_run import phase_epochs
 from leenet_fx.features.feature_cache import FeatureCache
 from leenet_fx.methods.phases import Phase
 from leenet_fx.objectives import soft_probabilities
@@ -137,7 +137,7 @@ class Trainer:
         self.row, self.data, self.ee = row, data, ee
         self.method = method_of(row)
         self.seconds = 0.0
-        joint = trains_backbone(self.method)
+        joint = self.method.trains_backbone
         batch = min(batch, LARGEST_BATCH[row.data])
         self.caches: dict[str, FeatureCache] = {}
         self.train: Any

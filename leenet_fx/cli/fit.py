@@ -115,7 +115,7 @@ def fit(
             epochs=phase_epochs(ee, method, length),
             lr=length.lr,
             patience=patience,
-            cache=not augment,
+            cache=not augment and not method.trains_backbone,
             out=out,
             resume=resume,
             overwrite=overwrite,

@@ -95,7 +95,7 @@ def attach_exits(
     cost: str = "flops",
     seed: int = 0,
 ) -> EarlyExitModule:
-    """Attach exits to a backbone, with which the result shares weights.
+    """Attach exits to a backbone; the result shares its weights unless the method trains them.
 
     Args:
         network: the backbone.
@@ -124,7 +124,7 @@ def attach_exits(
         branch_options=branches.branch_options(),
         method=method,
         num_classes=shapes.num_classes,
-        copy=False,
+        copy=method is not None and method.trains_backbone,
         cost=cost,
         seed=seed,
         name=model,

@@ -27,7 +27,6 @@ from leenet_fx.evaluation.method_run import (
     load_classifiers,
     run_labels,
     run_method,
-    trains_backbone,
 )
 from leenet_fx.features.batches import batches, count_batches
 from leenet_fx.keywords import check_keywords
@@ -219,7 +218,7 @@ class _Common:
             branch=spec.branch,
             branch_options=spec.branch_options,
             method=settings.method,
-            copy=trains_backbone(settings.method),
+            copy=settings.method.trains_backbone,
             seed=settings.seed,
         )
         if spec.start is not None:
@@ -230,7 +229,7 @@ class _Common:
         """Return the settings of a run."""
         method = get_method(spec.method, **spec.options)
         epochs = self.epochs if spec.epochs is None else spec.epochs
-        uncached = spec.augmented or trains_backbone(method)
+        uncached = spec.augmented or method.trains_backbone
         train = splits.augmented if uncached else splits.train
         strategy, num_exits = self._placement(spec)
         shared = (

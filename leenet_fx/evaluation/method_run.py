@@ -213,11 +213,6 @@ def run_method(
     )
 
 
-def trains_backbone(method: Method) -> bool:
-    """Return whether a phase of the method trains the backbone."""
-    return any("backbone" in phase.parameter_groups for phase in method.phases)
-
-
 def phase_epochs(
     method: Method, epochs: int | Mapping[str, int], train_final: bool
 ) -> dict[str, int]:
@@ -279,7 +274,7 @@ class _Trainer:
         """Fit for one cost weight."""
         settings, splits = self._settings, self._splits
         method, spec = settings.method, settings.spec
-        backbone = trains_backbone(method)
+        backbone = method.trains_backbone
         # While the backbone trains, its features change and cannot be cached.
         calibration: Any = splits.calibration if backbone else self._cached("calibration")
         uncached = backbone or spec.augmented

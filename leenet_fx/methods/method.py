@@ -95,6 +95,11 @@ class Method:
         """Whether gates are trained, and hence a cost weight applies."""
         return any("gates" in phase.parameter_groups for phase in self.phases)
 
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether a phase trains the backbone."""
+        return any("backbone" in phase.parameter_groups for phase in self.phases)
+
     def check_cost_weight(self, cost_weight: float | None) -> float:
         """Return a valid cost weight.
 

@@ -104,6 +104,28 @@ def test_nothing_is_promised_from_images_that_gates_or_ensembles_are_fitted_to(
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize("method", ["diffbranch", "jei-dnn"])
+def test_a_promise_may_follow_gates_that_are_fitted_to_the_train_split(method, base, tmp_path):
+    options = ("--method", method, "--max-drop", "90", "--confidence", "0.5", "--json")
+    result = fit(base, tmp_path / "c", *options)
+    assert result.exit_code == 0, result.output
+    ee = leenet_fx.load(tmp_path / "c", network(base))
+    assert list(ee.operating_points) == ["max_drop=0.9"]
+
+
+def test_a_method_may_train_the_backbone_which_is_saved_with_the_exits(base, tmp_path):
+    out = tmp_path / "d"
+    assert fit(base, out, "--method", "branchynet").exit_code == 0
+    model = network(base)
+    given = {name: value.clone() for name, value in model.state_dict().items()}
+    ee = leenet_fx.load(out, model)
+    trained = ee.state_dict()
+    assert any(not torch.equal(value, trained[name]) for name, value in given.items())
+    assert all(torch.equal(value, given[name]) for name, value in model.state_dict().items())
+    result = run("evaluate", str(out), "--model", f"{base}/net.py:small", "--split", "train")
+    assert result.exit_code == 0, result.output
+
+
 def test_the_network_in_use_predicts_as_calibrated(base):
     calibrate(base, "--max-drop", "60", "--confidence", "0.5")
     ee = leenet_fx.load(base / "run", network(base))

@@ -73,3 +73,21 @@ def test_every_method_beats_random_choice_between_guessing_and_the_backbone(foun
     random_choice = (1 / 10 + found.backbone_accuracy) / 2
     for run in found.runs:
         assert run.area(10, found.backbone_accuracy) >= random_choice
+
+
+def test_exits_of_differentiable_branching_learn_on_a_trained_backbone(digits, backbone):
+    """Gates that train with unskilled exits close, and then exits get no gradient."""
+    ee = leenet_fx.attach(
+        backbone,
+        "linear",
+        num_exits=3,
+        example_inputs=digits["test"].images[:1],
+        method="diffbranch",
+    )
+    train = digits["train"].loader(64, torch.Generator().manual_seed(0))
+    leenet_fx.fit(ee, train, method="diffbranch", alpha=0.5, epochs=3, progress=False)
+    test = digits["test"]
+    with torch.no_grad():
+        outputs = ee.all_exits(test.images)
+    accuracies = [float((z.argmax(1) == test.labels).float().mean()) for z in outputs.logits]
+    assert min(accuracies) > 0.7
