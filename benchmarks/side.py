@@ -7,6 +7,7 @@ others train on all of it with random crops and flips. Points are the subsets of
 common threshold that are best on the calibration split; figures are of the test split: the least
 FLOPs of these points within a drop from the backbone's accuracy. Finished rows are kept in a file
 each, so an interrupted benchmark goes on with the next row, and rows may run side by side.
+Committed rows are finished ones, too.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Row:
     Attributes:
         idea: what differs from the first row.
         options: of the side branches.
-        epochs: of training.
+        epochs: of training, or of each phase.
         images: number of training images, drawn at random; None takes all.
         method: of training.
         branch: of all exits.
@@ -68,11 +69,12 @@ class Row:
         recipe: of the method.
         augment: whether images are cropped and flipped at random.
         seed: of training.
+        precision: of training, as of `fit`.
     """
 
     idea: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    epochs: int = 4
+    epochs: int | Mapping[str, int] = 4
     images: int | None = 10_000
     method: str = "distilled"
     branch: str = "side"
@@ -81,6 +83,7 @@ class Row:
     recipe: str = "disjoint"
     augment: bool = False
     seed: int = 0
+    precision: str | None = None
 
     @property
     def group(self) -> str:
@@ -191,7 +194,13 @@ def measure(
         row.method, **({} if row.recipe == "disjoint" else {"recipe": row.recipe})
     )
     leenet_fx.fit(
-        ee, data["train"], method=method, epochs=row.epochs, seed=row.seed, progress=False
+        ee,
+        data["train"],
+        method=method,
+        epochs=row.epochs,
+        seed=row.seed,
+        precision=row.precision,
+        progress=False,
     )
     seconds = time.perf_counter() - start
     outputs = {
@@ -283,8 +292,10 @@ def frontier(outputs: Mapping[str, CachedOutputs], costs: SubsetCosts) -> Iterat
 
 
 def stored() -> dict[str, dict[str, Any]]:
-    """Return the finished rows."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(PARTIAL.glob("*.json"))}
+    """Return the finished rows, of which those in files of their own replace committed ones."""
+    committed = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    files = {path.stem: json.loads(path.read_text()) for path in sorted(PARTIAL.glob("*.json"))}
+    return {record["row"]: record for record in committed} | files
 
 
 def settings(row: Row) -> dict[str, Any]:
@@ -301,7 +312,7 @@ def write(rows: Mapping[str, Row]) -> None:
         if name not in finished or finished[name]["settings"] != settings(row):
             continue
         found = finished[name]
-        records.append({"row": name, **found})
+        records.append({**found, "row": name})
         table.append(
             {
                 "row": name,

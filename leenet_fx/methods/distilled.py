@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from leenet_fx.methods.method import Method, register_method
-from leenet_fx.methods.phases import classifier_phases
+from leenet_fx.methods.phases import ENSEMBLES, check_flag, classifier_phases
 from leenet_fx.objectives import Distillation, FinalClassifier, SumOfObjectives
 from leenet_fx.policies import MaxProbability
 
 
 @register_method("distilled")
 def distilled(
-    recipe: str = "disjoint", mix: float = 0.5, temperature: float = 2.0, threshold: float = 0.9
+    recipe: str = "disjoint",
+    mix: float = 0.5,
+    temperature: float = 2.0,
+    threshold: float = 0.9,
+    ensembles: bool = False,
 ) -> Method:
     """Exits trained on labels and distilled from the final classifier; exit iff max p ≥ threshold.
 
@@ -23,15 +27,22 @@ def distilled(
             read, so that images alone suffice.
         temperature: T > 0.
         threshold: least class probability that exits.
+        ensembles: whether each exit classifies by a geometric ensemble of its head and those
+            before, whose weights are trained last, on the calibration images if there are any; see
+            `leenet_fx.parts.heads.EnsembleHead`.
 
     Raises:
         InputError: an option does not fit.
     """
+    check_flag("ensembles", ensembles)
+    last = (ENSEMBLES,) if ensembles else ()
     distillation = Distillation(mix=mix, temperature=temperature)
     joint = SumOfObjectives((distillation, FinalClassifier()))
     return Method(
-        phases=classifier_phases(recipe, distillation, joint),
+        phases=(*classifier_phases(recipe, distillation, joint), *last),
         policy=MaxProbability(threshold),
         source="Phuong & Lampert 2019, Distillation-based Training for Multi-exit Architectures",
-        label_free=mix == 1 and recipe == "disjoint",
+        label_free=mix == 1 and recipe == "disjoint" and not ensembles,
+        branch_options={"head": "ensemble"} if ensembles else {},
+        requires={"head": "ensemble"} if ensembles else {},
     )

@@ -100,6 +100,9 @@ EXITS = single_update_phase("exits", "classifiers", SumOfExits())
 FINAL = single_update_phase("final", "final", FinalClassifier())
 """Training of the final classifier by cross-entropy."""
 
+ENSEMBLES = single_update_phase("ensembles", "ensembles", SumOfExits(), lr=0.01)
+"""Training of the weights of ensembles on the fixed outputs of their heads, by cross-entropy."""
+
 RECIPES = ("disjoint", "joint", "mixed")
 """Training regimes (Kubaty et al. 2025). "disjoint": the backbone is frozen. "joint": backbone and
 exits are trained together. "mixed": exits are first trained on the frozen backbone, then all

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from leenet_fx.methods.method import Method, register_method
-from leenet_fx.methods.phases import EXITS, FINAL, check_flag, single_update_phase
-from leenet_fx.objectives import SumOfExits
+from leenet_fx.methods.phases import ENSEMBLES, EXITS, FINAL, check_flag
 from leenet_fx.policies import MaxProbability
 
 
@@ -27,9 +26,8 @@ def ztw(threshold: float = 0.9, conv_heads: bool = False) -> Method:
         InputError: `threshold` is not a number, or `conv_heads` not a bool.
     """
     check_flag("conv_heads", conv_heads)
-    ensembles = single_update_phase("ensembles", "ensembles", SumOfExits(), lr=0.01)
     return Method(
-        phases=(FINAL, EXITS, ensembles),
+        phases=(FINAL, EXITS, ENSEMBLES),
         policy=MaxProbability(threshold),
         branch="strided" if conv_heads else "pool",
         source="Wołczyk et al. 2021, Zero Time Waste",

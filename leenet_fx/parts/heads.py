@@ -83,12 +83,12 @@ class LinearHead(Head):
         return logits
 
 
-@register_head("cascade")
-class CascadeHead(Head):
-    """Cascaded head with a geometric ensemble (Zero Time Waste, Wołczyk et al. 2021).
+@register_head("ensemble")
+class EnsembleHead(Head):
+    """Linear head with a geometric ensemble (that of Zero Time Waste, Wołczyk et al. 2021).
 
-    zᵢ = W·x + V·zᵢ₋₁, with zᵢ₋₁ detached. After the heads, the ensembles are trained on their fixed
-    outputs, and exit i classifies by log qᵢ = (1/(i+1)) Σ_{j≤i} e^{w_j}·log p_j + b.
+    After the heads, the ensembles are trained on their fixed outputs, and exit i classifies by
+    log qᵢ = (1/(i+1)) Σ_{j≤i} e^{w_j}·log p_j + b.
 
     Attributes:
         ensembles: whether `classify` returns the ensemble's logits; before, those of the head.
@@ -101,18 +101,14 @@ class CascadeHead(Head):
         super().__init__(site, width)
         classes = site.num_classes
         self.linear = nn.Linear(width, classes)
-        if site.position:
-            self.before = nn.Linear(classes, classes, bias=False)
-            nn.init.zeros_(self.before.weight)
         self.weights = nn.Parameter(torch.zeros(site.position + 1))
         self.bias = nn.Parameter(torch.zeros(classes))
         self.register_buffer("ensembles", torch.zeros((), dtype=torch.bool))
 
     def forward(self, inputs: Tensor, previous_logits: Tensor | None) -> Tensor:
-        own: Tensor = self.linear(inputs)
         if previous_logits is not None:
             previous_logits = previous_logits.detach()
-            own = own + self.before(self.normalized(previous_logits[:, -1]))
+        own = self.own(inputs, previous_logits)
         logits = (
             own.unsqueeze(1)
             if previous_logits is None
@@ -122,9 +118,15 @@ class CascadeHead(Head):
         ensemble = (self.weights.exp().view(-1, 1) * logs).mean(1) + self.bias
         return torch.cat([own, torch.where(self.ensembles, ensemble, own)], 1)
 
-    def normalized(self, previous_logits: Tensor) -> Tensor:
-        """Return what V is applied to, from the logits of the head before (B, m)."""
-        return previous_logits
+    def own(self, inputs: Tensor, previous_logits: Tensor | None) -> Tensor:
+        """Return the logits of this head alone (B, m).
+
+        Args:
+            inputs: the neck's vectors (B, n).
+            previous_logits: of the heads before (B, position, m); None at the first exit.
+        """
+        logits: Tensor = self.linear(inputs)
+        return logits
 
     def classify(self, hidden: Tensor) -> Tensor:
         return hidden[:, self.site.num_classes :]
@@ -142,6 +144,30 @@ class CascadeHead(Head):
     def begin_phase(self, group: str) -> None:
         if group in ("classifiers", "ensembles"):
             self.ensembles.fill_(group == "ensembles")
+
+
+@register_head("cascade")
+class CascadeHead(EnsembleHead):
+    """Cascaded head with a geometric ensemble (Zero Time Waste, Wołczyk et al. 2021).
+
+    zᵢ = W·x + V·zᵢ₋₁, with zᵢ₋₁ detached, and the ensembles of `EnsembleHead`.
+    """
+
+    def __init__(self, site: ExitSite, width: int) -> None:
+        super().__init__(site, width)
+        if site.position:
+            self.before = nn.Linear(site.num_classes, site.num_classes, bias=False)
+            nn.init.zeros_(self.before.weight)
+
+    def own(self, inputs: Tensor, previous_logits: Tensor | None) -> Tensor:
+        logits: Tensor = self.linear(inputs)
+        if previous_logits is not None:
+            logits = logits + self.before(self.normalized(previous_logits[:, -1]))
+        return logits
+
+    def normalized(self, previous_logits: Tensor) -> Tensor:
+        """Return what V is applied to, from the logits of the head before (B, m)."""
+        return previous_logits
 
 
 @register_head("cascade-norm")

@@ -1,8 +1,19 @@
 """Exits distilled from the final classifier."""
 
-from helpers import data
-from method_helpers import all_equal, all_exits, fitted, head_weights, same_state
+import numpy as np
+from helpers import array, data, log_softmax
+from method_helpers import (
+    all_equal,
+    all_exits,
+    attach_for,
+    fitted,
+    head_weights,
+    same_state,
+)
+from networks import tiny
 from torch.utils.data import DataLoader, TensorDataset
+
+import leenet_fx
 
 
 def test_distilled_exits_approach_the_final_classifier():
@@ -21,3 +32,24 @@ def test_distilled_exits_approach_the_final_classifier():
     ee = fitted("distilled", right, mix=1.0, epochs=20)
     logits = all_exits(ee, x).logits
     assert float((logits[-2].argmax(1) == logits[-1].argmax(1)).float().mean()) > 0.8
+
+
+def test_distilled_exits_may_classify_by_ensembles_of_all_before():
+    x, labels = data(48)
+    train = DataLoader(TensorDataset(x, labels), 16)
+    ee = fitted(
+        "distilled",
+        train,
+        ee=attach_for(leenet_fx.get_method("distilled", ensembles=True), tiny()),
+        ensembles=True,
+        epochs={"exits": 2, "ensembles": 3},
+    )
+    alone = fitted("distilled", train)
+    assert all_equal(head_weights(alone), head_weights(ee))
+    z = [array(at) for at in all_exits(alone, x).logits[:-1]]
+    for index, (part, found) in enumerate(zip(ee.exits, all_exits(ee, x).logits, strict=False)):
+        weights = np.exp(array(part.head.weights))
+        mixed = sum(w * log_softmax(at) for w, at in zip(weights, z, strict=False)) / (index + 1)
+        assert np.allclose(found, mixed + array(part.head.bias), atol=1e-4)
+    # The weights of ensembles are fitted to labels.
+    assert not leenet_fx.get_method("distilled", mix=1, ensembles=True).label_free

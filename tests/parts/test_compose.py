@@ -41,7 +41,7 @@ PARTS = [
     ("linear", "features"),
     ("projection", None),
     *itertools.product(
-        ("linear", "cascade", "additive", "means"), ("confidence", "history", "alpha")
+        ("linear", "ensemble", "cascade", "additive", "means"), ("confidence", "history", "alpha")
     ),
 ]
 
@@ -108,7 +108,7 @@ def test_each_parameter_belongs_to_one_group(branch, options):
         ensemble = {id(p) for p in part.ensemble_parameters()}
         assert gate | classifier | ensemble == {id(p) for p in part.parameters()}
         assert not ensemble & (gate | classifier)
-        assert bool(ensemble) == (options["head"] == "cascade")
+        assert bool(ensemble) == (options["head"] in ("ensemble", "cascade"))
         if options["head"] == "projection":
             assert gate <= classifier
         else:
@@ -181,7 +181,7 @@ def test_cost_of_heads_and_gates_by_hand(head, gate):
         ("pool", {"gate": "histroy"}, UnknownNameError, "Did you mean 'history'"),
         *(
             ("conv", {"gate": "features", "head": head}, InputError, "requires head='linear'")
-            for head in ("cascade", "additive", "means")
+            for head in ("ensemble", "cascade", "additive", "means")
         ),
         *(
             ("pool", {"gate": gate, "head": "projection"}, InputError, "includes a gate")

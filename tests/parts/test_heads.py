@@ -35,13 +35,13 @@ def layer_norm(z, norm):
 
 
 @pytest.mark.parametrize("branch", ["pool", "conv"])
-@pytest.mark.parametrize("head", ["cascade", "cascade-norm"])
-def test_a_cascade_reads_the_previous_head_and_classifies_by_the_ensemble(branch, head):
+@pytest.mark.parametrize("head", ["ensemble", "cascade", "cascade-norm"])
+def test_a_cascade_reads_the_previous_head_and_each_exit_classifies_by_the_ensemble(branch, head):
     ee = randomized(attached(branch, head=head))
     z, passed_logits = None, []
     for index, (part, x) in enumerate(zip(ee.exits, neck_vectors(ee), strict=True)):
         own = x @ array(part.head.linear.weight).T + array(part.head.linear.bias)
-        if z is not None:
+        if z is not None and head != "ensemble":
             read = layer_norm(z, part.head.norm) if head == "cascade-norm" else z
             own = own + read @ array(part.head.before.weight).T
         z = own
@@ -67,7 +67,9 @@ def test_additive_heads_sum_their_logits(head, factor):
         assert np.allclose(found, total, atol=1e-4)
 
 
-@pytest.mark.parametrize("head", ["cascade", "cascade-norm", "additive", "additive-half"])
+@pytest.mark.parametrize(
+    "head", ["ensemble", "cascade", "cascade-norm", "additive", "additive-half"]
+)
 def test_previous_heads_receive_no_gradient(head):
     ee = randomized(attached(head=head)).train()
     ee.all_exits(BATCH).logits[2].square().sum().backward()

@@ -197,7 +197,7 @@ def test_images_of_another_size_run_through_the_same_state():
 
 
 @pytest.mark.parametrize("gate", ["confidence", "history", "alpha"])
-@pytest.mark.parametrize("head", ["linear", "cascade", "additive"])
+@pytest.mark.parametrize("head", ["linear", "ensemble", "cascade", "additive"])
 def test_heads_and_gates_read_the_state(head, gate):
     ee = randomize(attached("side", width=6, head=head, gate=gate))
     outputs = ee.all_exits(BATCH)

@@ -41,7 +41,7 @@ def test_an_exit_that_is_replaced_decides():
 @pytest.mark.parametrize(
     ("head", "gate"),
     [
-        *itertools.product(("linear", "cascade", "additive"), LOGIT_GATES),
+        *itertools.product(("linear", "ensemble", "cascade", "additive"), LOGIT_GATES),
         ("linear", "features"),
         ("means", "confidence"),
         ("projection", None),
