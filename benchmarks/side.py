@@ -19,13 +19,14 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from cifar10 import HEAD_BATCH, NETWORKS, RESULTS, WORK, Cifar10
 from in_memory import InMemory
+from reproduction import rescaled
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
@@ -70,6 +71,9 @@ class Row:
         augment: whether images are cropped and flipped at random.
         seed: of training.
         precision: of training, as of `fit`.
+        method_options: of the method, besides the recipe.
+        joint_lr: of phases that train the backbone; None takes their own.
+        last_exit: whether no image passes the last exit, which is then at the last block.
     """
 
     idea: str
@@ -84,6 +88,9 @@ class Row:
     augment: bool = False
     seed: int = 0
     precision: str | None = None
+    method_options: Mapping[str, Any] = field(default_factory=dict)
+    joint_lr: float | None = None
+    last_exit: bool = False
 
     @property
     def group(self) -> str:
@@ -129,12 +136,33 @@ ROWS = {
         exits=("layer1.0", "layer2.0", "layer2.2"),
         **AUGMENTED,
     ),
+    "ensemble": Row(
+        "as deep, exits classify by ensembles; one more after the last block, which takes what is "
+        "left instead of the final classifier",
+        {**DEEP, "depth": [4, 3, 2, 1], "head": "ensemble"},
+        epochs={"exits": 24, "ensembles": 10},
+        exits=("layer1.0", "layer1.2", "layer2.1", "layer3.2"),
+        method_options={"ensembles": True},
+        precision="bf16-mixed",
+        last_exit=True,
+        **AUGMENTED,
+    ),
     "trained": Row(
         "as deep, the backbone trained with its exits",
         DEEP,
         epochs=22,
         exits=("layer1.0", "layer1.2", "layer2.1"),
         recipe="joint",
+        **AUGMENTED,
+    ),
+    "trained-later": Row(
+        "as deep, then the backbone trained with its exits",
+        DEEP,
+        epochs={"exits": 24, "joint": 12},
+        exits=("layer1.0", "layer1.2", "layer2.1"),
+        recipe="mixed",
+        joint_lr=0.06,
+        precision="bf16-mixed",
         **AUGMENTED,
     ),
     "deep-56": Row(
@@ -190,19 +218,36 @@ def measure(
             caches[split] = cache_features(ee, images_of(cifar, split, row), name=split)
         data[split] = caches[split]
     start = time.perf_counter()
-    method = leenet_fx.get_method(
-        row.method, **({} if row.recipe == "disjoint" else {"recipe": row.recipe})
-    )
     leenet_fx.fit(
         ee,
         data["train"],
-        method=method,
+        calibration=data["calibration"],
+        method=method_of(row),
         epochs=row.epochs,
         seed=row.seed,
         precision=row.precision,
         progress=False,
     )
-    seconds = time.perf_counter() - start
+    return {"seconds": time.perf_counter() - start, "device": device} | figures(row, ee, data)
+
+
+def method_of(row: Row) -> leenet_fx.Method:
+    """Return the method of a row."""
+    recipe = {} if row.recipe == "disjoint" else {"recipe": row.recipe}
+    method = leenet_fx.get_method(row.method, **recipe, **row.method_options)
+    if row.joint_lr is None:
+        return method
+    return replace(method, phases=rescaled(method, row.joint_lr))
+
+
+def figures(row: Row, ee: leenet_fx.EarlyExitModule, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return costs and accuracies of a trained network, which is brought to the CPU.
+
+    Args:
+        row: settings.
+        ee: the network.
+        data: of each split.
+    """
     outputs = {
         split: on_cpu(outputs_of_data(ee, data[split], labelled=True)) for split in SPLITS[1:]
     }
@@ -210,14 +255,12 @@ def measure(
     costs = SubsetCosts(ee, leenet_fx.MaxProbability(1.0), "flops")
     accuracy = [correct(logits, outputs["test"]) for logits in outputs["test"].logits]
     found: dict[str, Any] = {
-        "seconds": seconds,
-        "device": device,
         "flops": ee.spec.profile.flops,
         "branches": [(c.state + c.hidden + c.classify).flops for c in ee.spec.branch_costs],
         "costs": costs.rows(range(ee.num_exits)),
         "accuracy": accuracy,
     }
-    points = list(frontier(outputs, costs))
+    points = list(frontier(outputs, costs, last_exit=row.last_exit))
     backbone = NETWORKS[row.network]
     for drop in DROPS:
         reached = [point for point in points if point["accuracy"] >= backbone - drop - 1e-9]
@@ -255,14 +298,20 @@ def correct(logits: Tensor, outputs: CachedOutputs) -> float:
     return float((logits.argmax(1) == outputs.labels).double().mean())
 
 
-def frontier(outputs: Mapping[str, CachedOutputs], costs: SubsetCosts) -> Iterator[dict[str, Any]]:
+def frontier(
+    outputs: Mapping[str, CachedOutputs], costs: SubsetCosts, *, last_exit: bool
+) -> Iterator[dict[str, Any]]:
     """Yield the points that are best on the calibration split, with figures of the test split.
 
     Args:
         outputs: of both splits.
         costs: of the network.
+        last_exit: whether no image passes the last exit.
     """
     scores = {s: confidences(costs.ee, costs.policy, values) for s, values in outputs.items()}
+    if last_exit:
+        for values in scores.values():
+            values[:, -1] = 1.0
     right = {
         split: torch.stack([z.argmax(1) == values.labels for z in values.logits], 1).double()
         for split, values in outputs.items()
@@ -281,6 +330,7 @@ def frontier(outputs: Mapping[str, CachedOutputs], costs: SubsetCosts) -> Iterat
     tried = [
         (*figures("calibration", exits, threshold), exits, threshold)
         for exits in subsets
+        if not last_exit or exits[-1] == number - 1
         for threshold in GRID
     ]
     best = 0.0
@@ -319,7 +369,9 @@ def write(rows: Mapping[str, Row]) -> None:
                 "network": row.group,
                 "idea": row.idea,
                 "images": f"{row.images or 'all'}{', augmented' if row.augment else ''}",
-                "epochs": row.epochs,
+                "epochs": row.epochs
+                if isinstance(row.epochs, int)
+                else " + ".join(f"{count} {phase}" for phase, count in row.epochs.items()),
                 "FLOPs of the branches, %": f"{100 * sum(found['branches']) / found['flops']:.1f}",
                 "accuracy of each exit, %": " / ".join(f"{100 * a:.1f}" for a in found["accuracy"]),
                 **{
