@@ -63,6 +63,13 @@ METHODS = [name for name in leenet_fx.list_methods() if name not in ("lgvit", "p
 """All but PTEEnet, whose branches are convolutional: it is compared on digits only; and
 LGViT, whose heads read tokens, which these networks have none of."""
 
+DISTILLED = [
+    MethodSpec("distilled, ensembles", "distilled", {"ensembles": True}),
+    MethodSpec("distilled, no labels", "distilled", {"mix": 1.0}),
+    MethodSpec("distilled, ensembles, no labels", "distilled", {"mix": 1.0, "ensembles": True}),
+]
+"""Options of distillation that are compared, too."""
+
 JOINT_LR = 0.24
 """Eight times the recipe's default, for backbone and exits: fifteen epochs are few."""
 
@@ -91,6 +98,11 @@ def with_fewer_epochs(specs: Sequence[MethodSpec]) -> list[MethodSpec]:
         last = SLOW.get(spec.method, EPOCHS["gates"])
         changed.append(replace(spec, epochs={**EPOCHS, "gates": last, "alternating": last}))
     return sorted(changed, key=lambda spec: spec.method in SLOW)
+
+
+def variants(methods: Sequence[str]) -> list[MethodSpec]:
+    """Return a spec of each method on a frozen backbone, and those of `DISTILLED`."""
+    return frozen_variants(methods) + [spec for spec in DISTILLED if spec.method in methods]
 
 
 def convolutional(name: str) -> list[MethodSpec]:
@@ -204,7 +216,7 @@ def on_digits(out: Path) -> Comparison:
     ee = leenet_fx.attach(model, "linear", num_exits=3, example_inputs=example, copy=False)
     return compare(
         model,
-        with_fewer_epochs(frozen_variants([*METHODS, "pteenet"])),
+        with_fewer_epochs(variants([*METHODS, "pteenet"])),
         loader("train", shuffled=True),
         loader("calibration", shuffled=True),
         loader("test", shuffled=False),
@@ -342,7 +354,7 @@ def main() -> None:
         sys.exit(f"Skipped: needs '{options.data}' and '{options.weights}'.")
     keep_memory()
     chosen = options.method or METHODS
-    on_pool = [replace(spec, branch="pool") for spec in frozen_variants(chosen)]
+    on_pool = [replace(spec, branch="pool") for spec in variants(chosen)]
     on_conv = [spec for spec in convolutional("resnet20") if options.method is None]
     parts: dict[str, Callable[[Path], Comparison]] = {
         "digits": on_digits,

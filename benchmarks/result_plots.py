@@ -23,10 +23,14 @@ FRONTIERS = {
 }
 """Part and label of the comparison of methods whose frontiers are drawn."""
 
-CALTECH = {"shallow-deep": BLUE, "leenet, thresholds": ORANGE}
+CALTECH = {
+    "shallow-deep": BLUE,
+    "leenet, thresholds": ORANGE,
+    "distilled, ensembles": GREEN,
+}
 """Likewise, of EfficientNet-Lite0 on Caltech-101."""
 
-SIDE = {"deep": "x:", "deep-56": "+:"}
+SIDE = {"deep": "x:", "ensemble": "^:", "deep-56": "+:"}
 """Rows of side branches that are drawn."""
 
 DROPS = {"1": BLUE, "3": ORANGE}

@@ -27,6 +27,7 @@ import torch
 from cifar10 import HEAD_BATCH, NETWORKS, RESULTS, WORK, Cifar10
 from in_memory import InMemory
 from reproduction import rescaled
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
@@ -73,6 +74,7 @@ class Row:
         precision: of training, as of `fit`.
         method_options: of the method, besides the recipe.
         joint_lr: of phases that train the backbone; None takes their own.
+        start: row whose trained exits are trained further; it must be finished here.
         last_exit: whether no image passes the last exit, which is then at the last block.
     """
 
@@ -90,6 +92,7 @@ class Row:
     precision: str | None = None
     method_options: Mapping[str, Any] = field(default_factory=dict)
     joint_lr: float | None = None
+    start: str | None = None
     last_exit: bool = False
 
     @property
@@ -156,13 +159,14 @@ ROWS = {
         **AUGMENTED,
     ),
     "trained-later": Row(
-        "as deep, then the backbone trained with its exits",
+        "the first exits of row ensemble, then the backbone trained with them",
         DEEP,
-        epochs={"exits": 24, "joint": 12},
+        epochs=12,
         exits=("layer1.0", "layer1.2", "layer2.1"),
-        recipe="mixed",
+        recipe="joint",
         joint_lr=0.06,
         precision="bf16-mixed",
+        start="ensemble",
         **AUGMENTED,
     ),
     "deep-56": Row(
@@ -193,17 +197,18 @@ def attached(cifar: Cifar10, row: Row) -> leenet_fx.EarlyExitModule:
 
 
 def measure(
-    cifar: Cifar10, row: Row, caches: dict[str, FeatureCache], device: str
+    cifar: Cifar10, name: str, caches: dict[str, FeatureCache], device: str
 ) -> dict[str, Any]:
     """Train a row's network and return its figures.
 
     Args:
         cifar: backbone and images.
-        row: settings.
+        name: of the row.
         caches: features of the splits, for rows without augmentation; those of another row are
             replaced where they do not fit.
         device: to train on.
     """
+    row = ROWS[name]
     ee = attached(cifar, row).to(device)
     data: dict[str, Any] = {}
     if row.augment:
@@ -217,6 +222,11 @@ def measure(
                 caches.pop(split).close()
             caches[split] = cache_features(ee, images_of(cifar, split, row), name=split)
         data[split] = caches[split]
+    if row.start is not None:
+        trained = load_file(PARTIAL / f"{row.start}.safetensors")
+        own = ee.exits.state_dict()
+        trained = {key: trained[key] for key in own if key in trained and key != "thresholds"}
+        ee.exits.load_state_dict(own | trained)
     start = time.perf_counter()
     leenet_fx.fit(
         ee,
@@ -228,7 +238,10 @@ def measure(
         precision=row.precision,
         progress=False,
     )
-    return {"seconds": time.perf_counter() - start, "device": device} | figures(row, ee, data)
+    seconds = time.perf_counter() - start
+    state = {key: value.contiguous() for key, value in ee.exits.state_dict().items()}
+    save_file(state, PARTIAL / f"{name}.safetensors")
+    return {"seconds": seconds, "device": device} | figures(row, ee, data)
 
 
 def method_of(row: Row) -> leenet_fx.Method:
@@ -417,7 +430,7 @@ def main() -> None:
             if stored().get(name, {}).get("settings") == settings(row):
                 continue
             cifar = Cifar10(row.network, options.data, options.weights)
-            found = measure(cifar, row, caches, options.device)
+            found = measure(cifar, name, caches, options.device)
             (PARTIAL / f"{name}.json").write_text(json.dumps({"settings": settings(row), **found}))
             print(name, json.dumps(found), file=sys.stderr, flush=True)
         for cache in caches.values():

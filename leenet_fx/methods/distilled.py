@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 from leenet_fx.methods.method import Method, register_method
 from leenet_fx.methods.phases import ENSEMBLES, check_flag, classifier_phases
 from leenet_fx.objectives import Distillation, FinalClassifier, SumOfObjectives
@@ -29,20 +32,23 @@ def distilled(
         threshold: least class probability that exits.
         ensembles: whether each exit classifies by a geometric ensemble of its head and those
             before, whose weights are trained last, on the calibration images if there are any; see
-            `leenet_fx.parts.heads.EnsembleHead`.
+            `leenet_fx.parts.heads.EnsembleHead`. Where no labels are read, on the classes that the
+            backbone predicts.
 
     Raises:
         InputError: an option does not fit.
     """
     check_flag("ensembles", ensembles)
-    last = (ENSEMBLES,) if ensembles else ()
+    label_free = mix == 1 and recipe == "disjoint"
+    labels: Literal["given", "backbone"] = "backbone" if label_free else "given"
+    last = (replace(ENSEMBLES, labels=labels),) if ensembles else ()
     distillation = Distillation(mix=mix, temperature=temperature)
     joint = SumOfObjectives((distillation, FinalClassifier()))
     return Method(
         phases=(*classifier_phases(recipe, distillation, joint), *last),
         policy=MaxProbability(threshold),
         source="Phuong & Lampert 2019, Distillation-based Training for Multi-exit Architectures",
-        label_free=mix == 1 and recipe == "disjoint" and not ensembles,
+        label_free=label_free,
         branch_options={"head": "ensemble"} if ensembles else {},
         requires={"head": "ensemble"} if ensembles else {},
     )

@@ -100,7 +100,7 @@ EXITS = single_update_phase("exits", "classifiers", SumOfExits())
 FINAL = single_update_phase("final", "final", FinalClassifier())
 """Training of the final classifier by cross-entropy."""
 
-ENSEMBLES = single_update_phase("ensembles", "ensembles", SumOfExits(), lr=0.01)
+ENSEMBLES = single_update_phase("ensembles", "ensembles", SumOfExits())
 """Training of the weights of ensembles on the fixed outputs of their heads, by cross-entropy."""
 
 RECIPES = ("disjoint", "joint", "mixed")

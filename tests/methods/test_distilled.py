@@ -51,5 +51,16 @@ def test_distilled_exits_may_classify_by_ensembles_of_all_before():
         weights = np.exp(array(part.head.weights))
         mixed = sum(w * log_softmax(at) for w, at in zip(weights, z, strict=False)) / (index + 1)
         assert np.allclose(found, mixed + array(part.head.bias), atol=1e-4)
-    # The weights of ensembles are fitted to labels.
-    assert not leenet_fx.get_method("distilled", mix=1, ensembles=True).label_free
+
+
+def test_ensembles_are_trained_without_labels_where_exits_are():
+    x, labels = data(48)
+    method = leenet_fx.get_method("distilled", mix=1, ensembles=True)
+    networks = []
+    for given in (TensorDataset(x, labels), TensorDataset(x)):
+        ee = attach_for(method, tiny())
+        batches = [batch if len(batch) == 2 else batch[0] for batch in DataLoader(given, 16)]
+        leenet_fx.fit(ee, batches, method=method, epochs=3, progress=False)
+        assert all(part.head.ensembles for part in ee.exits)
+        networks.append(ee)
+    assert same_state(*networks)
