@@ -160,7 +160,7 @@ class CascadeHead(EnsembleHead):
             nn.init.zeros_(self.before.weight)
 
     def own(self, inputs: Tensor, previous_logits: Tensor | None) -> Tensor:
-        logits: Tensor = self.linear(inputs)
+        logits = super().own(inputs, previous_logits)
         if previous_logits is not None:
             logits = logits + self.before(self.normalized(previous_logits[:, -1]))
         return logits

@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 import torch
 from helpers import (
+    array,
     data,
     loader,
     log_softmax,
@@ -98,6 +99,15 @@ def phases_run(result):
 
 def gate_biases(ee):
     return [part.gate.linear.bias.detach().clone() for part in ee.exits]
+
+
+def check_ensembles(ee, alone, x):
+    """Assert that exits classify by ensembles of the exits of `alone`, which has none."""
+    z = [array(at) for at in all_exits(alone, x).logits[:-1]]
+    for index, (part, found) in enumerate(zip(ee.exits, all_exits(ee, x).logits, strict=False)):
+        weights = np.exp(array(part.head.weights))
+        mixed = sum(w * log_softmax(at) for w, at in zip(weights, z, strict=False)) / (index + 1)
+        assert np.allclose(found, mixed + array(part.head.bias), atol=1e-4)
 
 
 def head_weights(ee):

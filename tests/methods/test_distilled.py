@@ -1,11 +1,11 @@
 """Exits distilled from the final classifier."""
 
-import numpy as np
-from helpers import array, data, log_softmax
+from helpers import data
 from method_helpers import (
     all_equal,
     all_exits,
     attach_for,
+    check_ensembles,
     fitted,
     head_weights,
     same_state,
@@ -46,11 +46,7 @@ def test_distilled_exits_may_classify_by_ensembles_of_all_before():
     )
     alone = fitted("distilled", train)
     assert all_equal(head_weights(alone), head_weights(ee))
-    z = [array(at) for at in all_exits(alone, x).logits[:-1]]
-    for index, (part, found) in enumerate(zip(ee.exits, all_exits(ee, x).logits, strict=False)):
-        weights = np.exp(array(part.head.weights))
-        mixed = sum(w * log_softmax(at) for w, at in zip(weights, z, strict=False)) / (index + 1)
-        assert np.allclose(found, mixed + array(part.head.bias), atol=1e-4)
+    check_ensembles(ee, alone, x)
 
 
 def test_ensembles_are_trained_without_labels_where_exits_are():

@@ -1,9 +1,15 @@
 """Zero Time Waste."""
 
-import numpy as np
 import torch
-from helpers import array, data, loader, log_softmax
-from method_helpers import all_equal, all_exits, changed_keys, fitted, head_weights, state
+from helpers import data, loader
+from method_helpers import (
+    all_equal,
+    changed_keys,
+    check_ensembles,
+    fitted,
+    head_weights,
+    state,
+)
 from networks import images, tiny
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -18,11 +24,7 @@ def test_ztw_classifies_by_ensembles_after_they_are_trained():
     assert all_equal(head_weights(alone), head_weights(ee))
     before = {name for name in state(ee) if "head.weights" in name or "head.bias" in name}
     assert before <= changed_keys(state(alone), state(ee))
-    z = [array(at) for at in all_exits(alone, x).logits[:-1]]
-    for index, (part, found) in enumerate(zip(ee.exits, all_exits(ee, x).logits, strict=False)):
-        weights = np.exp(array(part.head.weights))
-        mixed = sum(w * log_softmax(at) for w, at in zip(weights, z, strict=False)) / (index + 1)
-        assert np.allclose(found, mixed + array(part.head.bias), atol=1e-4)
+    check_ensembles(ee, alone, x)
     # Retraining the classifiers disables the ensembles.
     leenet_fx.fit(ee, loader(), method="ztw", epochs={"exits": 1, "ensembles": 0})
     part = ee.exits[0]
