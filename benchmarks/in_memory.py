@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,11 +11,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from leenet_fx.data.images import LabelledSubset, TransformedImages, open_files
-from leenet_fx.data.splits import open_data
+from leenet_fx.data.splits import Data, open_data
 from leenet_fx.data.transforms import build_transform, override, transform_config
 
 BATCH = 500
 PADDING = 4
+
+_decoded: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+"""Images by folder, limit and transform, then by split: rows of a benchmark share them."""
 
 
 def unseen_images(folder: Path, classes: Sequence[str]) -> LabelledSubset | None:
@@ -29,6 +33,12 @@ def unseen_images(folder: Path, classes: Sequence[str]) -> LabelledSubset | None
         return None
     files = open_files(file, classes=classes)
     return LabelledSubset(files, range(len(files)), files.targets)
+
+
+@functools.cache
+def opened(folder: Path) -> Data:
+    """Return the files of a folder in splits, which are listed once for all rows of a benchmark."""
+    return open_data(folder)
 
 
 class InMemory:
@@ -54,17 +64,18 @@ class InMemory:
         limit: int | None = None,
         device: str = "cpu",
     ) -> None:
-        data = open_data(folder)
+        data = opened(folder)
         self.classes = data.classes
         self.device = torch.device(device)
         self._splits: dict[str, LabelledSubset] = dict(data.splits)
         if (unseen := unseen_images(folder, data.classes)) is not None:
             self._splits["unseen"] = unseen
         config = transform_config(model, (3, size, size))
-        resized = build_transform(override(config, mean=(0.0,), std=(1.0,)))
+        unscaled = override(config, mean=(0.0,), std=(1.0,))
+        resized = build_transform(unscaled)
         self._to_pixels = lambda image: (255 * resized(image)).round().to(torch.uint8)
         self._limit = limit
-        self._read: dict[str, tuple[Tensor, Tensor]] = {}
+        self._read = _decoded.setdefault(f"{folder} {limit} {unscaled}", {})
         self._mean = torch.tensor(config.mean).view(3, 1, 1)
         self._std = torch.tensor(config.std).view(3, 1, 1)
 

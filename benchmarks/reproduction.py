@@ -30,6 +30,7 @@ from operating_points import accuracy, chosen_points, measured, outputs_of, swep
 from reproduction_page import write
 from reproduction_rows import ROWS, Row
 from safetensors.torch import load_file
+from schedules import rescheduled
 from torch import nn
 
 import leenet_fx
@@ -39,7 +40,6 @@ from leenet_fx.cost.page_faults import keep_memory
 from leenet_fx.environment import device_name
 from leenet_fx.evaluation.method_run import phase_epochs
 from leenet_fx.features.feature_cache import FeatureCache
-from leenet_fx.methods.phases import Phase
 from leenet_fx.objectives import soft_probabilities
 from leenet_fx.storage.files import write_atomically
 from leenet_fx.training.sanity import extremes_expected
@@ -79,19 +79,7 @@ def method_of(row: Row) -> leenet_fx.Method:
     """Return the method of a row."""
     alone = row.method == "backbone-only"
     method = backbone_only() if alone else leenet_fx.get_method(row.method, **row.options)
-    return (
-        method if row.joint_lr is None else replace(method, phases=rescaled(method, row.joint_lr))
-    )
-
-
-def rescaled(method: leenet_fx.Method, lr: float) -> tuple[Phase, ...]:
-    """Return the phases of a method, with another learning rate where the backbone is trained."""
-    return tuple(
-        replace(phase, lr=lr, sgd_lr=phase.sgd_lr * lr / phase.lr)
-        if "backbone" in phase.parameter_groups
-        else phase
-        for phase in method.phases
-    )
+    return rescheduled(method, row.joint_lr, row.joint_decay)
 
 
 def attached(row: Row, model: nn.Module, classes: int) -> leenet_fx.EarlyExitModule:
@@ -131,10 +119,18 @@ class Trainer:
         data: the images.
         ee: the network.
         batch: number of images of a batch.
+        precision: as of `fit`.
     """
 
-    def __init__(self, row: Row, data: InMemory, ee: leenet_fx.EarlyExitModule, batch: int) -> None:
-        self.row, self.data, self.ee = row, data, ee
+    def __init__(
+        self,
+        row: Row,
+        data: InMemory,
+        ee: leenet_fx.EarlyExitModule,
+        batch: int,
+        precision: str | None,
+    ) -> None:
+        self.row, self.data, self.ee, self.precision = row, data, ee, precision
         self.method = method_of(row)
         self.seconds = 0.0
         joint = self.method.trains_backbone
@@ -165,6 +161,7 @@ class Trainer:
             method=self.method,
             alpha=cost_weight if self.method.has_gates else None,
             epochs=epochs,
+            precision=self.precision,
             progress=False,
         )
         self.seconds += time.perf_counter() - start
@@ -192,7 +189,7 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
     )
     ee = attached(row, model, len(data.classes))
     given = {} if row.data == "imagenette" else backbone_accuracy(ee, data)
-    trainer = Trainer(row, data, ee, options.batch)
+    trainer = Trainer(row, data, ee, options.batch, options.precision)
     epochs = phase_epochs(trainer.method, row.epochs, ee.spec.classifier_is_new)
     weights: tuple[float | None, ...] = row.cost_weights or (None,)
     if len(epochs) > 1 and len(weights) > 1:
@@ -327,6 +324,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="at most so many epochs of each phase")
     parser.add_argument("--images", type=int, help="at most so many images of each split")
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--precision", help="of training, as of `fit`")
     parser.add_argument("--partial", type=Path, default=PARTIAL, help="folder of finished rows")
     parser.add_argument("--time", action="store_true", help="measure times, too")
     parser.add_argument("--render", action="store_true", help="write the results, train nothing")
@@ -352,6 +350,7 @@ def finish(name: str, options: argparse.Namespace) -> bool:
     """Measure a row unless it is finished, and keep it; return whether that succeeded."""
     row = shortened(ROWS[name], options)
     settings = json.loads(json.dumps({**asdict(row), "images": options.images}))
+    given = {"batch": options.batch, "precision": options.precision}
     file = options.partial / f"{name}.json"
     if file.exists():
         stored = json.loads(file.read_text())
@@ -366,6 +365,7 @@ def finish(name: str, options: argparse.Namespace) -> bool:
         return False
     found |= {
         "settings": settings,
+        "given": given,
         "device": device_name(options.device),
         "elapsed": time.perf_counter() - start,
     }

@@ -18,6 +18,9 @@ DEEP = tuple(f"layer{layer}.{block}" for layer in (1, 2, 3) for block in (1, 3, 
 JOINT_LR = 0.24
 """Of rows that train the backbone: eight times the recipe's default, as in `methods.py`."""
 
+JOINT_DECAY = 5e-4
+"""Weight decay of the backbone in these rows."""
+
 ALPHAS = tuple(round(0.05 * step, 2) for step in range(21))
 """LEENet's sweep."""
 
@@ -37,6 +40,7 @@ class Row:
         branch_options: likewise; None takes the method's.
         epochs: of each phase, or by name of the phase.
         joint_lr: of phases that train the backbone; None takes their own.
+        joint_decay: weight decay of the backbone in these phases.
         augmented: whether a frozen backbone's exits are trained on augmented images.
         uncached: whether features are too large to be cached.
         cost_weights: for which gates are trained; empty for methods without.
@@ -60,6 +64,7 @@ class Row:
     branch_options: Mapping[str, Any] | None = None
     epochs: int | Mapping[str, int] = 12
     joint_lr: float | None = None
+    joint_decay: float = 0.0
     augmented: bool = False
     uncached: bool = False
     cost_weights: tuple[float, ...] = ()
@@ -81,6 +86,7 @@ def _joint(paper: str, claim: str, method: str, **options: Any) -> Row:
     values = {
         "epochs": 30,
         "joint_lr": JOINT_LR,
+        "joint_decay": JOINT_DECAY,
         "reference": "backbone",
         "regime": regime,
         **options,
@@ -183,6 +189,7 @@ ROWS: dict[str, Row] = {
         "backbone-only",
         epochs=30,
         joint_lr=JOINT_LR,
+        joint_decay=JOINT_DECAY,
     ),
     "branchynet": _joint(
         "BranchyNet (2016)",

@@ -19,21 +19,23 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from cifar10 import HEAD_BATCH, NETWORKS, RESULTS, WORK, Cifar10
 from in_memory import InMemory
-from reproduction import rescaled
+from methods import backbone_only
 from safetensors.torch import load_file, save_file
+from schedules import rescheduled
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 import leenet_fx
 from leenet_fx.calibration.cached_outputs import CachedOutputs, confidences, outputs_of_data
 from leenet_fx.calibration.exit_subsets import SubsetCosts, exits_of
+from leenet_fx.cost.page_faults import keep_memory
 from leenet_fx.environment import environment
 from leenet_fx.features.feature_cache import FeatureCache, cache_features
 from leenet_fx.report.results import Criterion, Result
@@ -50,7 +52,6 @@ TARGETS = {
     "ResNet-56, frozen": (0.65, 0.45, 0.30),
     "ResNet-20, trained": (0.45, 0.38, 0.30),
 }
-AUGMENTED_BATCH = 256
 GRID = [1 - 10 ** (-step / 20) for step in range(1, 80)]
 """Thresholds that are compared."""
 
@@ -74,6 +75,8 @@ class Row:
         precision: of training, as of `fit`.
         method_options: of the method, besides the recipe.
         joint_lr: of phases that train the backbone; None takes their own.
+        joint_decay: weight decay of the backbone in these phases.
+        batch: number of augmented images of a batch.
         start: row whose trained exits are trained further; it must be finished here.
         last_exit: whether no image passes the last exit, which is then at the last block.
     """
@@ -92,6 +95,8 @@ class Row:
     precision: str | None = None
     method_options: Mapping[str, Any] = field(default_factory=dict)
     joint_lr: float | None = None
+    joint_decay: float = 0.0
+    batch: int = 256
     start: str | None = None
     last_exit: bool = False
 
@@ -112,6 +117,17 @@ DEEP = {
 """A state of 16 x 16 cells, several units at an exit."""
 
 AUGMENTED: dict[str, Any] = {"images": None, "augment": True}
+
+TRAINED: dict[str, Any] = {
+    **AUGMENTED,
+    "method_options": {"ensembles": True},
+    "joint_lr": 0.24,
+    "joint_decay": 5e-4,
+    "batch": 128,
+    "precision": "bf16-mixed",
+    "last_exit": True,
+}
+"""A backbone that is trained as long and as fast as `methods.py` does."""
 
 ROWS = {
     "base": Row("48 channels at 8 x 8, a separable unit an exit, states added"),
@@ -169,12 +185,53 @@ ROWS = {
         start="ensemble",
         **AUGMENTED,
     ),
+    "trained-ensemble": Row(
+        "the exits of row ensemble, then the backbone trained with them",
+        {**DEEP, "depth": [4, 3, 2, 1], "head": "ensemble"},
+        epochs={"joint": 18, "ensembles": 10},
+        exits=("layer1.0", "layer1.2", "layer2.1", "layer3.2"),
+        recipe="joint",
+        start="ensemble",
+        **TRAINED,
+    ),
+    "trained-fine": Row(
+        "likewise, five exits, 2/2/2/1/1 units",
+        {**DEEP, "depth": [2, 2, 2, 1, 1], "head": "ensemble"},
+        epochs={"exits": 6, "joint": 15, "ensembles": 10},
+        exits=("layer1.0", "layer1.1", "layer1.2", "layer2.1", "layer3.2"),
+        recipe="mixed",
+        **TRAINED,
+    ),
+    "trained-alone": Row(
+        "the backbone alone, trained on",
+        branch="pool",
+        epochs=50,
+        exits=("layer3.1",),
+        method="backbone-only",
+        recipe="joint",
+        joint_lr=0.3,
+        joint_decay=5e-4,
+        batch=512,
+        precision="bf16-mixed",
+        **AUGMENTED,
+    ),
     "deep-56": Row(
         "likewise, 6/4/4/2 units",
         {**DEEP, "depth": [6, 4, 4, 2]},
         epochs=22,
         exits=("layer1.1", "layer1.4", "layer1.8", "layer2.3"),
         network="resnet56",
+        **AUGMENTED,
+    ),
+    "ensemble-56": Row(
+        "as deep-56, with ensembles and a last exit as in row ensemble",
+        {**DEEP, "depth": [6, 4, 4, 2, 1], "head": "ensemble"},
+        epochs={"exits": 22, "ensembles": 10},
+        exits=("layer1.1", "layer1.4", "layer1.8", "layer2.3", "layer3.8"),
+        network="resnet56",
+        method_options={"ensembles": True},
+        precision="bf16-mixed",
+        last_exit=True,
         **AUGMENTED,
     ),
 }
@@ -214,7 +271,7 @@ def measure(
     if row.augment:
         images = InMemory(cifar.folder, cifar.model, 32, device=device)
         data = {split: images.loader(split) for split in SPLITS[1:]}
-        data["train"] = images.training(seed=row.seed, batch=AUGMENTED_BATCH, augment=True)
+        data["train"] = images.training(seed=row.seed, batch=row.batch, augment=True)
     for split in () if row.augment else SPLITS:
         size = row.images if split == "train" and row.images else None
         if split not in caches or not fits(caches[split], ee, size):
@@ -246,11 +303,11 @@ def measure(
 
 def method_of(row: Row) -> leenet_fx.Method:
     """Return the method of a row."""
+    if row.method == "backbone-only":
+        return rescheduled(backbone_only(), row.joint_lr, row.joint_decay)
     recipe = {} if row.recipe == "disjoint" else {"recipe": row.recipe}
     method = leenet_fx.get_method(row.method, **recipe, **row.method_options)
-    if row.joint_lr is None:
-        return method
-    return replace(method, phases=rescaled(method, row.joint_lr))
+    return rescheduled(method, row.joint_lr, row.joint_decay)
 
 
 def figures(row: Row, ee: leenet_fx.EarlyExitModule, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -367,12 +424,17 @@ def settings(row: Row) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != "idea"}
 
 
+def is_of(record: Mapping[str, Any], row: Row) -> bool:
+    """Return whether a record has a row's settings; those it does not name are the defaults."""
+    return {**settings(Row("")), **record.get("settings", {})} == settings(row)
+
+
 def write(rows: Mapping[str, Row]) -> None:
     """Write the results of finished rows."""
     finished = stored()
     records, table = [], []
     for name, row in rows.items():
-        if name not in finished or finished[name]["settings"] != settings(row):
+        if name not in finished or not is_of(finished[name], row):
             continue
         found = finished[name]
         records.append({**found, "row": name})
@@ -422,12 +484,13 @@ def main() -> None:
         return
     if not options.data.exists() or not options.weights.exists():
         sys.exit(f"Skipped: needs '{options.data}' and '{options.weights}'.")
+    keep_memory()
     PARTIAL.mkdir(parents=True, exist_ok=True)
     caches: dict[str, FeatureCache] = {}
     with ExitStack() as stack:
         for name in options.rows:
             row = ROWS[name]
-            if stored().get(name, {}).get("settings") == settings(row):
+            if name in stored() and is_of(stored()[name], row):
                 continue
             cifar = Cifar10(row.network, options.data, options.weights)
             found = measure(cifar, name, caches, options.device)

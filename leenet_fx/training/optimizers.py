@@ -38,13 +38,16 @@ def warmup_cosine(progress: float) -> float:
     return (1 + math.cos(math.pi * share)) / 2
 
 
-def make_optimizers(parameters: UpdateParameters, lr: float, sgd_lr: float) -> list[Optimizer]:
+def make_optimizers(
+    parameters: UpdateParameters, lr: float, sgd_lr: float, backbone_decay: float = 0.0
+) -> list[Optimizer]:
     """Return Adam for linear layers, and SGD with momentum for necks and the backbone.
 
     Args:
         parameters: of one update.
         lr: Adam's maximum learning rate.
         sgd_lr: SGD's maximum learning rate.
+        backbone_decay: weight decay of the backbone.
     """
     optimizers: list[Optimizer] = []
     if parameters.linear:
@@ -53,7 +56,7 @@ def make_optimizers(parameters: UpdateParameters, lr: float, sgd_lr: float) -> l
     if parameters.necks:
         groups.append(_group(parameters.necks, sgd_lr, weight_decay=NECK_WEIGHT_DECAY))
     if parameters.backbone:
-        groups.append(_group(parameters.backbone, sgd_lr, weight_decay=0.0))
+        groups.append(_group(parameters.backbone, sgd_lr, weight_decay=backbone_decay))
     if groups:
         optimizers.append(torch.optim.SGD(groups, sgd_lr, momentum=0.9, nesterov=True))
     return optimizers

@@ -113,7 +113,7 @@ class PhaseTrainer:
             [
                 fabric.setup_optimizers(o)
                 for o in (
-                    make_optimizers(group, self.lr, sgd_lr)
+                    make_optimizers(group, self.lr, sgd_lr, phase.backbone_decay)
                     if self.final is None
                     else [make_final_optimizer(self.final, self.lr)]
                 )
