@@ -6,7 +6,8 @@
 split, gates and thresholds on the calibration split; accuracies are of the test split; Imagenette's
 has images that are new to the networks. Runs whose results are in a part's folder are not repeated,
 so an interrupted benchmark is resumed. The part "digits" needs no files: its backbone is trained on
-scikit-learn's digits first. With `--part` or `--method`, other rows of the table are kept.
+scikit-learn's digits first. With `--part` or `--method`, other rows of the table are kept; pages
+are drawn where all methods of a part are compared.
 """
 
 from __future__ import annotations
@@ -394,12 +395,14 @@ def main() -> None:
     # The criteria are of the best of all methods.
     measured = criteria(comparisons, trained) if options.method is None else []
     write(comparisons, list(parts), measured)
+    if options.method is None:
+        draw(comparisons)
 
 
 def write(
     comparisons: dict[str, Comparison], names: Sequence[str], measured: Sequence[Criterion]
 ) -> None:
-    """Write the results of the measured parts, and the page of each; other rows are kept."""
+    """Write the results of the measured parts; other rows are kept."""
     stored = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": [], "criteria": []}
     rows = {(row["part"], row["label"]): row for row in stored["rows"]}
     for name, comparison in comparisons.items():
@@ -415,6 +418,10 @@ def write(
     result = Result(COMMAND, found, list(met.values()), environment())
     result.write(RESULT, "Comparison of methods", table(found))
     write_alpha_conditioned(comparisons)
+
+
+def draw(comparisons: dict[str, Comparison]) -> None:
+    """Write the page of each part."""
     for name, comparison in comparisons.items():
         record = dict(read_records(FOLDERS / name)[0])
         drawn = {**record, "comparison": beside(comparison, name).to_dict()}

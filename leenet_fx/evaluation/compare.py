@@ -24,6 +24,7 @@ from leenet_fx.evaluation.method_run import (
     OnPoint,
     RunSettings,
     Splits,
+    cost_weights_of,
     load_classifiers,
     run_labels,
     run_method,
@@ -240,6 +241,8 @@ class _Common:
             [count_batches(loader) for loader in (train, splits.calibration)],
         )
         values = {**asdict(spec), "strategy": strategy, "common": shared}
+        if method.trade_off == "cost_weight" and method.max_cost_weight != 1:
+            values["cost_weights"] = cost_weights_of(method)
         counted = self.own_branch_costs, self.agreement
         if any(counted):
             values["counted"] = counted

@@ -36,8 +36,10 @@ from leenet_fx.training.fit import fit
 ALPHAS = (0.0, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 1.0)
 """Cost weights α that gated methods are trained for."""
 
-LAMBDAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0, 4.0)
-"""Cost weights λ that methods without an upper limit of the cost weight are trained for."""
+LAMBDAS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 2.5, 4.0)
+"""Cost weights λ that methods without an upper limit of the cost weight are trained for. Where
+cross-entropies are small, as those of trained classifiers are, most of the frontier is below 0.05.
+"""
 
 SWEPT = ", thresholds"
 """Suffix of the label of a second run: the same networks, read by a sweep of their thresholds."""
@@ -125,6 +127,17 @@ OnPoint: TypeAlias = Callable[[FrontierPoint, EarlyExitModule], None]
 """Called with a point of a frontier and its network, with the policy of the point."""
 
 
+def cost_weights_of(method: Method) -> tuple[float, ...]:
+    """Return the cost weights that a method is trained for.
+
+    Args:
+        method: of a run.
+    """
+    if method.trade_off != "cost_weight":
+        return (method.cost_weight,)
+    return ALPHAS if method.max_cost_weight == 1 else LAMBDAS
+
+
 def run_labels(label: str, method: Method) -> tuple[str, ...]:
     """Return the labels of the runs of a spec.
 
@@ -161,10 +174,9 @@ def run_method(
     trainer = _Trainer(ee, settings, splits)
     epochs = phase_epochs(method, settings.epochs, ee.spec.classifier_is_new)
     by_cost_weight = method.trade_off == "cost_weight"
-    cost_weights: tuple[float, ...] = (method.cost_weight,)
+    cost_weights = cost_weights_of(method)
     if by_cost_weight:
         # Only the last phase depends on the cost weight, so the others are trained once.
-        cost_weights = ALPHAS if method.max_cost_weight == 1 else LAMBDAS
         last = list(epochs)[-1]
         if len(epochs) > 1:
             trainer.train(method.cost_weight, {**epochs, last: 0})

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import leenet_fx
 from leenet_fx import InputError, MaxProbability, StorageError, compare
 from leenet_fx.calibration.budgets import monotone_costs
+from leenet_fx.evaluation import method_run
 from leenet_fx.evaluation.comparison import MethodSpec, frozen_variants
 from leenet_fx.evaluation.method_run import ALPHAS
 from leenet_fx.methods.phases import single_update_phase
@@ -247,6 +248,16 @@ def test_finished_runs_are_not_repeated(tmp_path, counted):
         tiny(), frozen_variants([COUNTED]), train, calibration, test, seeds=(0,), out=out, **longer
     )
     assert counted.batches == now + 3 * 4 + 2 * 3 * 2
+
+
+def test_runs_of_other_cost_weights_are_repeated(tmp_path, monkeypatch):
+    def weights(*values):
+        monkeypatch.setattr(method_run, "LAMBDAS", values)
+        found = compare(tiny(), frozen_variants(["eenets"]), *splits(), out=tmp_path, **OPTIONS)
+        return [point.value for point in found.runs[0].points]
+
+    assert weights(0.0, 0.5) == [0.0, 0.5]
+    assert weights(0.0, 2.0) == [0.0, 2.0]
 
 
 def test_interrupted_comparison_is_resumed_with_equal_results(tmp_path, counted):

@@ -1,20 +1,24 @@
 """Learning rates: torch's schedulers against the closed form, from any batch on."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from helpers import loader
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import images, tiny
 from torch import nn
 
+import leenet_fx
 from leenet_fx.training.optimizers import make_optimizers, make_schedulers, warmup_cosine
 from leenet_fx.training.parameters import UpdateParameters
 
 
-def optimizers(lr=0.1, sgd_lr=0.4):
+def optimizers(lr=0.1, sgd_lr=0.4, **options):
     linear, neck, backbone = ([nn.Parameter(torch.ones(2))] for _ in range(3))
-    return make_optimizers(UpdateParameters(linear, neck, backbone), lr, sgd_lr)
+    return make_optimizers(UpdateParameters(linear, neck, backbone), lr, sgd_lr, **options)
 
 
 def rates(made):
@@ -68,3 +72,17 @@ def test_necks_have_weight_decay_and_the_backbone_has_none():
     assert isinstance(adam, torch.optim.Adam)
     assert isinstance(sgd, torch.optim.SGD)
     assert [group["weight_decay"] for group in sgd.param_groups] == [1e-3, 0]
+
+
+def test_weight_decay_of_the_backbone_is_a_setting_of_phases():
+    def trained(decay):
+        (phase,) = leenet_fx.get_method("msdnet").phases
+        method = leenet_fx.Method(
+            (replace(phase, backbone_decay=decay),), leenet_fx.MaxProbability(0.9), "a test"
+        )
+        ee = leenet_fx.attach(tiny(), "every", example_inputs=images(1, 3, 16, 16))
+        leenet_fx.fit(ee, loader(), method=method, epochs=3, seed=0)
+        return torch.cat([p.flatten() for p in ee.backbone_parameters()]).norm()
+
+    # One step of SGD with weight decay d and learning rate r scales weights by 1 − r·d.
+    assert trained(20.0) < 0.7 * trained(0.0)
