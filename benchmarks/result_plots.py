@@ -30,7 +30,7 @@ CALTECH = {
 }
 """Likewise, of EfficientNet-Lite0 on Caltech-101."""
 
-SIDE = {"deep": "x:", "ensemble": "^:", "deep-56": "+:"}
+SIDE = {"deep": "x:", "ensemble": "^:", "ensemble-56": "+:"}
 """Rows of side branches that are drawn."""
 
 DROPS = {"1": BLUE, "3": ORANGE}

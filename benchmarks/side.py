@@ -331,6 +331,7 @@ def figures(row: Row, ee: leenet_fx.EarlyExitModule, data: Mapping[str, Any]) ->
         "accuracy": accuracy,
     }
     points = list(frontier(outputs, costs, last_exit=row.last_exit))
+    found["points"] = [[point["flops"], point["accuracy"]] for point in points]
     backbone = NETWORKS[row.network]
     for drop in DROPS:
         reached = [point for point in points if point["accuracy"] >= backbone - drop - 1e-9]
