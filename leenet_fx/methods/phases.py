@@ -37,9 +37,8 @@ class Phase:
         lr: default peak learning rate of Adam, for linear layers on standardized inputs.
         sgd_lr: default peak learning rate of SGD, for the backbone and for necks with weights; a
             user's learning rate replaces `lr` and scales this by the same factor.
-        backbone_decay: weight decay of the backbone. Trained weights need none in a few epochs; in
-            tens of epochs 5e-4, with which ResNets are trained (He et al. 2015: 1e-4), keeps them
-            from overfitting.
+        backbone_decay: weight decay of the backbone, which is given with trained weights; papers
+            that train from scratch take 1e-4 to 5e-4.
         temperature_scaled: whether logits that are held constant are temperature-scaled first (Guo
             et al. 2017): a classifier that has overfitted is overconfident on its training images,
             and its cross-entropy there no longer measures its errors.
