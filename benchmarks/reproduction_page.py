@@ -149,6 +149,7 @@ def record_of(name: str, own: Mapping[str, Any], baseline: Mapping[str, float]) 
         "paper": row.paper,
         "claim": row.claim,
         "settings": own["settings"],
+        "given": own.get("given"),
         "device": own["device"],
         "seconds": round(own["seconds"], 1),
         "flops": own["flops"],
@@ -182,7 +183,9 @@ def trained(record: Mapping[str, Any]) -> str:
     if isinstance(epochs, dict):
         epochs = " + ".join(f"{count} {phase}" for phase, count in epochs.items())
     images = "" if settings["images"] is None else f", at most {settings['images']} images a split"
-    return f"{epochs} epochs{images}, {record['seconds']:.0f} s, {record['device']}"
+    given = record.get("given")
+    batch = "" if given is None else f", batches of {given['batch']}"
+    return f"{epochs} epochs{images}{batch}, {record['seconds']:.0f} s, {record['device']}"
 
 
 def percent(share: float) -> str:

@@ -127,7 +127,7 @@ TRAINED: dict[str, Any] = {
     "precision": "bf16-mixed",
     "last_exit": True,
 }
-"""A backbone that is trained as long and as fast as `methods.py` does."""
+"""A backbone that is trained at the learning rate and batch size of `methods.py`."""
 
 ROWS = {
     "base": Row("48 channels at 8 x 8, a separable unit an exit, states added"),

@@ -16,9 +16,9 @@ from leenet_fx.training.optimizers import make_optimizers, make_schedulers, warm
 from leenet_fx.training.parameters import UpdateParameters
 
 
-def optimizers(lr=0.1, sgd_lr=0.4, **options):
+def optimizers(lr=0.1, sgd_lr=0.4):
     linear, neck, backbone = ([nn.Parameter(torch.ones(2))] for _ in range(3))
-    return make_optimizers(UpdateParameters(linear, neck, backbone), lr, sgd_lr, **options)
+    return make_optimizers(UpdateParameters(linear, neck, backbone), lr, sgd_lr)
 
 
 def rates(made):
