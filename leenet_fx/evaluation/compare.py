@@ -19,12 +19,12 @@ from leenet_fx.data.class_names import check_class_names
 from leenet_fx.errors import InputError, TrainingError
 from leenet_fx.evaluation.comparison import Comparison, MethodSpec
 from leenet_fx.evaluation.comparison_file import FILE, ComparisonFile
+from leenet_fx.evaluation.cost_weights import cost_weights_of
 from leenet_fx.evaluation.frontier import MethodRun
 from leenet_fx.evaluation.method_run import (
     OnPoint,
     RunSettings,
     Splits,
-    cost_weights_of,
     load_classifiers,
     run_labels,
     run_method,

@@ -24,6 +24,7 @@ from leenet_fx.calibration.searched import Problem, searched_budget
 from leenet_fx.calibration.solvers import get_solver
 from leenet_fx.errors import InputError, first_line
 from leenet_fx.evaluation.comparison import MethodSpec
+from leenet_fx.evaluation.cost_weights import ALPHAS, cost_weights_of
 from leenet_fx.evaluation.frontier import FrontierPoint, MethodRun
 from leenet_fx.evaluation.metrics import accuracy
 from leenet_fx.features.feature_cache import FeatureCache, cache_features
@@ -32,14 +33,6 @@ from leenet_fx.policies import Patience, Policy, ThresholdPolicy
 from leenet_fx.storage.exits import load
 from leenet_fx.surgery.module import EarlyExitModule
 from leenet_fx.training.fit import fit
-
-ALPHAS = (0.0, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 1.0)
-"""Cost weights α that gated methods are trained for."""
-
-LAMBDAS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 2.5, 4.0)
-"""Cost weights λ that methods without an upper limit of the cost weight are trained for. Where
-cross-entropies are small, as those of trained classifiers are, most of the frontier is below 0.05.
-"""
 
 SWEPT = ", thresholds"
 """Suffix of the label of a second run: the same networks, read by a sweep of their thresholds."""
@@ -125,17 +118,6 @@ class RunSettings:
 
 OnPoint: TypeAlias = Callable[[FrontierPoint, EarlyExitModule], None]
 """Called with a point of a frontier and its network, with the policy of the point."""
-
-
-def cost_weights_of(method: Method) -> tuple[float, ...]:
-    """Return the cost weights that a method is trained for.
-
-    Args:
-        method: of a run.
-    """
-    if method.trade_off != "cost_weight":
-        return (method.cost_weight,)
-    return ALPHAS if method.max_cost_weight == 1 else LAMBDAS
 
 
 def run_labels(label: str, method: Method) -> tuple[str, ...]:

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import leenet_fx
 from leenet_fx import InputError, MaxProbability, StorageError, compare
 from leenet_fx.calibration.budgets import monotone_costs
-from leenet_fx.evaluation import method_run
+from leenet_fx.evaluation import cost_weights
 from leenet_fx.evaluation.comparison import MethodSpec, frozen_variants
-from leenet_fx.evaluation.method_run import ALPHAS
+from leenet_fx.evaluation.cost_weights import ALPHAS
 from leenet_fx.methods.phases import single_update_phase
 from leenet_fx.objectives import Objective
 
@@ -252,7 +252,7 @@ def test_finished_runs_are_not_repeated(tmp_path, counted):
 
 def test_runs_of_other_cost_weights_are_repeated(tmp_path, monkeypatch):
     def weights(*values):
-        monkeypatch.setattr(method_run, "LAMBDAS", values)
+        monkeypatch.setattr(cost_weights, "LAMBDAS", values)
         found = compare(tiny(), frozen_variants(["eenets"]), *splits(), out=tmp_path, **OPTIONS)
         return [point.value for point in found.runs[0].points]
 

@@ -6,7 +6,7 @@ import torch
 import leenet_fx
 from leenet_fx.data.digits import load_digits
 from leenet_fx.demo.run import train_backbone
-from leenet_fx.evaluation import method_run
+from leenet_fx.evaluation import cost_weights
 from leenet_fx.evaluation.comparison import frozen_variants
 
 # The backbone has no tokens, which lgvit needs.
@@ -30,8 +30,8 @@ def found(digits, backbone):
     """A comparison of all methods on the frozen backbone: three epochs, one seed."""
     with pytest.MonkeyPatch.context() as patch:
         # Training for each cost weight is what takes the time.
-        patch.setattr(method_run, "LAMBDAS", (0.0, 0.2, 0.6, 2.0))
-        patch.setattr(method_run, "ALPHAS", (0.0, 0.1, 0.2, 0.4, 0.8))
+        patch.setattr(cost_weights, "LAMBDAS", (0.0, 0.2, 0.6, 2.0))
+        patch.setattr(cost_weights, "ALPHAS", (0.0, 0.1, 0.2, 0.4, 0.8))
         return leenet_fx.compare(
             backbone,
             frozen_variants(PRESETS),
