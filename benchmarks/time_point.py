@@ -2,11 +2,10 @@
 
     python benchmarks/time_point.py --data PATH --models PATH [--fit]
 
-EfficientNet-Lite0 at 160 px on Caltech-101, frozen, pooled heads at every boundary, by the default
-method and by distillation with ensembles, whose weights are fitted to a half of the calibration
-split. Exits and thresholds are those that `calibrate(max_drop=…)` chooses on the calibration split,
-or its other half, by each cost; accuracy, FLOPs and time are of the test split, times beside those
-of the backbone in the same run, on one thread, with memory kept as the command line does.
+EfficientNet-Lite0 at 160 px on Caltech-101, frozen, pooled heads at every boundary. Exits and
+thresholds are those that `calibrate(max_drop=…)` chooses on the calibration split, by each cost;
+accuracy, FLOPs and time are of the test split, times beside those of the backbone in the same run,
+on one thread, with memory kept as the command line does.
 `--fit` trains only; the measurement wants a quiet machine.
 """
 
@@ -33,82 +32,37 @@ FITTED = WORK / "time-point"
 COMMAND = "python benchmarks/time_point.py --data PATH --models PATH"
 MAX_DROP = 0.01
 SETTINGS = (
-    ("shallow-deep", "flops", 0.95, True),
-    ("shallow-deep", "flops", 0.5, True),
-    ("shallow-deep", "seconds", 0.95, True),
-    ("shallow-deep", "seconds", 0.5, True),
-    ("shallow-deep", "seconds", 0.5, False),
-    ("ensembles", "flops", 0.5, True),
-    ("ensembles", "seconds", 0.95, True),
-    ("ensembles", "seconds", 0.5, True),
-    ("ensembles", "seconds", 0.5, False),
+    ("flops", 0.95, True),
+    ("flops", 0.5, True),
+    ("seconds", 0.95, True),
+    ("seconds", 0.5, True),
+    ("seconds", 0.5, False),
 )
-"""Exits, and cost, confidence and `temperatures` of each calibration. With a confidence of 0.5 the
-drop of the calibration images is the promised one, without a margin."""
-
-METHODS: dict[str, tuple[str, dict[str, Any], int]] = {
-    "shallow-deep": ("shallow-deep", {}, 12),
-    "ensembles": ("distilled", {"ensembles": True}, 30),
-}
-"""Method, its options and its epochs by name of the exits."""
+"""Cost, confidence and `temperatures` of each calibration. With a confidence of 0.5 the drop of the
+calibration images is the promised one, without a margin."""
+EPOCHS = 12
 LIMIT = 0.60
 """Highest accepted time relative to the backbone."""
 IMAGES = {1: 400, 32: 1735}
 """Number of test images by batch size."""
 
 
-def fitted(data: Data, models: Path, name: str) -> tuple[leenet_fx.EarlyExitModule, Any]:
+def fitted(data: Data, models: Path) -> tuple[leenet_fx.EarlyExitModule, Any]:
     """Return the network with trained exits at every boundary, and its transform.
 
     Trained exits are kept in a folder.
-
-    Args:
-        data: images.
-        models: folder of weights.
-        name: key of `METHODS`.
     """
-    method, options, epochs = METHODS[name]
-    folder = FITTED / name
     case = CASES[0]
     model = case.build(models / case.weights)
     example = torch.zeros(1, 3, case.size, case.size)
-    ee = leenet_fx.attach(
-        model,
-        "every",
-        num_classes=len(data.classes),
-        example_inputs=example,
-        method=leenet_fx.get_method(method, **options),
-    )
+    ee = leenet_fx.attach(model, "every", num_classes=len(data.classes), example_inputs=example)
     transform = leenet_fx.make_transform(model, ee.spec.image_shape)
-    if (folder / "exit_config.json").exists():
-        return leenet_fx.load(folder, model).eval(), transform
+    if (FITTED / "exit_config.json").exists():
+        return leenet_fx.load(FITTED, model).eval(), transform
     train = data.loader("train", transform, 64, shuffle=torch.Generator().manual_seed(0))
-    leenet_fx.fit(
-        ee,
-        train,
-        calibration=calibration_batches(data, transform, "weights"),
-        method=leenet_fx.get_method(method, **options),
-        epochs=epochs,
-        cache=True,
-        progress=False,
-    )
-    leenet_fx.save(ee, folder)
+    leenet_fx.fit(ee, train, epochs=EPOCHS, cache=True, progress=False)
+    leenet_fx.save(ee, FITTED)
     return ee, transform
-
-
-def calibration_batches(data: Data, transform: Any, part: str) -> DataLoader[Any]:
-    """Return images of the calibration split in batches.
-
-    Args:
-        data: images.
-        transform: of images.
-        part: "shallow-deep" for all, "weights" for one half, "ensembles" for the other.
-    """
-    images = data.loader("calibration", transform, 64).dataset
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()  # type: ignore[arg-type]
-    half = len(order) // 2
-    chosen = {"shallow-deep": order, "weights": order[:half], "ensembles": order[half:]}[part]
-    return DataLoader(Subset(images, chosen), 64)
 
 
 def test_batches(data: Data, transform: Any, batch: int) -> DataLoader[Any]:
@@ -131,23 +85,18 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_memory()
     data = leenet_fx.open_data(options.data / CASES[0].data)
-    networks = {name: fitted(data, options.models, name) for name in METHODS}
+    ee, transform = fitted(data, options.models)
     if options.fit:
         return
-    held_out = {
-        name: leenet_fx.cache_features(ee, calibration_batches(data, transform, name))
-        for name, (ee, transform) in networks.items()
-    }
+    held_out = leenet_fx.cache_features(ee, data.loader("calibration", transform, 64))
     rows, criteria = [], []
     for batch in IMAGES:
-        for ee, _ in networks.values():
-            leenet_fx.profile(ee, batch_sizes=(batch,), seconds=20)
-        for name, cost, confidence, temperatures in SETTINGS:
-            ee, transform = networks[name]
+        leenet_fx.profile(ee, batch_sizes=(batch,), seconds=20)
+        for cost, confidence, temperatures in SETTINGS:
             ee.policy = leenet_fx.MaxProbability(1.0)
             point = leenet_fx.calibrate(
                 ee,
-                held_out[name],
+                held_out,
                 max_drop=MAX_DROP,
                 confidence=confidence,
                 exits="auto",
@@ -159,7 +108,6 @@ def main() -> None:
             rows.append(
                 {
                     "batch": batch,
-                    "exits": name,
                     "placed and solved by": cost,
                     "confidence": confidence,
                     "temperatures": temperatures,
@@ -178,8 +126,7 @@ def main() -> None:
         best = min((row["time"] for row in within), default=float("inf"))
         name = f"batch {batch}: time at most {100 * MAX_DROP:g} point below"
         criteria.append(Criterion(name, best, "of the backbone", f"≤ {LIMIT:g}", best <= LIMIT))
-    for cache in held_out.values():
-        cache.close()
+    held_out.close()
     table = [
         {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
         for row in rows
