@@ -491,7 +491,8 @@ def main() -> None:
     with ExitStack() as stack:
         for name in options.rows:
             row = ROWS[name]
-            if name in stored() and is_of(stored()[name], row):
+            finished = stored().get(name)
+            if finished is not None and is_of(finished, row):
                 continue
             cifar = Cifar10(row.network, options.data, options.weights)
             found = measure(cifar, name, caches, options.device)
