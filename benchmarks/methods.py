@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from cifar10 import EXITS, HEAD_BATCH, RESULTS, WORK, Cifar10, trained_branches
-from methods_images import PARTS, on_images
+from methods_images import PARTS, TRAINED, on_images, trained_on, trained_variants
 from static_family import beside
 
 import leenet_fx
@@ -270,6 +270,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "method": row["label"],
             "seeds": row["seeds"],
             "area": formatted(row["area"], 1, 3),
+            "from, FLOPs %": formatted(row.get("cheapest_flops"), 100, 1),
             **{f"−{at} pt, FLOPs %": formatted(row[f"flops_at_{at}"], 100, 1) for at in (0, 1, 3)},
             **{
                 f"@{at}, accuracy %": formatted(row[f"accuracy_at_{at}"], 100, 2)
@@ -357,6 +358,7 @@ def main() -> None:
     chosen = options.method or METHODS
     on_pool = [replace(spec, branch="pool") for spec in variants(chosen)]
     on_conv = [spec for spec in convolutional("resnet20") if options.method is None]
+    one_seed = argparse.Namespace(**{**vars(options), "seeds": 1})
     parts: dict[str, Callable[[Path], Comparison]] = {
         "digits": on_digits,
         "resnet20": lambda out: on_cifar10(
@@ -382,6 +384,10 @@ def main() -> None:
             precision=PRECISION,
         ),
         **{part: partial(on_images, part, on_pool, options, command=COMMAND) for part in PARTS},
+        **{
+            part: partial(on_images, part, trained_variants(), one_seed, command=COMMAND)
+            for part in TRAINED
+        },
     }
     unknown = set(options.part or ()) - set(parts)
     if unknown:
@@ -394,6 +400,9 @@ def main() -> None:
     trained = backbone_accuracy("resnet20", options) if "resnet20-mixed" in comparisons else None
     # The criteria are of the best of all methods.
     measured = criteria(comparisons, trained) if options.method is None else []
+    for part in set(TRAINED) & set(comparisons):
+        name = f"{part}: accuracy of the backbone, trained on alone for as many epochs"
+        measured.append(Criterion(name, 100 * trained_on(part, options), "%", "printed", True))
     write(comparisons, list(parts), measured)
     if options.method is None:
         draw(comparisons)

@@ -119,7 +119,15 @@ def measure(member: Member, options: argparse.Namespace) -> dict[str, Any]:
 
         torch.manual_seed(0)
         train = data.training(seed=0, batch=128, augment=True)
-        leenet_fx.fit(ee, train, method=backbone_only(), epochs=epochs, lr=LR, progress=False)
+        leenet_fx.fit(
+            ee,
+            train,
+            method=backbone_only(),
+            epochs=epochs,
+            lr=LR,
+            precision="auto",
+            progress=False,
+        )
     found = accuracy(ee, data) if member.family == "resnet" else regression(ee, data)
     return {
         "family": member.family,
