@@ -38,11 +38,12 @@ def fit_class_thresholds(
     if not is_number or not 0 < precision <= 1:
         raise InputError(f"precision must lie in (0, 1], got {precision!r}.")
     outputs = outputs_of_data(ee, data, labelled=True)
-    inside = torch.ones_like(outputs.labels, dtype=torch.bool)
+    labels = outputs.labels.cpu()
+    inside = torch.ones_like(labels, dtype=torch.bool)
     table = []
     for logits in outputs.logits[:-1]:
-        largest, predicted = logits.float().softmax(1).max(1)
-        correct = predicted == outputs.labels
+        largest, predicted = logits.cpu().float().softmax(1).max(1)
+        correct = predicted == labels
         row = torch.full((logits.shape[1],), NEVER)
         for class_index in predicted[inside].unique().tolist():
             chosen = inside & (predicted == class_index)

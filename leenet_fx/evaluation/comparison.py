@@ -116,15 +116,6 @@ class Comparison:
             rows.append(row)
         return sorted(rows, key=lambda row: -row["area"])
 
-    def without_cheap_end(self, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """Return the rows whose cheapest operating point is much dearer than that of another.
-
-        Args:
-            rows: from `rows`.
-        """
-        cheapest = min(row["cheapest_flops"] for row in rows)
-        return [row for row in rows if row["cheapest_flops"] > cheapest + CHEAP_END]
-
     def summary(self) -> str:
         """Format the rows as a plain-text table, followed by the skipped specs."""
         rows = self.rows()
@@ -148,13 +139,7 @@ class Comparison:
                 *(_format(row[f"flops_at_{100 * drop:g}"]) for drop in DROPS),
                 *(tables.percent(row[f"accuracy_at_{budget:g}"]) for budget in TABLE_BUDGETS),
             )
-        lines = []
-        if dear := self.without_cheap_end(rows):
-            named = ", ".join(f"{row['label']} (from {row['cheapest_flops']:.2f})" for row in dear)
-            lines.append(
-                f"No cheap end: {named}. Below their cheapest operating point, the area is that of "
-                "a random choice between guessing and it: a small area need not mean poor exits."
-            )
+        lines = [note] if (note := without_cheap_end(rows)) else []
         lines += [f"Skipped: {label}: {reason}" for label, reason in self.skipped.items()]
         return "\n".join(
             [tables.render(table), *(textwrap.fill(line, tables.WIDTH) for line in lines)]
@@ -162,6 +147,26 @@ class Comparison:
 
     def __str__(self) -> str:
         return self.summary()
+
+
+def without_cheap_end(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Name the methods whose cheapest operating point is much dearer than that of another.
+
+    Args:
+        rows: from `Comparison.rows`.
+
+    Returns:
+        What their area means; "" if there is none.
+    """
+    least = min(row["cheapest_flops"] for row in rows)
+    dear = [row for row in rows if row["cheapest_flops"] > least + CHEAP_END]
+    if not dear:
+        return ""
+    named = ", ".join(f"{row['label']} (from {row['cheapest_flops']:.2f})" for row in dear)
+    return (
+        f"No cheap end: {named}. Below their cheapest operating point, the area is that of "
+        "a random choice between guessing and it: a small area need not mean poor exits."
+    )
 
 
 def _median(values: Sequence[float | None]) -> float | None:

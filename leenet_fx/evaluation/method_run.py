@@ -328,7 +328,7 @@ def _frontier(
             yield policy.with_alpha(alpha), alpha
         return
     if method.trade_off == "patience":
-        for patience in range(1, ee.num_exits):
+        for patience in range(1, max(ee.num_exits, 2)):
             yield Patience(patience), patience
         return
     if method.trade_off == "schedule":

@@ -20,6 +20,7 @@ from leenet_fx.graph.channels import channel_axis
 from leenet_fx.graph.liveness import Liveness
 from leenet_fx.graph.node_costs import NodeCosts
 from leenet_fx.graph.proxies import IN_PLACE
+from leenet_fx.graph.token_grid import token_grid
 from leenet_fx.graph.tracer import Trace
 
 
@@ -31,11 +32,13 @@ class Feature:
         node: the node that returns it.
         shape: its shape for one image, batch axis included.
         channel_axis: axis of the channels.
+        grid: of tokens, height and width of the map that they come from, if there is one.
     """
 
     node: fx.Node
     shape: tuple[int, ...]
     channel_axis: int
+    grid: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,12 +113,13 @@ def _features(
     live: Sequence[fx.Node], batch_dims: Sequence[BatchDim], trace: Trace, costs: NodeCosts
 ) -> tuple[Feature, ...]:
     return tuple(
-        Feature(node, shape, channel_axis(node, shape, trace.root, costs))
+        Feature(node, shape, axis, token_grid(node, shape, axis, costs))
         for node, batch_dim in zip(live, batch_dims, strict=True)
         if batch_dim == BatchDim("samples")
         and node in costs.floating
         and (shape := costs.shape(node)) is not None
         and len(shape) > 1
+        for axis in (channel_axis(node, shape, trace.root, costs),)
     )
 
 

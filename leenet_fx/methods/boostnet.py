@@ -25,7 +25,8 @@ def boostnet(
         InputError: an option does not fit.
     """
     heads = {1.0: "additive", 0.5: "additive-half"}
-    if isinstance(ensemble_reweight, bool) or ensemble_reweight not in heads:
+    is_number = isinstance(ensemble_reweight, (int, float))
+    if not is_number or isinstance(ensemble_reweight, bool) or ensemble_reweight not in heads:
         raise InputError(f"ensemble_reweight must be 1 or 0.5, got {ensemble_reweight!r}.")
     head = heads[ensemble_reweight]
     return Method(

@@ -17,14 +17,15 @@ def branchynet(
     Args:
         recipe: "joint", "mixed" or "disjoint".
         exit_weights: wᵢ of the N exits and the final classifier; None is 1 for exits and 0.3 for
-            the final classifier.
+            the final classifier. On a frozen backbone the final classifier's has no effect.
         threshold: largest entropy that exits, in nats.
 
     Raises:
         InputError: an option does not fit.
     """
+    joint = BranchyNet(exit_weights)
     return Method(
-        phases=classifier_phases(recipe, SumOfExits(), BranchyNet(exit_weights)),
+        phases=classifier_phases(recipe, SumOfExits() if exit_weights is None else joint, joint),
         policy=Entropy(threshold),
         source="Teerapittayanon et al. 2016, BranchyNet",
     )

@@ -38,8 +38,9 @@ def eenets(
             classifier is normalised too, and version 4 weighs its BCE as the authors' code does.
 
     Raises:
-        InputError: no such version or recipe, or `as_published` is not a bool.
+        InputError: no such version or recipe, or `two_stage` or `as_published` is not a bool.
     """
+    check_flag("two_stage", two_stage)
     check_flag("as_published", as_published)
     objective = EENets(version, published_weights=as_published)
     first = end_to_end_phase("exits", recipe, EENets(0), gates=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from leenet_fx.methods.method import Method, register_method
-from leenet_fx.methods.phases import EXITS, FINAL, single_update_phase
+from leenet_fx.methods.phases import EXITS, FINAL, check_flag, single_update_phase
 from leenet_fx.objectives import LEENet
 from leenet_fx.policies import GateThreshold
 
@@ -29,7 +29,11 @@ def leenet(temperature_scaled: bool = True) -> Method:
 
     Args:
         temperature_scaled: whether to scale logits by fitted temperatures in (3).
+
+    Raises:
+        InputError: `temperature_scaled` is not a bool.
     """
+    check_flag("temperature_scaled", temperature_scaled)
     gates = single_update_phase("gates", "gates", LEENet(), temperature_scaled=temperature_scaled)
     return Method(
         phases=(FINAL, EXITS, gates),

@@ -32,5 +32,6 @@ def lgvit(mix: float = 0.5, temperature: float = 2.0, threshold: float = 0.9) ->
         policy=MaxProbability(threshold),
         source="Xu et al. 2023, LGViT: Dynamic Early Exiting for Accelerating Vision Transformer",
         branch="lgvit",
+        requires={"branch": "lgvit"},
         label_free=mix == 1,
     )

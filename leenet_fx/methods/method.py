@@ -41,6 +41,13 @@ class MethodConfig:
         """
         return get_method(self.name, **self.options)
 
+    @property
+    def argument(self) -> str:
+        """The `method=` of a call that selects the method."""
+        if self.name == CUSTOM:
+            return "method= this Method"
+        return f"method=leenet_fx.get_method({self})" if self.options else f"method='{self.name}'"
+
     def __str__(self) -> str:
         inner = "".join(f", {key}={value!r}" for key, value in self.options.items())
         return f"'{self.name}'{inner}"
@@ -60,8 +67,8 @@ class Method:
         source: the paper.
         branch: branch architecture that `attach(method=…)` uses.
         branch_options: options of these branches.
-        requires: branch options without which the method does not work; a tuple has several values
-            that it works with.
+        requires: branch options without which the method does not work, and "branch", a name; a
+            tuple has several values that it works with.
         trade_off: parameter that trades accuracy against cost.
         cost_weight: default cost weight.
         max_cost_weight: 1 for an α, infinity for a λ.
@@ -124,24 +131,38 @@ class Method:
         return float(cost_weight)
 
     def check_parts(self, branch: str, options: Mapping[str, Any]) -> None:
-        """Check the branch options that the method requires.
+        """Check the branch and the branch options that the method requires.
 
         Args:
             branch: name of the branch architecture.
             options: branch options of the network.
 
         Raises:
-            InputError: an option differs from the required value.
+            InputError: the branch or an option differs from the required value.
         """
         for option, expected in self.requires.items():
-            found = options.get(option)
+            found = branch if option == "branch" else options.get(option)
             accepted = expected if isinstance(expected, tuple) else (expected,)
             if found not in accepted:
+                kind = "" if option == "branch" else f" ('{branch}')"
                 raise InputError(
                     f"Method '{self.name}' requires branches with {option}={accepted[0]!r}, but "
-                    f"these have {option}={found!r} ('{branch}'): attach with "
-                    f"method='{self.name}'."
+                    f"these have {option}={found!r}{kind}: attach with {self.config.argument}."
                 )
+
+    def unlike_preset(self, options: Mapping[str, Any]) -> str:
+        """Return which head and gate the preset has where those of a network differ; "" if none.
+
+        Args:
+            options: branch options of the network.
+        """
+        defaults = {"head": "linear", "gate": "confidence"}
+        return ", ".join(
+            f"{option}={expected!r}, not {found!r}"
+            for option, default in defaults.items()
+            if (expected := self.branch_options.get(option, default))
+            != (found := options.get(option) or default)
+        )
 
 
 DEFAULT = "shallow-deep"

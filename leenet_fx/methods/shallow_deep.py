@@ -29,5 +29,6 @@ def shallow_deep(
         phases=classifier_phases(recipe, SumOfExits(), ShallowDeep()),
         policy=MaxProbability(threshold),
         branch="mixpool" if mixed_pooling else "pool",
+        requires={"branch": "mixpool"} if mixed_pooling else {},
         source="Kaya et al. 2019, Shallow-Deep Networks",
     )

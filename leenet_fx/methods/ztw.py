@@ -32,5 +32,8 @@ def ztw(threshold: float = 0.9, conv_heads: bool = False) -> Method:
         branch="strided" if conv_heads else "pool",
         source="Wołczyk et al. 2021, Zero Time Waste",
         branch_options={"head": "cascade-norm"},
-        requires={"head": ("cascade-norm", "cascade")},
+        requires={
+            "head": ("cascade-norm", "cascade"),
+            **({"branch": "strided"} if conv_heads else {}),
+        },
     )

@@ -191,7 +191,8 @@ def compose(
         return ProjectionBranch(neck(site, **options))
     built_neck = neck(site, **options)
     head_type, gate_type = get_head(head), get_gate("confidence" if gate is None else gate)
-    if built_neck.carries_state and head_type is MeansHead:
+    is_means = isinstance(head_type, type) and issubclass(head_type, MeansHead)
+    if built_neck.carries_state and is_means:
         raise InputError(
             f"head='{head}' has no trained weights, and a neck that carries a state needs training:"
             " choose another head, or branch='pool'."

@@ -24,10 +24,13 @@ class FeatureShape:
     Attributes:
         shape: for a batch of one image, batch axis first.
         channel_axis: index of the channel axis.
+        grid: of tokens (B, T, C), height and width of the map whose cells are the last of them;
+            None if they come from no map.
     """
 
     shape: tuple[int, ...]
     channel_axis: int
+    grid: tuple[int, int] | None = None
 
     @property
     def channels(self) -> int:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from leenet_fx.errors import InputError
+from leenet_fx.parts.batch_norm import BatchNorm1d, BatchNorm2d
 from leenet_fx.parts.exit_site import (
     ExitSite,
     average_pool,
@@ -204,7 +205,7 @@ class NormPoolNeck(Neck):
         grid = _checked_grid(site, grid)
         super().__init__(site, pooled_width(site.features, grid))
         self.grid = grid
-        self.norms = nn.ModuleList(nn.BatchNorm1d(f.channels) for f in site.features)
+        self.norms = nn.ModuleList(BatchNorm1d(f.channels) for f in site.features)
 
     def pool(self, *features: Tensor) -> tuple[Tensor, ...]:
         return features
@@ -346,7 +347,7 @@ def _check_width(flat: Any, width: int) -> Any:
 
 def _convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
     conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-    return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
+    return [conv, BatchNorm2d(outputs), nn.ReLU()]
 
 
 def _check_conv_options(blocks: int, size: int, channels: int | None) -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from leenet_fx.errors import InputError
+from leenet_fx.parts.batch_norm import BatchNorm2d
 from leenet_fx.parts.exit_site import ExitSite, FeatureShape, average_pool, pooled_width
 from leenet_fx.parts.necks import CONV_GAIN, Neck
 
@@ -109,7 +110,7 @@ class SideNeck(Neck):
         for feature, spec in zip(features, self.site.features, strict=True):
             cells = as_map(feature, spec)
             if _values_per_cell(spec, self.size, self.reads) > 1:
-                cells = F.pixel_unshuffle(cells, map_size(spec)[0] // self.size[0])
+                cells = unshuffle(cells, map_size(spec)[0] // self.size[0])
             pooled.append(resize(cells, self.size))
         return tuple(pooled)
 
@@ -198,6 +199,32 @@ def resize(values: Any, size: tuple[int, int]) -> Any:
     return values if values.shape[2:] == size else F.adaptive_avg_pool2d(values, size)
 
 
+def unshuffle(values: Any, factor: int) -> Any:
+    """Return a map (B, C, H, W) as (B, C·factor², H / factor, W / factor).
+
+    As `torch.nn.functional.pixel_unshuffle`, which leaves the shape of an empty batch as it is.
+
+    Args:
+        values: the map.
+        factor: cells of each side that become channels.
+
+    Raises:
+        InputError: height or width is no multiple of the factor.
+    """
+    if isinstance(values, fx.Proxy):
+        # Insert the check into the traced graph, to run on real tensors.
+        return values.tracer.create_proxy("call_function", unshuffle, (values, factor), {})
+    height, width = values.shape[2:]
+    if height % factor or width % factor:
+        raise InputError(
+            f"A 'side' branch with reads='patches' that was built for cells of {factor} x {factor} "
+            f"values got features of {height} x {width}: choose an image size for which they are "
+            "multiples, or reads='average', which accepts any."
+        )
+    cells = values.unflatten(3, (width // factor, factor)).unflatten(2, (height // factor, factor))
+    return cells.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+
+
 def _values_per_cell(spec: FeatureShape, size: tuple[int, int], reads: str) -> int:
     """Return how many values of each channel a cell holds after pooling."""
     height, width = map_size(spec)
@@ -207,7 +234,7 @@ def _values_per_cell(spec: FeatureShape, size: tuple[int, int], reads: str) -> i
 
 
 def _pointwise(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), BatchNorm2d(outputs))
 
 
 def _unit(width: int, size: tuple[int, int], kind: str) -> nn.Sequential:
@@ -215,6 +242,6 @@ def _unit(width: int, size: tuple[int, int], kind: str) -> nn.Sequential:
     kernel, padding = (height, breadth), (height // 2, breadth // 2)
     if kind == "full":
         conv = nn.Conv2d(width, width, kernel, padding=padding, bias=False)
-        return nn.Sequential(conv, nn.BatchNorm2d(width))
+        return nn.Sequential(conv, BatchNorm2d(width))
     depthwise = nn.Conv2d(width, width, kernel, padding=padding, groups=width, bias=False)
-    return nn.Sequential(depthwise, nn.BatchNorm2d(width), nn.ReLU(), *_pointwise(width, width))
+    return nn.Sequential(depthwise, BatchNorm2d(width), nn.ReLU(), *_pointwise(width, width))

@@ -9,11 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leenet_fx.errors import InputError
+from leenet_fx.parts.batch_norm import BatchNorm1d, BatchNorm2d
 from leenet_fx.parts.exit_site import ExitSite
 from leenet_fx.parts.necks import CONV_GAIN, Neck
-
-MAX_PREFIX = 8
-"""Largest number of tokens in front of the patches: of the class, of distillation, registers."""
 
 HEAD_WIDTH = 16
 """Smallest number of channels of an attention head."""
@@ -24,16 +22,18 @@ class TokenNeck(Neck):
 
     Exits in front of `local_share` of the backbone's FLOPs have a local head (`LocalHead`), later
     ones a global head (`GlobalHead`): early features lack context that is local, late ones have
-    it. Both read patches as a square grid, and the mean of the tokens in front of them.
+    it. Both read patches as a map, and the mean of the tokens in front of them.
 
     Args:
-        site: features and position; the features must be one tensor of tokens (B, T, C), with at
-            most 8 tokens in front of a square number of patches.
+        site: features and position; the features must be one tensor of tokens (B, T, C): those of
+            a map, row by row, with others in front.
         width: channels of the head.
         local_share: share of the FLOPs up to which heads are local; 1 makes all local, 0 all
             global.
         kernel: side of the local heads' depthwise convolution.
         windows: cells along each side to which patches are averaged for global heads.
+        grid: height and width of the map; None takes those of the map that the network makes its
+            tokens of, such as a patch embedding by convolution.
 
     Raises:
         InputError: an option is not in its range, or the features are no such tokens.
@@ -46,6 +46,7 @@ class TokenNeck(Neck):
         local_share: float = 0.6,
         kernel: int = 3,
         windows: int = 4,
+        grid: tuple[int, int] | None = None,
     ) -> None:
         for name, value in (("width", width), ("kernel", kernel), ("windows", windows)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -59,15 +60,17 @@ class TokenNeck(Neck):
             raise InputError(
                 f"local_share of an 'lgvit' branch must lie in [0, 1], got {local_share!r}."
             )
-        side, prefix = token_grid(site)
+        height, width_of_map = patch_grid(site, grid)
         super().__init__(site, width)
         channels = site.features[0].channels
-        self.side, self.prefix = side, prefix
+        self.grid = height, width_of_map
+        self.prefix = site.features[0].shape[1] - height * width_of_map
         self.layers: nn.Module
         if site.share <= local_share:
             self.layers = LocalHead(channels, width, kernel)
         else:
-            self.layers = GlobalHead(channels, width, min(windows, side))
+            cells = min(windows, height), min(windows, width_of_map)
+            self.layers = GlobalHead(channels, width, cells)
 
     def pool(self, *features: Tensor) -> tuple[Tensor, ...]:
         return features
@@ -76,7 +79,7 @@ class TokenNeck(Neck):
         tokens = pooled[0]
         patches = tokens[:, self.prefix :]
         front = tokens[:, : self.prefix] if self.prefix else patches
-        maps = patches.transpose(1, 2).unflatten(2, (self.side, self.side))
+        maps = patches.transpose(1, 2).unflatten(2, self.grid)
         outputs: Tensor = self.layers(maps, front.mean(1))
         return CONV_GAIN * outputs / math.sqrt(self.width)
 
@@ -93,15 +96,15 @@ class LocalHead(nn.Module):
     def __init__(self, channels: int, width: int, kernel: int) -> None:
         super().__init__()
         self.expand = nn.Sequential(
-            nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.GELU()
+            nn.Conv2d(channels, width, 1, bias=False), BatchNorm2d(width), nn.GELU()
         )
         self.local = nn.Sequential(
             nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width, bias=False),
-            nn.BatchNorm2d(width),
+            BatchNorm2d(width),
             nn.GELU(),
         )
-        self.mix = nn.Sequential(nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width))
-        self.front = nn.Sequential(nn.Linear(channels, width, bias=False), nn.BatchNorm1d(width))
+        self.mix = nn.Sequential(nn.Conv2d(width, width, 1, bias=False), BatchNorm2d(width))
+        self.front = nn.Sequential(nn.Linear(channels, width, bias=False), BatchNorm1d(width))
 
     def forward(self, maps: Tensor, front: Tensor) -> Tensor:
         """Map patches (B, C, H, W) and the tokens in front of them (B, C) to (B, width)."""
@@ -115,10 +118,10 @@ class GlobalHead(nn.Module):
     Args:
         channels: of the tokens.
         width: of the output.
-        windows: cells along each side to which patches are averaged.
+        windows: height and width of the map to which patches are averaged.
     """
 
-    def __init__(self, channels: int, width: int, windows: int) -> None:
+    def __init__(self, channels: int, width: int, windows: tuple[int, int]) -> None:
         super().__init__()
         self.windows = windows
         self.heads = math.gcd(width, max(1, width // HEAD_WIDTH))
@@ -126,7 +129,7 @@ class GlobalHead(nn.Module):
         self.query = nn.Linear(channels, width)
         self.key = nn.Linear(channels, width)
         self.value = nn.Linear(channels, width)
-        self.output = nn.Sequential(nn.Linear(width, width, bias=False), nn.BatchNorm1d(width))
+        self.output = nn.Sequential(nn.Linear(width, width, bias=False), BatchNorm1d(width))
 
     def forward(self, maps: Tensor, front: Tensor) -> Tensor:
         """Map patches (B, C, H, W) and the tokens in front of them (B, C) to (B, width)."""
@@ -141,11 +144,16 @@ class GlobalHead(nn.Module):
         return F.relu(self.output(means))
 
 
-def token_grid(site: ExitSite) -> tuple[int, int]:
-    """Return the side of the square of patches, and the number of tokens in front of it.
+def patch_grid(site: ExitSite, grid: object = None) -> tuple[int, int]:
+    """Return height and width of the map of patches.
+
+    Args:
+        site: features and position.
+        grid: height and width as given; None takes the network's.
 
     Raises:
-        InputError: the features are no tokens, or their number is no square after the first few.
+        InputError: the features are no tokens, there is no such map, or it has more cells than
+            there are tokens.
     """
     shapes = [feature.shape for feature in site.features]
     if len(shapes) != 1 or len(shapes[0]) != 3 or site.features[0].channel_axis != 2:
@@ -154,10 +162,21 @@ def token_grid(site: ExitSite) -> tuple[int, int]:
             f"{shapes}: 'pool' and 'side' read any features."
         )
     count = shapes[0][1]
-    side = math.isqrt(count)
-    if count - side * side > MAX_PREFIX:
+    found = site.features[0].grid if grid is None else grid
+    if found is None:
         raise InputError(
-            f"An 'lgvit' branch reads a square of patches behind at most {MAX_PREFIX} other "
-            f"tokens, got {count} tokens: 'pool' and 'side' read any number."
+            f"An 'lgvit' branch reads a map of patches, and the network makes its {count} tokens "
+            "of none: pass branch_options={'grid': [height, width]}; 'pool' and 'side' read any "
+            "tokens."
         )
-    return side, count - side * side
+    sizes = list(found) if isinstance(found, (list, tuple)) else []
+    if len(sizes) != 2 or any(type(n) is not int or n < 1 for n in sizes):
+        raise InputError(
+            f"grid of an 'lgvit' branch must be [height, width], positive integers, got {grid!r}."
+        )
+    if sizes[0] * sizes[1] > count:
+        raise InputError(
+            f"grid of an 'lgvit' branch has {sizes[0]} x {sizes[1]} patches, and there are {count} "
+            "tokens."
+        )
+    return sizes[0], sizes[1]

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from leenet_fx.errors import EarlyExitError, InputError
+from leenet_fx.evaluation.comparison import without_cheap_end
 from leenet_fx.report import (
     charts,
     exit_figures,
@@ -200,6 +201,7 @@ def _comparison(record: Mapping[str, Any], number: int) -> dict[str, Any]:
         "lead": f"{comparison['samples']:,} test images. The best method has the largest area "
         f"under its frontier{', as the median over the seeds' * (seeds > 1)}. {cheapest}",
         "seeds": seeds,
+        "no_cheap_end": without_cheap_end(rows) if "cheapest_flops" in best else "",
         "largest_drop": f"{100 * frontier_figures.LARGEST_DROP:g}",
         "drops": _suffixes("flops_at_", best),
         "budgets": _suffixes("accuracy_at_", best),

@@ -193,10 +193,12 @@ def _inline(stage: Stage, cut: Cut, branch: Branch, index: int, spec: DecisionSp
 
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
+_LAYERS = ("torch.nn.", "leenet_fx.parts.batch_norm")
+"""Modules whose classes are called as they are."""
 
 
 def _is_layer(part: nn.Module) -> bool:
-    return type(part).__module__.startswith("torch.nn.") and type(part) not in _CONTAINERS
+    return type(part).__module__.startswith(_LAYERS) and type(part) not in _CONTAINERS
 
 
 def _is_library_part(part: nn.Module) -> bool:

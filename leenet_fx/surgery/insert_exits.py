@@ -22,7 +22,7 @@ from placement import Placement
 
 def feature_shapes(boundary: Boundary) -> tuple[FeatureShape, ...]:
     """Return the shapes of the features that a branch at a boundary reads."""
-    return tuple(FeatureShape(f.shape, f.channel_axis) for f in boundary.features)
+    return tuple(FeatureShape(f.shape, f.channel_axis, f.grid) for f in boundary.features)
 
 
 def insert_exits(

@@ -160,12 +160,21 @@ def choose_method(ee: EarlyExitModule, method: str | Method | None) -> Method:
             )
         return as_method(DEFAULT) if recorded is None else recorded.build()
     chosen = as_method(method)
-    if recorded is not None and _identity(recorded) != _identity(chosen.config):
+    if recorded is not None and _identity(recorded) == _identity(chosen.config):
+        return chosen
+    if recorded is not None:
         logger.warning(
             "This network was attached for, or last trained by, method %s, and is trained by "
             "method %s.",
             recorded,
             chosen.config,
+        )
+    if difference := chosen.unlike_preset(ee.spec.branch_options):
+        logger.warning(
+            "Method %s is meant for branches with %s: attach with %s.",
+            chosen.config,
+            difference,
+            chosen.config.argument,
         )
     return chosen
 

@@ -113,6 +113,14 @@ def test_comparison_has_a_run_for_each_spec_and_seed(whole):
             assert run.backbone_accuracy == pytest.approx(backbone)
 
 
+def test_patience_with_one_exit_has_the_point_at_which_nothing_exits():
+    options = {**OPTIONS, "strategy": ["blocks.1"]}
+    (run,) = compare(tiny(), frozen_variants(["pabee"]), *splits(), **options).runs
+    (at,) = run.points
+    assert at.shares == (0, 1)
+    assert at.accuracy == run.backbone_accuracy
+
+
 def fit_by_hand(method, seed, *lengths, alpha=None):
     """Fit with the public functions what `compare` fits."""
     train, calibration, test = splits()

@@ -113,6 +113,20 @@ class TestTorchExport:
             assert torch.allclose(logits, expected.logits, atol=1e-6)
             assert torch.allclose(confidence, expected.confidence, atol=1e-6)
 
+    def test_side_branches_that_read_patches(self, tmp_path):
+        options = {"reads": "patches", "resolution": 4, "width": 8}
+        ee = small(branch="side", branch_options=options)
+        ee.policy = MaxProbability([0.25, 0.24])
+        leenet_fx.export(ee, tmp_path / "net.pt2", "torch-export")
+        program = torch.export.load(tmp_path / "net.pt2").module()
+        for size in (0, 1, 9):
+            batch = images(size, 3, 16, 16, seed=size)
+            for thresholds in THRESHOLDS:
+                logits, exits, _ = program(batch, torch.tensor(thresholds))
+                expected = predict(ee, batch, thresholds)
+                assert torch.equal(exits, expected.exit_index)
+                assert torch.allclose(logits, expected.logits, atol=1e-6)
+
     def test_images_of_another_size_are_refused(self, exported):
         program = torch.export.load(exported[1]).module()
         with pytest.raises(RuntimeError, match=r"shape\[2\] to be equal to 16, but got 24"):

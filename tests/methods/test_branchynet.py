@@ -29,6 +29,18 @@ def test_exit_weights_determine_which_classifiers_are_trained():
     assert trained[0, 0, 0, 0, 1] == [False, False, False, False, True]
 
 
+def test_exit_weights_count_on_a_frozen_backbone():
+    ee = attached_for("branchynet")
+    before = state(ee)
+    weights = (1, 0, 2, 0, 0.3)
+    method = leenet_fx.get_method("branchynet", recipe="disjoint", exit_weights=weights)
+    leenet_fx.fit(ee, loader(48), method=method, epochs=1)
+    changed = changed_keys(before, state(ee))
+    trained = [f"exits.{i}.head.linear.weight" in changed for i in range(4)]
+    assert trained == [True, False, True, False]
+    assert not any(key.startswith(("blocks", "fc")) for key in changed)
+
+
 def test_branchynet_exits_by_entropy():
     x = data(seed=5)[0]
     before = fitted("branchynet").all_exits(x).logits[:-1]

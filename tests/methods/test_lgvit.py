@@ -5,6 +5,7 @@ import math
 import pytest
 import timm
 import torch
+import torchvision
 from networks import images, tiny
 from torch.nn import functional as F
 
@@ -22,8 +23,8 @@ def vit(seed=0, **options):
     return timm.create_model("vit_tiny_patch16_224", **values).eval()
 
 
-def site(tokens=17, channels=6, share=0.2):
-    return ExitSite((FeatureShape((1, tokens, channels), 2),), 5, share=share)
+def site(tokens=17, channels=6, share=0.2, grid=(4, 4)):
+    return ExitSite((FeatureShape((1, tokens, channels), 2, grid),), 5, share=share)
 
 
 def randomize(module):
@@ -45,23 +46,25 @@ def normalized(x, norm):
     return (x - mean) / (var + 1e-5).sqrt() * w + b
 
 
-@pytest.mark.parametrize(("prefix", "side"), [(1, 4), (0, 3), (5, 4)])
+@pytest.mark.parametrize(("prefix", "grid"), [(1, (4, 4)), (0, (3, 5)), (5, (6, 2))])
 @torch.no_grad()
-def test_local_heads_convolve_the_grid_of_patches(prefix, side):
-    neck = randomize(TokenNeck(site(prefix + side * side), width=8))
-    assert (neck.prefix, neck.side) == (prefix, side)
+def test_local_heads_convolve_the_grid_of_patches(prefix, grid):
+    height, width = grid
+    count = height * width
+    neck = randomize(TokenNeck(site(prefix + count, grid=grid), width=8))
+    assert (neck.prefix, neck.grid) == (prefix, grid)
     layers = neck.layers
     assert isinstance(layers, LocalHead)
-    x = images(3, prefix + side * side, 6)
-    # Patch n is at row n / side and column n mod side.
-    maps = torch.stack([x[:, prefix + n] for n in range(side * side)], 2).view(3, 6, side, side)
+    x = images(3, prefix + count, 6)
+    # Patch n is at row n / width and column n mod width.
+    maps = torch.stack([x[:, prefix + n] for n in range(count)], 2).view(3, 6, height, width)
     expanded = torch.einsum("bchw,oc->bohw", maps, layers.expand[0].weight[:, :, 0, 0])
     expanded = F.gelu(normalized(expanded, layers.expand[1]))
     padded, local = F.pad(expanded, (1, 1, 1, 1)), 0
     for i in range(3):
         for j in range(3):
             weight = layers.local[0].weight[:, 0, i, j].view(1, -1, 1, 1)
-            local = local + weight * padded[:, :, i : i + side, j : j + side]
+            local = local + weight * padded[:, :, i : i + height, j : j + width]
     local = F.gelu(normalized(local, layers.local[1]))
     mixed = torch.einsum("bchw,oc->bohw", local, layers.mix[0].weight[:, :, 0, 0])
     mixed = normalized(mixed, layers.mix[1]).mean((2, 3))
@@ -118,10 +121,71 @@ def test_networks_without_tokens_are_refused():
         TokenNeck(ExitSite(two, 5))
 
 
-@pytest.mark.parametrize("tokens", [12 * 16 + 1, 5 * 9, 64 + 9])
-def test_tokens_that_are_no_square_are_refused(tokens):
-    with pytest.raises(InputError, match=f"got {tokens} tokens"):
-        TokenNeck(site(tokens))
+@pytest.mark.parametrize(
+    ("size", "patch", "options", "grid", "prefix"),
+    [
+        ((112, 128), 8, {}, (14, 16), 1),
+        ((32, 40), 8, {}, (4, 5), 1),
+        ((24, 32), 8, {"class_token": False, "global_pool": "avg"}, (3, 4), 0),
+        ((40, 24), 8, {}, (5, 3), 1),
+        ((16, 16), 8, {"reg_tokens": 4}, (2, 2), 5),
+        ((8, 64), 8, {"num_heads": 1}, (1, 8), 1),
+        ((64, 8), 8, {"num_heads": 1}, (8, 1), 1),
+    ],
+)
+def test_patches_are_those_of_the_network(size, patch, options, grid, prefix):
+    model = vit(depth=2, img_size=size, patch_size=patch, **options)
+    assert model.patch_embed.grid_size == grid
+    ee = leenet_fx.attach(model, "every", method="lgvit")
+    for branch in ee.exits.branches():
+        assert (branch.neck.grid, branch.neck.prefix) == (grid, prefix)
+    x = images(3, 1, *size)
+    index = torch.arange(3)
+    found = ee.predict(x, exit_index=index).logits
+    expected = ee.all_exits(x).logits
+    for at in index.tolist():
+        assert torch.allclose(found[at], expected[at][at], atol=1e-4)
+
+
+def test_grids_of_other_networks_are_found():
+    torch.manual_seed(0)
+    options = {"image_size": 48, "patch_size": 8, "num_layers": 2, "num_heads": 2}
+    vision = torchvision.models.VisionTransformer(**options, hidden_dim=24, mlp_dim=48).eval()
+    distilled = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=5, depth=2).eval()
+
+    def grids(model):
+        ee = leenet_fx.attach(model, "every", method="lgvit")
+        return [(branch.neck.grid, branch.neck.prefix) for branch in ee.exits.branches()]
+
+    assert set(grids(vision)) == {((6, 6), 1)}
+    # Its downsampling is one operator of the graph, which hides the map.
+    levit = timm.create_model("levit_128s", num_classes=5).eval()
+    with pytest.raises(InputError, match="makes its 49 tokens of none"):
+        grids(levit)
+    assert set(grids(distilled)) == {((14, 14), 2)}
+
+
+def test_tokens_that_come_from_no_map_need_a_grid():
+    without = site(17, grid=None)
+    with pytest.raises(
+        InputError, match=r"makes its 17 tokens of none: .*'grid': \[height, width\]"
+    ):
+        TokenNeck(without)
+    neck = TokenNeck(without, grid=[2, 8])
+    assert (neck.grid, neck.prefix) == ((2, 8), 1)
+    for grid in (4, [4], [4, 0], [4, 4.0], [True, 4], "44"):
+        with pytest.raises(InputError, match=r"must be \[height, width\]"):
+            TokenNeck(without, grid=grid)
+    with pytest.raises(InputError, match="has 3 x 6 patches, and there are 17 tokens"):
+        TokenNeck(without, grid=[3, 6])
+
+
+def test_a_last_batch_of_one_image_is_trained_on(digits):
+    ee = leenet_fx.attach(vit(depth=2), "every", method="lgvit")
+    first = digits["train"].loader(17)
+    batch, labels = next(iter(first))
+    leenet_fx.fit(ee, [(batch[:16], labels[:16]), (batch[16:], labels[16:])], epochs=2)
+    assert all(bool(torch.isfinite(logits).all()) for logits in ee.all_exits(batch).logits)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -30,8 +31,14 @@ def test_an_unknown_option_raises_an_error_that_lists_the_known_ones(method):
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("eenets", {"two_stage": object()}, "must be JSON values"),
-        ("leenet", {"temperature_scaled": {1, 2}}, "must be JSON values"),
+        ("eenets", {"two_stage": object()}, "two_stage must be True or False"),
+        ("leenet", {"temperature_scaled": "no"}, "temperature_scaled must be True or False"),
+        ("boostnet", {"ensemble_reweight": [1]}, r"ensemble_reweight must be 1 or 0.5, got \[1\]"),
+        (
+            "branchynet",
+            {"exit_weights": (1, 1), "recipe": "disjoint"},
+            "2 exit weights, but the network has 4 exits",
+        ),
         ("branchynet", {"recipe": "jiont"}, "recipe must be one of disjoint, joint, mixed"),
         ("diffbranch", {"recipe": None}, "recipe must be one of"),
         ("eenets", {"recipe": 3}, "recipe must be one of"),
@@ -65,6 +72,14 @@ def test_options_that_do_not_fit_raise_and_leave_the_network_unchanged(method, o
         leenet_fx.fit(ee, loader(), method=leenet_fx.methods.get(method, **options), epochs=1)
     assert not changed_keys(before, state(ee))
     assert ee.policy == NeverExit()
+
+
+def test_options_that_are_no_json_values_raise():
+    ee = attached_for("shallow-deep")
+    method = leenet_fx.get_method("shallow-deep")
+    method = replace(method, config=replace(method.config, options={"threshold": {1, 2}}))
+    with pytest.raises(InputError, match="must be JSON values"):
+        leenet_fx.fit(ee, loader(), method=method, epochs=1)
 
 
 @pytest.mark.parametrize("method", sorted(GATED))

@@ -52,3 +52,53 @@ def test_other_heads_of_a_method_are_refused():
         leenet_fx.fit(ee, loader(), method=half, epochs=1)
     with pytest.raises(leenet_fx.InputError, match="requires branches with head='cascade-norm'"):
         leenet_fx.fit(ee, loader(), method="ztw", epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("attached", "method", "options", "message"),
+    [
+        (
+            "shallow-deep",
+            "shallow-deep",
+            {"mixed_pooling": True},
+            r"branch='mixpool', but these have branch='pool': attach with "
+            r"method=leenet_fx.get_method\('shallow-deep', mixed_pooling=True\)",
+        ),
+        ("ztw", "ztw", {"conv_heads": True}, "branch='strided', but .* branch='pool'"),
+        (None, "lgvit", {}, "branch='lgvit', but .*: attach with method='lgvit'"),
+        (
+            "distilled",
+            "distilled",
+            {"ensembles": True},
+            r"head='ensemble', .*: attach with .*get_method\('distilled', ensembles=True\)",
+        ),
+        ("e2cm", "e2cm", {"euclidean": True}, r"get_method\('e2cm', euclidean=True\)"),
+    ],
+)
+def test_other_branches_are_refused_with_the_call_that_helps(attached, method, options, message):
+    example = images(1, 3, 16, 16)
+    ee = leenet_fx.attach(tiny(), "every", method=attached, example_inputs=example)
+    chosen = leenet_fx.get_method(method, **options)
+    with pytest.raises(leenet_fx.InputError, match=message):
+        leenet_fx.fit(ee, loader(), method=chosen, epochs=1)
+    assert ee.spec.method == (leenet_fx.get_method(attached).config if attached else None)
+
+
+@pytest.mark.parametrize(
+    ("attached", "method", "options", "expected"),
+    [
+        ("eenets", "eenets", {"recipe": "disjoint"}, "gate='confidence', not 'features'"),
+        ("diffbranch", "diffbranch", {"recipe": "disjoint"}, "gate='confidence', not 'features'"),
+        (None, "eenets", {}, "gate='features', not 'confidence'"),
+        (None, "distilled", {}, None),
+        ("distilled", "shallow-deep", {}, None),
+        ("eenets", "eenets", {}, None),
+    ],
+)
+def test_gates_that_are_not_the_presets_are_warned_of(caplog, attached, method, options, expected):
+    example = images(1, 3, 16, 16)
+    ee = leenet_fx.attach(tiny(), "every", method=attached, example_inputs=example)
+    leenet_fx.fit(ee, loader(32), method=leenet_fx.get_method(method, **options), epochs=1)
+    meant = [text for text in caplog.messages if "is meant for branches" in text]
+    assert len(meant) == (expected is not None)
+    assert all(expected in text for text in meant)

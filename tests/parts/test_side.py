@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from branch_helpers import BATCH, BLOCK, EXAMPLE, STEM, attached
+from helpers import loader
 from networks import close, images, tiny
 from test_necks import TokenNet
 from torch import nn
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 import leenet_fx
 from leenet_fx import GateThreshold, InputError, MaxProbability, UnknownNameError
+from leenet_fx.parts.batch_norm import BatchNorm1d, BatchNorm2d
 from leenet_fx.parts.branches import get_branch
 from leenet_fx.parts.exit_site import ExitSite, FeatureShape
 
@@ -305,6 +307,60 @@ def test_bad_options_are_named(options, error, message):
     site = ExitSite((FeatureShape((1, 8, 16, 16), 1),), 5)
     with pytest.raises(error, match=message):
         get_branch("side")(site, **options)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_patches_of_any_number_of_images_become_channels(count):
+    site = ExitSite((FeatureShape((1, 6, 12, 8), 1),), 5)
+    neck = get_branch("side")(site, reads="patches", resolution=[4]).eval().neck
+    # 12 x 8 is no multiple of a cell of 3 x 3: its cells are averaged.
+    assert neck.pool(images(count, 6, 12, 8))[0].shape == (count, 6, 4, 4)
+    square = get_branch("side")(
+        ExitSite((FeatureShape((1, 6, 12, 12), 1),), 5), reads="patches", resolution=4
+    )
+    maps = images(count, 6, 12, 12)
+    pooled = square.eval().neck.pool(maps)[0]
+    assert pooled.shape == (count, 54, 4, 4)
+    for c, i, j in itertools.product(range(6), range(3), range(3)):
+        assert torch.equal(pooled[:, 9 * c + 3 * i + j], maps[:, c, i::3, j::3])
+
+
+def test_patches_of_images_of_another_size():
+    ee = randomize(attached("side", reads="patches", resolution=4))
+    larger = images(6, 3, 32, 32, seed=5)
+    index = torch.arange(6) % 5
+    expected = torch.stack(ee.all_exits(larger).logits).detach()
+    found = ee.predict(larger, exit_index=index).logits
+    assert close(found, expected[index, torch.arange(6)], 1e-4)
+    ee.policy = MaxProbability(0.5)
+    for call in (ee.predict, ee.all_exits):
+        with pytest.raises(InputError, match=r"cells of 4 x 4 values got features of 18 x 18"):
+            call(images(2, 3, 18, 18))
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_last_batch_of_one_image_is_trained_on(cache):
+    ee = attached("side", resolution=1, fusion="concat")
+    leenet_fx.fit(ee, loader(17), method="distilled", epochs=2, cache=cache)
+    assert all(bool(torch.isfinite(logits).all()) for logits in ee.all_exits(BATCH).logits)
+
+
+@pytest.mark.parametrize(("norm", "shape"), [(BatchNorm1d, (4,)), (BatchNorm2d, (4, 1, 1))])
+def test_one_value_per_channel_is_normalised_by_running_statistics(norm, shape):
+    ours, theirs = norm(4), getattr(nn, norm.__name__)(4)
+    for batch in (images(5, *shape), images(2, *shape, seed=1)):
+        assert torch.equal(ours(batch), theirs(batch))
+    one = images(1, *shape, seed=2)
+    expected = theirs.eval()(one)
+    assert close(ours(one), expected, 1e-6)
+    assert torch.equal(ours.running_var, theirs.running_var)
+    assert torch.equal(ours.eval()(one), expected)
+
+
+@pytest.mark.parametrize("head", ["means", "means-euclidean"])
+def test_class_means_of_a_state_are_refused(head):
+    with pytest.raises(InputError, match="no trained weights"):
+        attached("side", head=head)
 
 
 def test_a_state_passes_through_every_exit_or_none():

@@ -283,6 +283,10 @@ def test_comparison_section_names_the_best_and_the_cheapest_method(tmp_path, com
     assert "frugal needs the least: 55.0 % of the FLOPs" in words
     assert "Methods 2 compared, one seed" in words
     assert "One seed." in words
+    assert "No cheap end: frugal (from 0.55). Below their cheapest operating point" in words
+    for row in record["comparison"]["rows"]:
+        del row["cheapest_flops"]  # as in records of earlier releases
+    assert "No cheap end" not in Reader(page(tmp_path, record)).text
     assert "The network and the cost at its exits" not in words
     assert "Environment" not in words
     assert len(drawings(text)) == 2
