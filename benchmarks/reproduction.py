@@ -207,9 +207,10 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
         found["final"] = {
             name: accuracy(values.logits[-1], values.labels) for name, values in outputs.items()
         }
-        found["exits"] = [
-            accuracy(logits, outputs["test"].labels) for logits in outputs["test"].logits
-        ]
+        found["exits"] = {
+            name: [accuracy(logits, values.labels) for logits in values.logits]
+            for name, values in outputs.items()
+        }
         found["points"] += points(row, trainer, outputs, weight)
         if row.method == "diffbranch":
             found["ensembles"].append({"cost weight": weight, **ensembles(ee, outputs)})

@@ -34,7 +34,7 @@ from leenet_fx.training.parameters import (
     trained_state,
 )
 from leenet_fx.training.plan import Plan, choose_method, make_plan
-from leenet_fx.training.sanity import warn_if_untrained
+from leenet_fx.training.sanity import warn_if_folded, warn_if_untrained
 from leenet_fx.training.worker import Worker
 
 logger = logging.getLogger("leenet_fx")
@@ -239,6 +239,8 @@ def _run(
     result = FitResult(plan.method.name, plan.alpha, plan.cost, plan.seed, plan.options)
     if not plan.trains_final:
         warn_if_untrained(ee, plan.method.name)
+    if backbone:
+        warn_if_folded(ee, plan.method.name)
     costs = _costs(ee, plan, torch.device("cpu"))
     show = shows_progress(progress)
     with progress_display(show), _restored_on_error(ee, final, backbone):

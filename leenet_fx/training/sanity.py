@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from leenet_fx.surgery.module import EarlyExitModule, final_classifier
 
@@ -19,6 +20,9 @@ MIN_SAMPLES = 32
 
 ONE_EXIT = 0.95
 """Share of the samples at one exit from which a policy is hardly adaptive."""
+
+FOLDED = 1e-3
+"""Deviation from 1 up to which variances are those of folded layers, which add a small ε."""
 
 _extremes_expected = ContextVar("extremes_expected", default=False)
 
@@ -115,6 +119,42 @@ def warn_if_untrained(ee: EarlyExitModule, method: str) -> None:
             "fit(ee, train, method='shallow-deep', epochs={'exits': 0}).",
             method,
         )
+
+
+def warn_if_folded(ee: EarlyExitModule, method: str) -> None:
+    """Log a warning if BatchNorm of a backbone that is to be trained has no statistics of its own.
+
+    Weights that were converted from a format without BatchNorm have these in the convolutions: its
+    layers have means of 0, variances of 1, and biases. Statistics of batches are others.
+
+    Args:
+        ee: the network.
+        method: name of the method that trains the backbone.
+    """
+    norms = [
+        module
+        for name, module in ee.named_modules()
+        if isinstance(module, _BatchNorm) and not name.startswith("exits.")
+    ]
+    folded = [norm for norm in norms if _is_folded(norm)]
+    if folded:
+        logger.warning(
+            "%d of the backbone's %d BatchNorm layers have means of 0, variances of 1 and biases, "
+            "as if they were folded into convolutions. Method '%s' trains them by the statistics "
+            "of batches, which changes what the network computes: freeze their parameters in the "
+            "model before attach (requires_grad_(False)), and they stay as they are.",
+            len(folded),
+            len(norms),
+            method,
+        )
+
+
+def _is_folded(norm: _BatchNorm) -> bool:
+    mean, variance, bias = norm.running_mean, norm.running_var, norm.bias
+    if mean is None or variance is None or bias is None or not bias.requires_grad:
+        return False
+    as_new = bool((mean == 0).all()) and bool(((variance - 1).abs() < FOLDED).all())
+    return as_new and bool((bias != 0).any())
 
 
 def has_initial_weights(layer: nn.Module) -> bool:

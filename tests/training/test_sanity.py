@@ -68,6 +68,41 @@ def test_a_new_classifier_that_fit_trains_first_is_no_random_backbone(caplog):
     assert not warnings_of(caplog, "no more than by chance")
 
 
+def test_a_backbone_with_folded_statistics_is_named_before_it_is_trained(caplog):
+    def fitted(model, recipe="joint"):
+        ee = leenet_fx.attach(model, [1], example_inputs=images(1, 3, 16, 16))
+        method = leenet_fx.get_method("branchynet", recipe=recipe)
+        leenet_fx.fit(ee, loader(32), method=method, epochs=1)
+        return ee, warnings_of(caplog, "as if they were folded")
+
+    folded = tiny()
+    for number, block in enumerate(folded.blocks[:3]):
+        norm, conv = block.bn, block.conv1
+        with torch.no_grad():
+            scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+            conv.weight.mul_(scale.view(-1, 1, 1, 1))
+            norm.bias.copy_(scale * (conv.bias - norm.running_mean) + norm.bias + number)
+            conv.bias.zero_()
+        norm.weight.data.fill_(1)
+        norm.running_mean.zero_()
+        norm.running_var.fill_(1 - norm.eps)
+    _, warnings = fitted(folded)
+    assert len(warnings) == 1
+    assert "3 of the backbone's 4 BatchNorm layers" in warnings[0]
+    assert not fitted(folded, "disjoint")[1]
+    for block in folded.blocks[:3]:
+        block.bn.requires_grad_(False)
+    ee, warnings = fitted(folded)
+    assert not warnings
+    assert all(
+        torch.equal(ee.blocks[i].bn.running_var, folded.blocks[i].bn.running_var) for i in (0, 2)
+    )
+    # Neither statistics of its own nor a network from scratch are folded.
+    assert not fitted(tiny())[1]
+    torch.manual_seed(0)
+    assert not fitted(TinyNet().eval())[1]
+
+
 def test_an_untrained_teacher_is_named(network, caplog):
     x = data(32)[0]
 
