@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from leenet_fx.errors import InputError
 from leenet_fx.parts.batch_norm import BatchNorm1d, BatchNorm2d
@@ -73,7 +74,7 @@ class TokenNeck(Neck):
             self.layers = GlobalHead(channels, width, cells)
 
     def pool(self, *features: Tensor) -> tuple[Tensor, ...]:
-        return features
+        return (_checked_count(features[0], self.site.features[0].shape[1]),)
 
     def forward(self, *pooled: Tensor) -> Tensor:
         tokens = pooled[0]
@@ -180,3 +181,16 @@ def patch_grid(site: ExitSite, grid: object = None) -> tuple[int, int]:
             "tokens."
         )
     return sizes[0], sizes[1]
+
+
+def _checked_count(tokens: Any, count: int) -> Any:
+    """Return tokens (B, T, C), or raise InputError where T is not `count`."""
+    if isinstance(tokens, fx.Proxy):
+        # Insert the check into the traced graph, to run on real tensors.
+        return tokens.tracer.create_proxy("call_function", _checked_count, (tokens, count), {})
+    if tokens.shape[1] != count:
+        raise InputError(
+            f"An 'lgvit' branch built for {count} tokens got {tokens.shape[1]}: it accepts one "
+            "image size only; 'pool' accepts any."
+        )
+    return tokens
