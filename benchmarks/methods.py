@@ -358,7 +358,6 @@ def main() -> None:
     chosen = options.method or METHODS
     on_pool = [replace(spec, branch="pool") for spec in variants(chosen)]
     on_conv = [spec for spec in convolutional("resnet20") if options.method is None]
-    one_seed = argparse.Namespace(**{**vars(options), "seeds": 1})
     parts: dict[str, Callable[[Path], Comparison]] = {
         "digits": on_digits,
         "resnet20": lambda out: on_cifar10(
@@ -385,7 +384,7 @@ def main() -> None:
         ),
         **{part: partial(on_images, part, on_pool, options, command=COMMAND) for part in PARTS},
         **{
-            part: partial(on_images, part, trained_variants(), one_seed, command=COMMAND)
+            part: partial(on_images, part, trained_variants(), options, command=COMMAND)
             for part in TRAINED
         },
     }
@@ -400,7 +399,7 @@ def main() -> None:
     trained = backbone_accuracy("resnet20", options) if "resnet20-mixed" in comparisons else None
     # The criteria are of the best of all methods.
     measured = criteria(comparisons, trained) if options.method is None else []
-    for part in set(TRAINED) & set(comparisons):
+    for part in (name for name in TRAINED if name in comparisons):
         name = f"{part}: accuracy of the backbone, trained on alone for as many epochs"
         measured.append(Criterion(name, 100 * trained_on(part, options), "%", "printed", True))
     write(comparisons, list(parts), measured)

@@ -185,7 +185,7 @@ def on_images(
         example_inputs=example,
         epochs=EPOCHS,
         precision=PRECISION if part in TRAINED else None,
-        seeds=range(options.seeds),
+        seeds=range(1 if part in TRAINED else options.seeds),
         name=part,
         out=out,
         metadata=make_metadata(

@@ -191,13 +191,12 @@ def compose(
         return ProjectionBranch(neck(site, **options))
     built_neck = neck(site, **options)
     head_type, gate_type = get_head(head), get_gate("confidence" if gate is None else gate)
-    is_means = isinstance(head_type, type) and issubclass(head_type, MeansHead)
-    if built_neck.carries_state and is_means:
+    built_head = head_type(site, built_neck.width)
+    if built_neck.carries_state and isinstance(built_head, MeansHead):
         raise InputError(
             f"head='{head}' has no trained weights, and a neck that carries a state needs training:"
             " choose another head, or branch='pool'."
         )
-    built_head = head_type(site, built_neck.width)
     built_gate = gate_type(site, built_neck.width)
     if gate_type.reads == "features":
         if not isinstance(built_head, LinearHead):

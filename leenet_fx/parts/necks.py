@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from leenet_fx.errors import InputError
 from leenet_fx.parts.batch_norm import BatchNorm1d, BatchNorm2d
@@ -22,6 +22,7 @@ from leenet_fx.parts.exit_site import (
     pooled_width,
 )
 from leenet_fx.parts.standardize import Standardize
+from leenet_fx.parts.whole_calls import checked_length
 
 CONV_GAIN = 16.0
 """Factor on the output of convolutional necks, relative to that of pooling necks. The larger it is,
@@ -187,7 +188,7 @@ class FlattenNeck(StandardizedNeck):
 
     def pool(self, *features: Tensor) -> tuple[Tensor, ...]:
         flat = concatenate([feature.flatten(1) for feature in features])
-        return (_check_width(flat, self.width),)
+        return (checked_length(flat, self.width, "A 'flatten'", "values"),)
 
 
 class NormPoolNeck(Neck):
@@ -330,19 +331,6 @@ def _check_maps(site: ExitSite, branch: str) -> None:
             f"A '{branch}' branch reads maps (B, C, H, W) of one size, got {shapes}; 'pool' reads "
             "any features."
         )
-
-
-def _check_width(flat: Any, width: int) -> Any:
-    """Return `flat`, or raise InputError where its length is not `width`."""
-    if isinstance(flat, fx.Proxy):
-        # Insert the check into the traced graph, to run on real tensors.
-        return flat.tracer.create_proxy("call_function", _check_width, (flat, width), {})
-    if flat.shape[1] != width:
-        raise InputError(
-            f"A 'flatten' branch built for {width} values got {flat.shape[1]}: it accepts one "
-            "image size only; 'pool' accepts any."
-        )
-    return flat
 
 
 def _convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from leenet_fx.errors import InputError
 from leenet_fx.parts.batch_norm import BatchNorm2d
 from leenet_fx.parts.exit_site import ExitSite, FeatureShape, average_pool, pooled_width
 from leenet_fx.parts.necks import CONV_GAIN, Neck
+from leenet_fx.parts.whole_calls import traced_whole
 
 FUSIONS = ("add", "concat", "gated")
 PASSES = ("state", "detached", "nothing")
@@ -191,14 +192,13 @@ def as_map(feature: Tensor, spec: FeatureShape) -> Tensor:
     return channels_second
 
 
+@traced_whole
 def resize(values: Any, size: tuple[int, int]) -> Any:
     """Average a map (B, C, H, W) over the cells of a grid; a map of that size is kept."""
-    if isinstance(values, fx.Proxy):
-        # Insert the comparison into the traced graph: images may have another size.
-        return values.tracer.create_proxy("call_function", resize, (values, size), {})
     return values if values.shape[2:] == size else F.adaptive_avg_pool2d(values, size)
 
 
+@traced_whole
 def unshuffle(values: Any, factor: int) -> Any:
     """Return a map (B, C, H, W) as (B, C·factor², H / factor, W / factor).
 
@@ -211,9 +211,6 @@ def unshuffle(values: Any, factor: int) -> Any:
     Raises:
         InputError: height or width is no multiple of the factor.
     """
-    if isinstance(values, fx.Proxy):
-        # Insert the check into the traced graph, to run on real tensors.
-        return values.tracer.create_proxy("call_function", unshuffle, (values, factor), {})
     height, width = values.shape[2:]
     if height % factor or width % factor:
         raise InputError(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from leenet_fx.errors import InputError
 from leenet_fx.parts.batch_norm import BatchNorm1d, BatchNorm2d
 from leenet_fx.parts.exit_site import ExitSite
 from leenet_fx.parts.necks import CONV_GAIN, Neck
+from leenet_fx.parts.whole_calls import checked_length
 
 HEAD_WIDTH = 16
 """Smallest number of channels of an attention head."""
@@ -74,7 +74,8 @@ class TokenNeck(Neck):
             self.layers = GlobalHead(channels, width, cells)
 
     def pool(self, *features: Tensor) -> tuple[Tensor, ...]:
-        return (_checked_count(features[0], self.site.features[0].shape[1]),)
+        count = self.site.features[0].shape[1]
+        return (checked_length(features[0], count, "An 'lgvit'", "tokens"),)
 
     def forward(self, *pooled: Tensor) -> Tensor:
         tokens = pooled[0]
@@ -181,16 +182,3 @@ def patch_grid(site: ExitSite, grid: object = None) -> tuple[int, int]:
             "tokens."
         )
     return sizes[0], sizes[1]
-
-
-def _checked_count(tokens: Any, count: int) -> Any:
-    """Return tokens (B, T, C), or raise InputError where T is not `count`."""
-    if isinstance(tokens, fx.Proxy):
-        # Insert the check into the traced graph, to run on real tensors.
-        return tokens.tracer.create_proxy("call_function", _checked_count, (tokens, count), {})
-    if tokens.shape[1] != count:
-        raise InputError(
-            f"An 'lgvit' branch built for {count} tokens got {tokens.shape[1]}: it accepts one "
-            "image size only; 'pool' accepts any."
-        )
-    return tokens

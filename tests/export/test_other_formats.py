@@ -101,9 +101,9 @@ class TestTorchExport:
         path = tmp_path_factory.mktemp("pt2") / "net.pt2"
         return ee, path, leenet_fx.export(ee, path, "torch-export")
 
-    @pytest.mark.parametrize("size", [0, 1, 9])
-    def test_a_loaded_program_predicts_what_the_network_does(self, exported, size):
-        ee, path, _ = exported
+    @staticmethod
+    def check(path, ee, size):
+        """Assert that a loaded program predicts what the network does, at any thresholds."""
         program = torch.export.load(path).module()
         batch = images(size, 3, 16, 16, seed=size)
         for thresholds in THRESHOLDS:
@@ -113,19 +113,19 @@ class TestTorchExport:
             assert torch.allclose(logits, expected.logits, atol=1e-6)
             assert torch.allclose(confidence, expected.confidence, atol=1e-6)
 
+    @pytest.mark.parametrize("size", [0, 1, 9])
+    def test_a_loaded_program_predicts_what_the_network_does(self, exported, size):
+        ee, path, _ = exported
+        self.check(path, ee, size)
+
     def test_side_branches_that_read_patches(self, tmp_path):
         options = {"reads": "patches", "resolution": 4, "width": 8}
         ee = small(branch="side", branch_options=options)
         ee.policy = MaxProbability([0.25, 0.24])
-        leenet_fx.export(ee, tmp_path / "net.pt2", "torch-export")
-        program = torch.export.load(tmp_path / "net.pt2").module()
+        path = tmp_path / "net.pt2"
+        leenet_fx.export(ee, path, "torch-export")
         for size in (0, 1, 9):
-            batch = images(size, 3, 16, 16, seed=size)
-            for thresholds in THRESHOLDS:
-                logits, exits, _ = program(batch, torch.tensor(thresholds))
-                expected = predict(ee, batch, thresholds)
-                assert torch.equal(exits, expected.exit_index)
-                assert torch.allclose(logits, expected.logits, atol=1e-6)
+            self.check(path, ee, size)
 
     def test_images_of_another_size_are_refused(self, exported):
         program = torch.export.load(exported[1]).module()
