@@ -153,6 +153,8 @@ class Method:
     def unlike_preset(self, options: Mapping[str, Any]) -> str:
         """Return which head and gate the preset has where those of a network differ; "" if none.
 
+        Those that the method requires are left to `check_parts`.
+
         Args:
             options: branch options of the network.
         """
@@ -160,7 +162,8 @@ class Method:
         return ", ".join(
             f"{option}={expected!r}, not {found!r}"
             for option, default in defaults.items()
-            if (expected := self.branch_options.get(option, default))
+            if option not in self.requires
+            and (expected := self.branch_options.get(option, default))
             != (found := options.get(option) or default)
         )
 

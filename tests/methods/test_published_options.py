@@ -75,12 +75,15 @@ def test_other_heads_of_a_method_are_refused():
         ("e2cm", "e2cm", {"euclidean": True}, r"get_method\('e2cm', euclidean=True\)"),
     ],
 )
-def test_other_branches_are_refused_with_the_call_that_helps(attached, method, options, message):
+def test_other_branches_are_refused_with_the_call_that_helps(
+    caplog, attached, method, options, message
+):
     example = images(1, 3, 16, 16)
     ee = leenet_fx.attach(tiny(), "every", method=attached, example_inputs=example)
     chosen = leenet_fx.get_method(method, **options)
     with pytest.raises(leenet_fx.InputError, match=message):
         leenet_fx.fit(ee, loader(), method=chosen, epochs=1)
+    assert "is meant for branches" not in caplog.text
     assert ee.spec.method == (leenet_fx.get_method(attached).config if attached else None)
 
 
